@@ -1,0 +1,323 @@
+"""Train `tiny` from a seed: the autoencoder, then the base model with its text encoder, then the two experts.
+
+    python -m training.train --out runs/tiny                 # all stages, one GPU
+    python -m training.train --out runs/tiny --seconds 540   # stop in time; the same command goes on
+
+Every stage counts steps, not seconds, so its result depends on the seed and not on the machine's
+speed. A stage that is stopped leaves `state-STAGE.pt`, and the same command resumes it. Finished
+stages are in `OUT/tiny`, the checkpoint. Legend: B clips, T frames, F latent frames; frames in [-1,1].
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKLWan, WanTransformer3DModel
+from torch import Tensor, nn
+from transformers import UMT5EncoderModel
+
+from training import fast_vae, models, render
+from wanlab.embedded import world
+from wanlab.engine.vae import latent_stats
+
+W, H = world.NATIVE_SIZE
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides the result."""
+
+    seed: int = 0
+    pool: int = 40_000  # scenes the autoencoder sees, each from many start frames
+    # Autoencoder curriculum: (frames, clips a step, steps). Longer clips come once single frames are sharp.
+    vae_phases: tuple[tuple[int, int, int], ...] = (
+        (1, 128, 800),
+        (9, 64, 1400),
+        (17, 32, 2200),
+        (49, 12, 2200),
+        (81, 8, 400),
+    )
+    vae_lr: float = 1.2e-3
+    kl: float = 2e-4
+    # Clips whose latents the experts learn from: (width, height, frames, clips, clips a step, share of steps).
+    buckets: tuple[tuple[int, int, int, int, int, float], ...] = (
+        (W, H, 49, 40_000, 128, 0.64),
+        (W, H, 17, 6_000, 256, 0.06),
+        (W, H, 81, 4_000, 80, 0.08),
+        (W, H, 121, 3_000, 56, 0.08),
+        (128, 96, 49, 3_000, 128, 0.05),
+        (96, 96, 49, 3_000, 144, 0.03),
+        (80, 144, 49, 3_000, 128, 0.03),
+        (176, 96, 33, 3_000, 128, 0.03),
+    )
+    # Base curriculum: (latent frames, clips a step, steps); the first latents of a causal autoencoder are the
+    # latents of the first frames. 0 frames: whole clips of every bucket, as many a step as the bucket says.
+    base_phases: tuple[tuple[int, int, int], ...] = ((1, 768, 800), (5, 256, 1000), (0, 0, 3200))
+    base_lr: float = 1.5e-3
+    expert_steps: int = 1_400
+    expert_lr: float = 6e-4
+    transformer: dict[str, int] = field(default_factory=dict)  # changes to `models.TRANSFORMER`
+    no_caption: float = 0.12
+    captions: int = 3  # wordings a clip
+
+
+class Stage:
+    """Optimiser, average and step counter of one stage, saved and resumed as a whole."""
+
+    def __init__(self, name: str, module: nn.Module, steps: int, lr: float, out: Path, warmup: int = 300, ema: float = 0.999) -> None:
+        self.name, self.module, self.steps, self.lr, self.warmup, self.decay = name, module, steps, lr, warmup, ema
+        self.file = out / f"state-{name}.pt"
+        self.params = [p for p in module.parameters() if p.requires_grad]
+        self.opt = torch.optim.AdamW(self.params, lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=self.params[0].is_cuda)
+        self.average = [p.detach().clone() for p in self.params]
+        self.step = 0
+        if self.file.exists():
+            state = torch.load(self.file, map_location=self.params[0].device, weights_only=True)
+            module.load_state_dict(state["module"])
+            self.opt.load_state_dict(state["opt"])
+            self.average, self.step = [a.detach() for a in state["average"]], state["step"]
+
+    def run(self, loss_of: Callable[[int], dict[str, Tensor]], deadline: float) -> bool:
+        """Train to the end, or until `deadline` (monotonic seconds): then save and return False."""
+        start, first, seen = time.monotonic(), self.step, {}
+        while self.step < self.steps:
+            if time.monotonic() > deadline:
+                torch.save({"module": self.module.state_dict(), "opt": self.opt.state_dict(), "average": self.average, "step": self.step}, self.file)
+                return False
+            done = self.step / self.steps
+            rate = self.lr * min(1.0, (self.step + 1) / self.warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+            for group in self.opt.param_groups:
+                group["lr"] = rate
+            parts = loss_of(self.step)
+            parts["loss"].backward()
+            parts["grad"] = nn.utils.clip_grad_norm_(self.params, 1.0)
+            self.opt.step()
+            self.opt.zero_grad(set_to_none=True)
+            with torch.no_grad():
+                torch._foreach_lerp_(self.average, self.params, 1 - min(self.decay, (self.step + 1) / (self.step + 10)))
+            for k, v in parts.items():
+                seen[k] = seen.get(k, 0.0) + v.detach()
+            self.step += 1
+            if self.step % 100 == 0:
+                said = "  ".join(f"{k} {float(v) / 100:.5f}" for k, v in seen.items())
+                pace = (time.monotonic() - start) / (self.step - first)
+                print(f"{self.name} {self.step}/{self.steps}  {said}  {pace * 1e3:.1f} ms/step  {time.monotonic() - start:.0f} s", flush=True)
+                seen = {}
+        for p, a in zip(self.params, self.average, strict=True):
+            p.data.copy_(a)
+        self.file.unlink(missing_ok=True)
+        return True
+
+
+# --- autoencoder ----------------------------------------------------------------------------------
+
+
+def train_vae(recipe: Recipe, out: Path, device: torch.device, deadline: float) -> bool:
+    torch.manual_seed(recipe.seed)
+    vae = models.vae().to(device)
+    fast_vae.channels_last(vae)
+    pool = list(itertools.islice(world.scenes(recipe.seed, drawn=0.2), recipe.pool))
+    rows = render.place_all(pool, recipe.seed, W, H).to(device)
+    plan = [(t, b) for t, b, n in recipe.vae_phases for _ in range(n)]
+    stage = Stage("vae", vae, len(plan), recipe.vae_lr, out, warmup=200)
+
+    def loss_of(step: int) -> dict[str, Tensor]:
+        frames, clips = plan[step]
+        rng = np.random.default_rng((recipe.seed, step))
+        pick = torch.from_numpy(rng.integers(len(rows), size=clips)).to(device)
+        x = render.draw(rows[pick], W, H, frames, start=int(rng.integers(0, 80))) * 2 - 1
+        with torch.autocast(device.type, torch.bfloat16):
+            h = fast_vae.encode_moments(vae, x)
+            mean, logvar = h.float().chunk(2, dim=1)
+            logvar = logvar.clamp(-20, 10)
+            y = fast_vae.decode_raw(vae, mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)).float()
+        d = y - x
+        mse = d.square().mean()
+        # Flat areas drift in colour before edges blur: weigh what survives 4x4 averaging once more.
+        low = F.avg_pool3d(d, (1, 4, 4)).abs().mean()
+        kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        loss = d.abs().mean() + 10 * mse + low + recipe.kl * kl
+        return {"loss": loss, "psnr": -10 * torch.log10(mse / 4), "kl": kl}
+
+    if not stage.run(loss_of, deadline):
+        return False
+    # Latents leave the autoencoder with zero mean and unit variance a channel.
+    with torch.no_grad():
+        clips = (render.draw(rows[i : i + 8], W, H, 49) * 2 - 1 for i in range(0, min(512, len(rows)), 8))
+        z = torch.cat([fast_vae.encode_moments(vae, x)[:, : vae.config.z_dim].transpose(0, 1).flatten(1) for x in clips], dim=1)
+    vae.register_to_config(latents_mean=[round(float(v), 5) for v in z.mean(1)], latents_std=[round(float(v), 5) for v in z.std(1)])
+    models.save(out / "tiny", "vae", vae)
+    return True
+
+
+# --- base model and experts -----------------------------------------------------------------------
+
+
+@dataclass
+class Bucket:
+    latents: Tensor  # [N,16,F,h,w], bfloat16
+    ids: Tensor  # [N,captions,L] token ids
+    clips: int
+
+
+def make_buckets(recipe: Recipe, folder: Path, device: torch.device) -> tuple[list[Bucket], list[float]]:
+    """Render, encode and caption every clip."""
+    vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.bfloat16).to(device)
+    fast_vae.channels_last(vae)
+    words, buckets = models.tokenizer(), []
+    for k, (w, h, frames, count, clips, _) in enumerate(recipe.buckets):
+        seed = recipe.seed + 1000 + k
+        scenes = list(itertools.islice(world.scenes(seed), count))
+        rows = render.place_all(scenes, seed, w, h, frames).to(device)
+        rng = np.random.default_rng(seed)
+        texts = [world.caption(s, rng) for s in scenes for _ in range(recipe.captions)]
+        ids = torch.tensor(words(texts, padding="max_length", max_length=40).input_ids)
+        n = max(1, 16 * 49 * W * H // (frames * w * h))
+        latents = []
+        for i in range(0, count, n):
+            x = (render.draw(rows[i : i + n], w, h, frames) * 2 - 1).to(torch.bfloat16)
+            with torch.no_grad():
+                z = fast_vae.encode_moments(vae, x).chunk(2, dim=1)[0]
+            mean, std = latent_stats(vae, z)
+            latents.append(((z - mean) / std).contiguous())
+        buckets.append(Bucket(torch.cat(latents), ids.view(count, recipe.captions, -1).to(device), clips))
+    return buckets, [b[-1] for b in recipe.buckets]
+
+
+def shifted(u: Tensor, shift: Tensor | float) -> Tensor:
+    """Flow-matching time shift: sigma of a uniform u."""
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def noise_levels(part: str, n: int, device: torch.device) -> Tensor:
+    """Sigmas [n] to train on: all of them for the base model, one side of the boundary for an expert.
+
+    Drawn as samplers visit them: uniform steps under a random shift between 1.5 and 14.
+    """
+    shift = 1.5 * (14 / 1.5) ** torch.rand(n, device=device)
+    edge = models.BOUNDARY / (shift - (shift - 1) * models.BOUNDARY)  # the u where sigma meets the boundary
+    u = torch.rand(n, device=device)
+    u = {"base": u, "high": edge + (1 - edge) * u, "low": edge * u}[part]
+    return shifted(u, shift)
+
+
+def blur_words(ids: Tensor, generator: Tensor) -> Tensor:
+    """Replace one word in twenty captions by `<unk>`, so that a word never learned does no harm."""
+    unknown = (generator < 0.012) & (ids > models.UNK)
+    return torch.where(unknown, models.UNK, ids)
+
+
+def train_denoiser(
+    part: str, recipe: Recipe, model: nn.Module, encoder: nn.Module, data: tuple[list[Bucket], list[float]], out: Path, deadline: float
+) -> bool:
+    """Flow matching, v = noise - x0, on this part's noise levels. The text encoder learns with the base only."""
+    buckets, shares = data
+    device = buckets[0].latents.device
+    torch.manual_seed(recipe.seed + {"base": 1, "high": 2, "low": 3}[part])
+    learns_text = part == "base"
+    encoder.requires_grad_(learns_text)
+    both = nn.ModuleDict({"model": model, "text": encoder}) if learns_text else model
+    phases, lr = (recipe.base_phases, recipe.base_lr) if part == "base" else (((0, 0, recipe.expert_steps),), recipe.expert_lr)
+    plan = [(frames, clips) for frames, clips, steps in phases for _ in range(steps)]
+    stage = Stage(part, both, len(plan), lr, out)
+    short = models.ShortText()
+    short.install(model)
+    p = np.array(shares) / sum(shares)
+
+    def loss_of(step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng((recipe.seed, {"base": 1, "high": 2, "low": 3}[part], step))
+        frames, clips = plan[step]
+        bucket = buckets[0 if frames else int(rng.choice(len(buckets), p=p))]
+        clips = clips or bucket.clips
+        pick = torch.from_numpy(rng.integers(len(bucket.latents), size=clips)).to(device)
+        which = torch.from_numpy(rng.integers(recipe.captions, size=clips)).to(device)
+        ids = bucket.ids[pick, which]
+        ids = blur_words(ids, torch.rand(ids.shape, device=device))
+        silent = torch.rand(len(ids), 1, device=device) < recipe.no_caption
+        empty = torch.full_like(ids, models.PAD)
+        empty[:, 0] = models.EOS
+        ids = torch.where(silent, empty, ids)
+        x0 = bucket.latents[pick][:, :, : frames or None].float()
+        noise = torch.randn_like(x0)
+        sigma = noise_levels(part, len(x0), device)
+        s = sigma.view(-1, 1, 1, 1, 1)
+        usual = "default" if bucket is buckets[0] and not frames else "force_eager"
+        with torch.autocast(device.type, torch.bfloat16), torch.compiler.set_stance(usual):
+            v = model((1 - s) * x0 + s * noise, sigma * 1000, short.embed(encoder, ids), return_dict=False)[0].float()
+        return {"loss": F.mse_loss(v, noise - x0)}
+
+    return stage.run(loss_of, deadline)
+
+
+def train_transformers(recipe: Recipe, out: Path, device: torch.device, deadline: float, compiled: bool) -> bool:
+    tiny, start = out / "tiny", time.monotonic()
+    data = make_buckets(recipe, tiny, device)
+    print(f"{sum(len(b.latents) for b in data[0])} clips encoded in {time.monotonic() - start:.0f} s", flush=True)
+
+    def ready(m: nn.Module) -> nn.Module:
+        m.to(device)
+        if compiled:
+            m.compile_repeated_blocks(dynamic=False)  # for the commonest shape; the others run as they are
+        return m
+
+    base_dir = out / "base"
+    if not (base_dir / "transformer").exists():
+        torch.manual_seed(recipe.seed + 10)
+        model, encoder = ready(models.transformer(**recipe.transformer)), models.text_encoder().to(device)
+        if not train_denoiser("base", recipe, model, encoder, data, out, deadline):
+            return False
+        models.save(tiny, "text_encoder", encoder, torch.float32)
+        models.save(base_dir, "transformer", model, torch.float32)
+    encoder = UMT5EncoderModel.from_pretrained(tiny / "text_encoder").to(device)
+    for part, component in (("high", "transformer"), ("low", "transformer_2")):
+        if (tiny / component).exists():
+            continue
+        model = ready(WanTransformer3DModel.from_pretrained(base_dir / "transformer"))
+        if not train_denoiser(part, recipe, model, encoder, data, out, deadline):
+            return False
+        models.save(tiny, component, model)
+    return True
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="stop in time to be resumed")
+    parser.add_argument("--only", choices=["vae", "transformers"], help="one stage")
+    parser.add_argument("--recipe", type=json.loads, default={}, help='changes to the recipe, as JSON: {"base_steps": 10}')
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available())
+    args = parser.parse_args()
+    deadline = time.monotonic() + args.seconds
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.benchmark_limit = 4  # trying every algorithm costs more than the best one gains
+    torch.set_float32_matmul_precision("high")
+    recipe = Recipe(**args.recipe)
+    args.out.mkdir(parents=True, exist_ok=True)
+    (args.out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
+    models.save_frame(args.out / "tiny")
+    stages: Iterator[tuple[str, Callable[[], bool]]] = iter([
+        ("vae", lambda: (args.out / "tiny" / "vae").exists() or train_vae(recipe, args.out, device, deadline)),
+        ("transformers", lambda: train_transformers(recipe, args.out, device, deadline, args.compile)),
+    ])  # fmt: skip
+    for name, stage in stages:
+        if args.only in (None, name):
+            start = time.monotonic()
+            finished = stage()
+            print(f"{name}: {'done' if finished else 'stopped, run again to go on'} after {time.monotonic() - start:.0f} s", flush=True)
+            if not finished:
+                return
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Encode and decode with `AutoencoderKLWan` in two causal chunks instead of one every four frames.
+
+Shapes: video [B,3,T,H,W] in [-1,1]; latents [B,C,F,h,w] with T = 4(F-1)+1, H = 8h, W = 8w.
+
+The Wan autoencoder is causal in time and treats the first frame apart; every later chunk of four
+frames continues through a cache of the last two feature frames of each convolution. A causal
+convolution over one long chunk sees exactly what it would see over many short ones, so the first
+frame and then *all* the rest give the same result with F/2 times fewer kernel launches.
+"""
+
+from __future__ import annotations
+
+import torch
+from diffusers import AutoencoderKLWan
+from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
+
+
+def latent_stats(vae: AutoencoderKLWan, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Per-channel mean and standard deviation of the latents, each [1,C,1,1,1], as `like`'s dtype and device."""
+    shape = (1, -1, 1, 1, 1)
+    mean = torch.tensor(vae.config.latents_mean, dtype=like.dtype, device=like.device).view(shape)
+    std = torch.tensor(vae.config.latents_std, dtype=like.dtype, device=like.device).view(shape)
+    return mean, std
+
+
+def encode_moments(vae: AutoencoderKLWan, video: torch.Tensor) -> torch.Tensor:
+    """Posterior mean and log-variance [B,2C,F,h,w] of a video [B,3,T,H,W], T = 4n+1."""
+    x = video if vae.config.patch_size is None else patchify(video, vae.config.patch_size)
+    cache: list[torch.Tensor | None] = [None] * vae._cached_conv_counts["encoder"]
+    out = [vae.encoder(x[:, :, :1], feat_cache=cache, feat_idx=[0])]
+    if x.shape[2] > 1:
+        out.append(vae.encoder(x[:, :, 1:], feat_cache=cache, feat_idx=[0]))
+    return vae.quant_conv(torch.cat(out, dim=2))
+
+
+def decode_raw(vae: AutoencoderKLWan, z: torch.Tensor) -> torch.Tensor:
+    """Video [B,3,T,H,W] of unnormalised latents, before clamping to [-1,1]."""
+    x = vae.post_quant_conv(z)
+    cache: list[torch.Tensor | None] = [None] * vae._cached_conv_counts["decoder"]
+    out = [vae.decoder(x[:, :, :1], feat_cache=cache, feat_idx=[0], first_chunk=True)]
+    if x.shape[2] > 1:
+        out.append(vae.decoder(x[:, :, 1:], feat_cache=cache, feat_idx=[0]))
+    y = torch.cat(out, dim=2)
+    return y if vae.config.patch_size is None else unpatchify(y, vae.config.patch_size)
+
+
+@torch.no_grad()
+def encode(vae: AutoencoderKLWan, video: torch.Tensor) -> torch.Tensor:
+    """Normalised latents (posterior mean, zero mean and unit variance per channel) of a video in [-1,1]."""
+    mean, std = latent_stats(vae, video)
+    return (encode_moments(vae, video).chunk(2, dim=1)[0] - mean) / std
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
+    """Video in [-1,1], [B,3,T,H,W], of normalised latents [B,C,F,h,w]; computed in the VAE's own dtype."""
+    z = latents.to(dtype=vae.dtype)
+    mean, std = latent_stats(vae, z)
+    # Divide by the reciprocal as WanPipeline does, so that both round alike.
+    return decode_raw(vae, z / (1.0 / std) + mean).clamp(-1.0, 1.0)
