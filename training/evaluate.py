@@ -58,7 +58,9 @@ def reconstruction(pipe: WanPipeline, clips: int) -> Iterator[Row]:
     """Held-out clips through the autoencoder: PSNR from the mean squared error over all clips."""
     vae, device = pipe.vae, pipe.device
     half = type(vae).from_pretrained(pipe.config._name_or_path, subfolder="vae", torch_dtype=torch.bfloat16).to(device)
-    scenes = [s for pair in zip(held_out_scenes(clips), world.scenes(SEED, drawn=1.0), strict=False) for s in pair][: 2 * clips]
+    scenes = [s for pair in zip(held_out_scenes(clips), world.scenes(SEED, drawn=1.0), strict=False) for s in pair][
+        : 2 * clips
+    ]
     # As the training world mixes them: seven clips of shapes, then a drawn scene.
     scenes = [scenes[2 * i + (i % 8 == 7)] for i in range(clips)]
     for frames, bar in ((49, 34.0), (121, 32.0)):
@@ -73,11 +75,21 @@ def reconstruction(pipe: WanPipeline, clips: int) -> Iterator[Row]:
                 low = (wan_vae.decode(half, z).float() + 1) / 2
                 gap.append([float((v - x).square().mean()) for v in (y, low)])
         total, drop = psnr(by_frame.mean()), psnr(by_frame[0]) - psnr(by_frame[-1])
-        yield Row(f"VAE reconstruction, {clips} held-out clips of {frames} frames", f"{bar:.0f} dB", f"{total:.2f} dB", total >= bar)
+        yield Row(
+            f"VAE reconstruction, {clips} held-out clips of {frames} frames",
+            f"{bar:.0f} dB",
+            f"{total:.2f} dB",
+            total >= bar,
+        )
         yield Row(f"last frame against the first, {frames} frames", "at most 1 dB less", f"{-drop:+.2f} dB", drop <= 1)
         if gap:
             a, b = (psnr(m) for m in np.mean(gap, axis=0))
-            yield Row("bfloat16 against float32 VAE decode, each against the truth", "0.2 dB", f"{b:.2f} against {a:.2f} dB", abs(a - b) <= 0.2)
+            yield Row(
+                "bfloat16 against float32 VAE decode, each against the truth",
+                "0.2 dB",
+                f"{b:.2f} against {a:.2f} dB",
+                abs(a - b) <= 0.2,
+            )
 
 
 @torch.no_grad()
@@ -87,7 +99,9 @@ def sample(
 ) -> tuple[Tensor, np.ndarray]:  # fmt: skip
     """Final latents [B,16,F,h,w] of a batch, and the mean square of v_cond - v_uncond at each step (NaN unguided)."""
     device = pipe.device
-    scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **({} if shift is None else {"flow_shift": shift}))
+    scheduler = type(pipe.scheduler).from_config(
+        pipe.scheduler.config, **({} if shift is None else {"flow_shift": shift})
+    )
     scheduler.set_timesteps(steps, device=device)
     text, silence = pipe.encode_prompt(prompts, "", device=device, max_sequence_length=models.TEXT_LENGTH)
     shape = (1, 16, (frames - 1) // 4 + 1, height // 8, width // 8)
@@ -118,14 +132,34 @@ def prompts_followed(
     scenes = held_out_scenes(n, seed, drawn=0.0)
     rng = np.random.default_rng(seed)
     texts = [world.caption(s, rng, full=True) for s in scenes]
-    vae = type(pipe.vae).from_pretrained(pipe.config._name_or_path, subfolder="vae", torch_dtype=torch.bfloat16).to(pipe.device)
+    vae = (
+        type(pipe.vae)
+        .from_pretrained(pipe.config._name_or_path, subfolder="vae", torch_dtype=torch.bfloat16)
+        .to(pipe.device)
+    )
     differences, jobs = [], []
     with ProcessPoolExecutor() as pool:
         for i in range(0, n, batch):
-            z, d = sample(pipe, texts[i : i + batch], list(range(seed + i, seed + min(i + batch, n))), guidance=guidance, shift=shift)
+            z, d = sample(
+                pipe,
+                texts[i : i + batch],
+                list(range(seed + i, seed + min(i + batch, n))),
+                guidance=guidance,
+                shift=shift,
+            )
             differences.append(d)
             for k in range(0, len(z), 8):
-                video = wan_vae.decode(vae, z[k : k + 8]).float().add(1).mul(127.5).round().byte().permute(0, 2, 3, 4, 1).cpu().numpy()
+                video = (
+                    wan_vae.decode(vae, z[k : k + 8])
+                    .float()
+                    .add(1)
+                    .mul(127.5)
+                    .round()
+                    .byte()
+                    .permute(0, 2, 3, 4, 1)
+                    .cpu()
+                    .numpy()
+                )
                 jobs += [pool.submit(_judged, (v, s)) for v, s in zip(video, scenes[i + k : i + k + 8], strict=True)]
         verdicts = [j.result() for j in jobs]
     right = {a: [v[a] for v in verdicts if v[a] is not None] for a in ATTRIBUTES}
@@ -137,7 +171,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=tiny_path())
     parser.add_argument("--prompts", type=int, default=256)
     parser.add_argument("--clips", type=int, default=64)
-    parser.add_argument("--shifts", type=float, nargs="*", help="compare flow shifts on other prompts instead of writing the card")
+    parser.add_argument(
+        "--shifts", type=float, nargs="*", help="compare flow shifts on other prompts instead of writing the card"
+    )
     args = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     pipe = WanPipeline.from_pretrained(args.model, torch_dtype=torch.float32).to(device)
@@ -147,7 +183,12 @@ def main() -> None:
         for shift in args.shifts:
             for guidance in (4.0, 1.0):
                 right, d = prompts_followed(pipe, args.prompts, guidance, shift=shift, seed=SEED + 50_000, batch=batch)
-                print(f"shift {shift:g} guidance {guidance:g}: " + "  ".join(f"{a} {v:.1f}" for a, v in right.items()) + f"  step 1/20 {d[0] / d[-1]:.1f}", flush=True)
+                print(
+                    f"shift {shift:g} guidance {guidance:g}: "
+                    + "  ".join(f"{a} {v:.1f}" for a, v in right.items())
+                    + f"  step 1/20 {d[0] / d[-1]:.1f}",
+                    flush=True,
+                )
         return
     rows, start = [], time.monotonic()
 
@@ -160,7 +201,14 @@ def main() -> None:
     guided, difference = prompts_followed(pipe, args.prompts, 4.0, batch=batch)
     plain, _ = prompts_followed(pipe, args.prompts, 1.0, batch=batch)
     for a, bar in ATTRIBUTES.items():
-        say(Row(f"{args.prompts} held-out prompts, 20 steps, guidance 4: {a}", f"{bar} %", f"{guided[a]:.1f} %", guided[a] >= bar))
+        say(
+            Row(
+                f"{args.prompts} held-out prompts, 20 steps, guidance 4: {a}",
+                f"{bar} %",
+                f"{guided[a]:.1f} %",
+                guided[a] >= bar,
+            )
+        )
     for a in ATTRIBUTES:
         say(Row(f"the same without guidance: {a}", "lower", f"{plain[a]:.1f} %", plain[a] < guided[a]))
     ratio = difference[0] / difference[-1]

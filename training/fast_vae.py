@@ -27,7 +27,18 @@ EMPTY = 2  # empty frames before a clip, for kernels of three frames
 if triton is not None:
 
     @triton.jit
-    def _forward(x_ptr, gamma_ptr, out_ptr, rows, clip, C: tl.constexpr, P: tl.constexpr, ACT: tl.constexpr, PAD: tl.constexpr, N: tl.constexpr):
+    def _forward(
+        x_ptr,
+        gamma_ptr,
+        out_ptr,
+        rows,
+        clip,
+        C: tl.constexpr,
+        P: tl.constexpr,
+        ACT: tl.constexpr,
+        PAD: tl.constexpr,
+        N: tl.constexpr,
+    ):
         r = tl.program_id(0) * N + tl.arange(0, N)
         c = tl.arange(0, P)
         live = (r < rows)[:, None] & (c < C)[None, :]

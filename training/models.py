@@ -19,7 +19,15 @@ BOUNDARY = 0.875
 FLOW_SHIFT = 12.0
 VAE = dict(base_dim=32, decoder_base_dim=56, z_dim=16, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[True, True],
            is_residual=True, in_channels=12, out_channels=12, patch_size=2, scale_factor_temporal=4, scale_factor_spatial=8)  # fmt: skip
-TRANSFORMER = dict(num_attention_heads=6, attention_head_dim=32, ffn_dim=640, num_layers=8, text_dim=128, in_channels=16, out_channels=16)
+TRANSFORMER = dict(
+    num_attention_heads=6,
+    attention_head_dim=32,
+    ffn_dim=640,
+    num_layers=8,
+    text_dim=128,
+    in_channels=16,
+    out_channels=16,
+)
 TEXT = dict(d_model=128, d_kv=32, num_heads=4, d_ff=256, num_layers=2, dropout_rate=0.0)
 
 
@@ -30,11 +38,21 @@ def tokenizer() -> PreTrainedTokenizerFast:
     t.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
     t.pre_tokenizer = pre_tokenizers.Split(Regex(r"[^\p{L}\p{N}-]+"), "removed")
     t.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", EOS)])
-    return PreTrainedTokenizerFast(tokenizer_object=t, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=TEXT_LENGTH)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=t, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=TEXT_LENGTH
+    )
 
 
 def text_encoder() -> UMT5EncoderModel:
-    return UMT5EncoderModel(UMT5Config(vocab_size=3 + len(world.vocabulary()), pad_token_id=PAD, eos_token_id=EOS, decoder_start_token_id=PAD, **TEXT))
+    return UMT5EncoderModel(
+        UMT5Config(
+            vocab_size=3 + len(world.vocabulary()),
+            pad_token_id=PAD,
+            eos_token_id=EOS,
+            decoder_start_token_id=PAD,
+            **TEXT,
+        )
+    )
 
 
 def vae() -> AutoencoderKLWan:
@@ -67,7 +85,11 @@ def save(folder: Path, component: str, module: torch.nn.Module, dtype: torch.dty
     weights = {k: v.detach().to("cpu", dtype).contiguous() for k, v in module.state_dict().items()}
     weights.pop("encoder.embed_tokens.weight", None)  # the same tensor as `shared.weight`
     save_file(weights, where / name, metadata={"format": "pt"})
-    config = module.config.to_dict() if component == "text_encoder" else {"_class_name": type(module).__name__, **dict(module.config)}
+    config = (
+        module.config.to_dict()
+        if component == "text_encoder"
+        else {"_class_name": type(module).__name__, **dict(module.config)}
+    )
     if component == "text_encoder":
         config |= {"architectures": ["UMT5EncoderModel"], "torch_dtype": str(dtype).removeprefix("torch.")}
     kept = {k: v for k, v in config.items() if not k.startswith("_") or k == "_class_name"}
@@ -79,7 +101,11 @@ def save_frame(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer().save_pretrained(folder / "tokenizer")
     scheduler = UniPCMultistepScheduler(
-        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=FLOW_SHIFT, num_train_timesteps=1000, solver_order=2
+        prediction_type="flow_prediction",
+        use_flow_sigmas=True,
+        flow_shift=FLOW_SHIFT,
+        num_train_timesteps=1000,
+        solver_order=2,
     )
     scheduler.save_pretrained(folder / "scheduler")
     index = {
@@ -126,5 +152,7 @@ class ShortText:
         q = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
         k = attn.norm_k(attn.to_k(encoder_hidden_states)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
         v = attn.to_v(encoder_hidden_states).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        out = torch.nn.functional.scaled_dot_product_attention(q.to(v.dtype), k.to(v.dtype), v, attn_mask=self.bias.to(v.dtype))
+        out = torch.nn.functional.scaled_dot_product_attention(
+            q.to(v.dtype), k.to(v.dtype), v, attn_mask=self.bias.to(v.dtype)
+        )
         return attn.to_out[0](out.transpose(1, 2).flatten(2))

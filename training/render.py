@@ -22,12 +22,47 @@ KINDS = ("shapes", "walk", "sunset")
 _SHAPES, _BACKGROUNDS = list(world.SHAPES), list(world.BACKGROUNDS)
 
 # Columns of a placed clip: the clip's own, then two things, then the stars of a night sky.
-CLIP = ("kind", "background", "horizon", "place", "night", "dress", "x", "sign", "speed", "phase", "skin", "hair", "r", "g", "b", "water")
-THING = ("there", "shape", "r", "g", "b", "x", "y", "vx", "vy", "bounce", "circle", "period", "phase", "radius", "growth")
+CLIP = (
+    "kind",
+    "background",
+    "horizon",
+    "place",
+    "night",
+    "dress",
+    "x",
+    "sign",
+    "speed",
+    "phase",
+    "skin",
+    "hair",
+    "r",
+    "g",
+    "b",
+    "water",
+)
+THING = (
+    "there",
+    "shape",
+    "r",
+    "g",
+    "b",
+    "x",
+    "y",
+    "vx",
+    "vy",
+    "bounce",
+    "circle",
+    "period",
+    "phase",
+    "radius",
+    "growth",
+)
 COLUMNS = len(CLIP) + 2 * len(THING) + 3 * STARS
 
 
-def place(scene: Scene, rng: np.random.Generator, width: int, height: int, frames: int = world.NATIVE_FRAMES) -> np.ndarray:
+def place(
+    scene: Scene, rng: np.random.Generator, width: int, height: int, frames: int = world.NATIVE_FRAMES
+) -> np.ndarray:
     """One row [COLUMNS] for `draw`: start positions, phases and whatever else the caption leaves open."""
     clip = dict.fromkeys(CLIP, 0.0)
     clip["kind"] = KINDS.index(scene.kind)
@@ -67,7 +102,9 @@ def _lanes(scene: Scene, rng: np.random.Generator) -> list[tuple[str, float]]:
     return [(axis, a) for a in at]
 
 
-def _row(t: Thing, rng: np.random.Generator, width: int, height: int, frames: int, lane: tuple[str, float]) -> list[float]:
+def _row(
+    t: Thing, rng: np.random.Generator, width: int, height: int, frames: int, lane: tuple[str, float]
+) -> list[float]:
     radius, growth = (world.SIZES[t.size], 0.0) if t.size else (6.0, rng.uniform(0.28, 0.36))
     v = np.array(world.DIRECTIONS.get(t.motion, (0, 0)), float) * world.SPEEDS[t.speed]
     v[1] *= world.VERTICAL_SPEED
@@ -87,7 +124,19 @@ def _row(t: Thing, rng: np.random.Generator, width: int, height: int, frames: in
     period = rng.uniform(26, 34) if bounce else rng.uniform(36, 48)
     if circle and rng.random() < 0.5:
         period = -period
-    return [1.0, _SHAPES.index(t.shape), *world.COLOURS[t.colour], *at, *v, bounce, circle, period, rng.random(), radius, growth]
+    return [
+        1.0,
+        _SHAPES.index(t.shape),
+        *world.COLOURS[t.colour],
+        *at,
+        *v,
+        bounce,
+        circle,
+        period,
+        rng.random(),
+        radius,
+        growth,
+    ]
 
 
 # --- drawing --------------------------------------------------------------------------------------
@@ -150,7 +199,12 @@ def _shapes(rows: Tensor, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
             continue
         turn = 2 * math.pi * (t / thing["period"].where(thing["period"] != 0, torch.ones(())) + thing["phase"])
         cx = thing["x"] + thing["vx"] * t + thing["circle"] * torch.cos(turn)
-        cy = thing["y"] + thing["vy"] * t + thing["circle"] * torch.sin(turn) - thing["bounce"] * torch.sin(turn / 2).abs()
+        cy = (
+            thing["y"]
+            + thing["vy"] * t
+            + thing["circle"] * torch.sin(turn)
+            - thing["bounce"] * torch.sin(turn / 2).abs()
+        )
         radius = (thing["radius"] + thing["growth"] * t).clamp(max=22.0)
         radius = torch.where(thing["growth"] > 0, radius, thing["radius"])
         # The plane wraps round.
@@ -204,9 +258,11 @@ def _walk(rows: Tensor, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
     scroll = x + c["sign"] * c["speed"] * t + c["phase"] * 192  # world coordinate under each pixel
     ground = 0.66 * height
     v = (y / height).expand(len(rows), -1, -1, -1)
-    picture = _blank(rows, x, y, t) + _mix(v, (0.48, 0.74, 0.97), (0.85, 0.94, 1.0)) * (1 - night.unsqueeze(1)) + _mix(
-        v, (0.03, 0.04, 0.15), (0.15, 0.13, 0.35)
-    ) * night.unsqueeze(1)
+    picture = (
+        _blank(rows, x, y, t)
+        + _mix(v, (0.48, 0.74, 0.97), (0.85, 0.94, 1.0)) * (1 - night.unsqueeze(1))
+        + _mix(v, (0.03, 0.04, 0.15), (0.15, 0.13, 0.35)) * night.unsqueeze(1)
+    )
     moon = _cover(torch.hypot(x - 0.82 * width, y - 0.18 * height) - 7) * night
     picture = _over(picture, moon, _rgb(0.95, 0.93, 0.78, like=x))
 

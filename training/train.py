@@ -74,11 +74,15 @@ class Recipe:
 class Stage:
     """Optimiser, average and step counter of one stage, saved and resumed as a whole."""
 
-    def __init__(self, name: str, module: nn.Module, steps: int, lr: float, out: Path, warmup: int = 300, ema: float = 0.999) -> None:
+    def __init__(
+        self, name: str, module: nn.Module, steps: int, lr: float, out: Path, warmup: int = 300, ema: float = 0.999
+    ) -> None:
         self.name, self.module, self.steps, self.lr, self.warmup, self.decay = name, module, steps, lr, warmup, ema
         self.file = out / f"state-{name}.pt"
         self.params = [p for p in module.parameters() if p.requires_grad]
-        self.opt = torch.optim.AdamW(self.params, lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=self.params[0].is_cuda)
+        self.opt = torch.optim.AdamW(
+            self.params, lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=self.params[0].is_cuda
+        )
         self.average = [p.detach().clone() for p in self.params]
         self.step = 0
         if self.file.exists():
@@ -92,10 +96,20 @@ class Stage:
         start, first, seen = time.monotonic(), self.step, {}
         while self.step < self.steps:
             if time.monotonic() > deadline:
-                torch.save({"module": self.module.state_dict(), "opt": self.opt.state_dict(), "average": self.average, "step": self.step}, self.file)
+                torch.save(
+                    {
+                        "module": self.module.state_dict(),
+                        "opt": self.opt.state_dict(),
+                        "average": self.average,
+                        "step": self.step,
+                    },
+                    self.file,
+                )
                 return False
             done = self.step / self.steps
-            rate = self.lr * min(1.0, (self.step + 1) / self.warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+            rate = (
+                self.lr * min(1.0, (self.step + 1) / self.warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+            )
             for group in self.opt.param_groups:
                 group["lr"] = rate
             parts = loss_of(self.step)
@@ -111,7 +125,10 @@ class Stage:
             if self.step % 100 == 0:
                 said = "  ".join(f"{k} {float(v) / 100:.5f}" for k, v in seen.items())
                 pace = (time.monotonic() - start) / (self.step - first)
-                print(f"{self.name} {self.step}/{self.steps}  {said}  {pace * 1e3:.1f} ms/step  {time.monotonic() - start:.0f} s", flush=True)
+                print(
+                    f"{self.name} {self.step}/{self.steps}  {said}  {pace * 1e3:.1f} ms/step  {time.monotonic() - start:.0f} s",
+                    flush=True,
+                )
                 seen = {}
         for p, a in zip(self.params, self.average, strict=True):
             p.data.copy_(a)
@@ -154,8 +171,12 @@ def train_vae(recipe: Recipe, out: Path, device: torch.device, deadline: float) 
     # Latents leave the autoencoder with zero mean and unit variance a channel.
     with torch.no_grad():
         clips = (render.draw(rows[i : i + 8], W, H, 49) * 2 - 1 for i in range(0, min(512, len(rows)), 8))
-        z = torch.cat([fast_vae.encode_moments(vae, x)[:, : vae.config.z_dim].transpose(0, 1).flatten(1) for x in clips], dim=1)
-    vae.register_to_config(latents_mean=[round(float(v), 5) for v in z.mean(1)], latents_std=[round(float(v), 5) for v in z.std(1)])
+        z = torch.cat(
+            [fast_vae.encode_moments(vae, x)[:, : vae.config.z_dim].transpose(0, 1).flatten(1) for x in clips], dim=1
+        )
+    vae.register_to_config(
+        latents_mean=[round(float(v), 5) for v in z.mean(1)], latents_std=[round(float(v), 5) for v in z.std(1)]
+    )
     models.save(out / "tiny", "vae", vae)
     return True
 
@@ -218,7 +239,13 @@ def blur_words(ids: Tensor, generator: Tensor) -> Tensor:
 
 
 def train_denoiser(
-    part: str, recipe: Recipe, model: nn.Module, encoder: nn.Module, data: tuple[list[Bucket], list[float]], out: Path, deadline: float
+    part: str,
+    recipe: Recipe,
+    model: nn.Module,
+    encoder: nn.Module,
+    data: tuple[list[Bucket], list[float]],
+    out: Path,
+    deadline: float,
 ) -> bool:
     """Flow matching, v = noise - x0, on this part's noise levels. The text encoder learns with the base only."""
     buckets, shares = data
@@ -227,7 +254,9 @@ def train_denoiser(
     learns_text = part == "base"
     encoder.requires_grad_(learns_text)
     both = nn.ModuleDict({"model": model, "text": encoder}) if learns_text else model
-    phases, lr = (recipe.base_phases, recipe.base_lr) if part == "base" else (((0, 0, recipe.expert_steps),), recipe.expert_lr)
+    phases, lr = (
+        (recipe.base_phases, recipe.base_lr) if part == "base" else (((0, 0, recipe.expert_steps),), recipe.expert_lr)
+    )
     plan = [(frames, clips) for frames, clips, steps in phases for _ in range(steps)]
     stage = Stage(part, both, len(plan), lr, out)
     short = models.ShortText()
@@ -294,7 +323,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop in time to be resumed")
     parser.add_argument("--only", choices=["vae", "transformers"], help="one stage")
-    parser.add_argument("--recipe", type=json.loads, default={}, help='changes to the recipe, as JSON: {"base_steps": 10}')
+    parser.add_argument(
+        "--recipe", type=json.loads, default={}, help='changes to the recipe, as JSON: {"base_steps": 10}'
+    )
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available())
     args = parser.parse_args()
     deadline = time.monotonic() + args.seconds
@@ -314,7 +345,10 @@ def main() -> None:
         if args.only in (None, name):
             start = time.monotonic()
             finished = stage()
-            print(f"{name}: {'done' if finished else 'stopped, run again to go on'} after {time.monotonic() - start:.0f} s", flush=True)
+            print(
+                f"{name}: {'done' if finished else 'stopped, run again to go on'} after {time.monotonic() - start:.0f} s",
+                flush=True,
+            )
             if not finished:
                 return
 

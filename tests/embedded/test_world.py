@@ -62,9 +62,7 @@ def test_the_usual_prompts_are_known(prompt: str, kind: str) -> None:
 
 
 def test_reading_by_hand() -> None:
-    read = world.parse(
-        "At sunset, a HUGE green ball that bounces and the little blue plus gliding slowly to the left."
-    )
+    read = world.parse("At sunset, a HUGE green ball that bounces and the little blue plus gliding slowly to the left.")
     assert read == Scene(
         things=(
             Thing(shape="circle", colour="green", size="large", motion="bouncing"),
@@ -72,9 +70,7 @@ def test_reading_by_hand() -> None:
         ),
         background="sunset",
     )
-    assert world.parse("a square not moving").things == (
-        Thing(shape="square", colour="", size="", motion="still"),
-    )
+    assert world.parse("a square not moving").things == (Thing(shape="square", colour="", size="", motion="still"),)
     assert world.parse("") == Scene()
 
 
@@ -101,24 +97,18 @@ def test_captions_vary_in_wording_order_and_case() -> None:
     texts = {world.caption(scene, rng) for _ in range(50)}
     assert len(texts) > 40
     assert any(t.isupper() for t in (world.caption(scene, rng) for _ in range(200)))
-    assert (
-        len({tuple(t.colour for t in world.parse(text).things) for text in texts}) > 1
-    )  # either thing first
+    assert len({tuple(t.colour for t in world.parse(text).things) for text in texts}) > 1  # either thing first
 
 
 def test_scenes_are_fixed_by_their_seed_and_split_in_two() -> None:
-    assert (
-        SCENES[:50]
-        == list(islice(world.scenes(7, drawn=0), 50))
-        != list(islice(world.scenes(8, drawn=0), 50))
-    )
+    assert SCENES[:50] == list(islice(world.scenes(7, drawn=0), 50)) != list(islice(world.scenes(8, drawn=0), 50))
     held = list(islice(world.scenes(7, held=True, drawn=0), 50))
     assert all(map(world.held_out, held)) and not any(map(world.held_out, SCENES))
 
 
 def test_one_combination_in_eight_is_held_out() -> None:
     rng = np.random.default_rng(0)
-    one = [s for s in (world.random_scene(rng, drawn=0, pairs=0) for _ in range(2000))]
+    one = [world.random_scene(rng, drawn=0, pairs=0) for _ in range(2000)]
     assert np.mean([world.held_out(s) for s in one]) == pytest.approx(1 / 8, abs=0.03)
     assert not world.held_out(Scene(kind="sunset", water="sea"))
 

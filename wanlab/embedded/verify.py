@@ -115,13 +115,9 @@ def judge(seen: Observation, asked: Scene) -> Verdict:
     """
     if asked.kind != "shapes":
         return Verdict(colour=None, shape=None, size=None, direction=None, background=None)
-    wanted = range(
-        len(asked.things) + len(seen.things)
-    )  # a seen thing matched beyond the asked ones is extra
+    wanted = range(len(asked.things) + len(seen.things))  # a seen thing matched beyond the asked ones is extra
     matchings = (dict(zip(m, seen.things, strict=True)) for m in permutations(wanted, len(seen.things)))
-    answers = max(
-        ([_agree(t, m.get(k)) for k, t in enumerate(asked.things)] for m in matchings), key=_agreement
-    )
+    answers = max(([_agree(t, m.get(k)) for k, t in enumerate(asked.things)] for m in matchings), key=_agreement)
     told = {name: _all([answer[name] for answer in answers]) for name in ATTRIBUTES[:-1]}
     if len(seen.things) + seen.others != len(asked.things):
         told |= {name: False for name in ("colour", "shape") if told[name] is not None}
@@ -171,9 +167,7 @@ def _profiles(height: int) -> tuple[list[str], Array]:
 def _background(video: Array) -> tuple[str, Array]:
     """Name and row colours [H,3]: the profile nearest to most pixels, moved to the clip's own tone."""
     names, profiles = _profiles(video.shape[1])
-    sample = (
-        video[:: max(len(video) // 6, 1), :, ::4].transpose(1, 0, 2, 3).reshape(video.shape[1], -1, 3)
-    )  # [H,N,3]
+    sample = video[:: max(len(video) // 6, 1), :, ::4].transpose(1, 0, 2, 3).reshape(video.shape[1], -1, 3)  # [H,N,3]
     far = np.stack([_square(sample - p[:, None]) for p in profiles])  # [K,H,N]
     best = int(np.minimum(far, BACKGROUND_REACH**2).mean((1, 2)).argmin())
     near = far[best] < BACKGROUND_REACH**2
@@ -253,9 +247,7 @@ def _thing(video: Array, rows: Array, blob: Mask) -> SeenThing:
     return SeenThing(
         colour=list(world.COLOURS)[nearest] if off < COLOUR_REACH else "",
         shape=shape,
-        size=""
-        if motion == "growing"
-        else min(world.SIZES, key=lambda s: abs(math.log(radius / world.SIZES[s]))),
+        size="" if motion == "growing" else min(world.SIZES, key=lambda s: abs(math.log(radius / world.SIZES[s]))),
         motion=motion if seen.mean() >= WHOLE_LIFE else "",
         rgb=(float(rgb[0]), float(rgb[1]), float(rgb[2])),
         radius=radius,
@@ -342,9 +334,7 @@ def _shape(cover: Array, track: Array, radii: Array) -> tuple[str, float]:
     t = at(np.arange(frames)[:, None, None], size)
     y = at((track[:, 1, None] + radii[:, None] * GRID)[:, :, None], size)
     x = at((track[:, 0, None] + radii[:, None] * GRID)[:, None, :], size)
-    scaled = ndimage.map_coordinates(
-        cover, [t, (y - 0.5) % height, (x - 0.5) % width], order=1, mode="grid-wrap"
-    )
+    scaled = ndimage.map_coordinates(cover, [t, (y - 0.5) % height, (x - 0.5) % width], order=1, mode="grid-wrap")
     mean = _standard(scaled.mean(0))
     radius = max(round(float(np.median(radii)), 1), 1.0)
     fits = np.max([_drawings(radius, blur) @ mean for blur in (0.0, 1.0, 2.0)], axis=0)

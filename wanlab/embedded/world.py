@@ -57,7 +57,12 @@ BACKGROUNDS: dict[str, tuple[tuple[float, tuple[float, float, float]], ...]] = {
     "white": ((0.0, (0.96, 0.96, 0.96)), (1.0, (0.96, 0.96, 0.96))),
     "gray": ((0.0, (0.50, 0.50, 0.50)), (1.0, (0.50, 0.50, 0.50))),
     "sky": ((0.0, (0.32, 0.60, 0.95)), (1.0, (0.72, 0.88, 1.00))),
-    "meadow": ((0.0, (0.62, 0.82, 0.98)), (0.5, (0.70, 0.88, 0.98)), (0.5, (0.50, 0.78, 0.34)), (1.0, (0.30, 0.60, 0.22))),
+    "meadow": (
+        (0.0, (0.62, 0.82, 0.98)),
+        (0.5, (0.70, 0.88, 0.98)),
+        (0.5, (0.50, 0.78, 0.34)),
+        (1.0, (0.30, 0.60, 0.22)),
+    ),
     "night": ((0.0, (0.03, 0.04, 0.16)), (1.0, (0.12, 0.12, 0.36))),
     "sunset": ((0.0, (0.32, 0.18, 0.46)), (0.5, (0.90, 0.42, 0.28)), (1.0, (1.00, 0.74, 0.36))),
 }
@@ -147,7 +152,9 @@ def random_scene(rng: np.random.Generator, *, drawn: float = 0.12, pairs: float 
         axis = [["left", "right", "still"], ["up", "down", "still"]][int(rng.random() < 0.35)]
         moves = [_pick(rng, axis), _pick(rng, axis[:2])]
         rng.shuffle(moves)
-        things = tuple(_thing(rng, colour, motion, ["small", "medium"]) for colour, motion in zip((a, b), moves, strict=True))
+        things = tuple(
+            _thing(rng, colour, motion, ["small", "medium"]) for colour, motion in zip((a, b), moves, strict=True)
+        )
         return Scene(things=things, background=background)
     motion = str(rng.choice(MOTIONS, p=[0.15, 0.15, 0.15, 0.15, 0.1, 0.1, 0.1, 0.1]))
     return Scene(things=(_thing(rng, _pick(rng, colours), motion, list(SIZES)),), background=background)
@@ -185,7 +192,7 @@ def caption(scene: Scene, rng: np.random.Generator, *, full: bool = False) -> st
         text = text.upper()
     elif u < 0.55:
         text = text.title()
-    return text + _pick(rng, ["", "", "."])
+    return text + str(_pick(rng, ["", "", "."]))
 
 
 def _shapes_caption(scene: Scene, rng: np.random.Generator, full: bool) -> str:
@@ -207,7 +214,9 @@ def _thing_phrase(t: Thing, rng: np.random.Generator, full: bool) -> str:
         where = {"left": ["left", "to the left"], "right": ["right", "to the right"],
                  "up": ["up", "upwards"], "down": ["down", "downwards"]}[t.motion]  # fmt: skip
         speed = _pick(rng, SPEED_WORDS[t.speed])
-        verb, goes = _pick(rng, [("moving", "moves"), ("sliding", "slides"), ("gliding", "glides"), ("flying", "flies")])
+        verb, goes = _pick(
+            rng, [("moving", "moves"), ("sliding", "slides"), ("gliding", "glides"), ("flying", "flies")]
+        )
         move = " ".join(w for w in ([verb, goes][int(rng.random() < 0.2)], speed, _pick(rng, where)) if w)
     else:
         move = _pick(rng, {"still": ["standing still", "not moving"], "bouncing": ["bouncing", "bouncing up and down", "that bounces"],
@@ -297,7 +306,11 @@ def parse(prompt: str) -> Scene:
     motions = {"left": "left", "right": "right", "up": "up", "upwards": "up", "down": "down", "downwards": "down",
                "still": "still", "bouncing": "bouncing", "bounces": "bouncing", "circling": "circling", "round": "circling",
                "growing": "growing", "grows": "growing", "bigger": "growing"}  # fmt: skip
-    text = text.replace(" bouncing up and down ", " bouncing ").replace(" not moving ", " still ").replace(" in a circle ", " circling ")
+    text = (
+        text.replace(" bouncing up and down ", " bouncing ")
+        .replace(" not moving ", " still ")
+        .replace(" in a circle ", " circling ")
+    )
     things: list[Thing] = []
     size = colour = ""
     for word in words(text):

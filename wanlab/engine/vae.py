@@ -30,7 +30,8 @@ def encode_moments(vae: AutoencoderKLWan, video: torch.Tensor) -> torch.Tensor:
     out = [vae.encoder(x[:, :, :1], feat_cache=cache, feat_idx=[0])]
     if x.shape[2] > 1:
         out.append(vae.encoder(x[:, :, 1:], feat_cache=cache, feat_idx=[0]))
-    return vae.quant_conv(torch.cat(out, dim=2))
+    moments: torch.Tensor = vae.quant_conv(torch.cat(out, dim=2))
+    return moments
 
 
 def decode_raw(vae: AutoencoderKLWan, z: torch.Tensor) -> torch.Tensor:

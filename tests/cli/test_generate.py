@@ -1,0 +1,267 @@
+"""`wanlab generate` and `wanlab inspect` as their users run them, on a small checkpoint with random weights."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import imageio_ffmpeg
+import numpy as np
+import pytest
+
+from wanlab.cli.generate import parse_seeds
+from wanlab.runfile import Run
+
+SMALL = ("--size", "32x16", "--frames", "9", "--steps", "4")
+
+
+def wanlab(*args: str, stdin: str | None = None, env: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "wanlab", *args],
+        capture_output=True,
+        text=True,
+        input=stdin,
+        env={**os.environ, **(env or {})},
+    )
+
+
+@pytest.fixture(scope="module")
+def made(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    folder = tmp_path_factory.mktemp("made")
+    prompts = '{"prompt": "a red [bold]ball[/bold] $\\\\frac{", "seed": [3, 4]}\na blue ball\n'
+    done = wanlab(
+        "generate",
+        "--model",
+        str(checkpoint),
+        *SMALL,
+        "--prompts",
+        "-",
+        "--seed",
+        "7",
+        "--out",
+        str(folder),
+        "--gif",
+        "--record",
+        "all",
+        stdin=prompts,
+    )
+    return folder, done
+
+
+def test_a_pipe_gets_the_files_paths_and_nothing_else(made: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    folder, done = made
+    assert done.returncode == 0, done.stderr
+    paths = [Path(p) for p in done.stdout.splitlines()]
+    assert len(paths) == 3 and all(p.parent == folder for p in paths)
+    with Run(paths[0]) as run:
+        assert (run.spec.prompt, run.spec.seed, run.spec.frames) == ("a red [bold]ball[/bold] $\\frac{", 3, 9)
+    assert [Run(p).spec.seed for p in paths] == [3, 4, 7]
+
+
+def test_every_run_has_its_video_pictures_and_error_analysis(
+    made: tuple[Path, subprocess.CompletedProcess[str]],
+) -> None:
+    folder, done = made
+    for line in done.stdout.splitlines():
+        path = Path(line)
+        frames = list(imageio_ffmpeg.read_frames(str(path.with_suffix(".mp4"))))
+        assert frames[0]["size"] == (32, 16) and len(frames) - 1 == 9
+        assert path.with_suffix(".gif").read_bytes()[:4] == b"GIF8"
+        assert path.with_suffix(".png").read_bytes()[:4] == b"\x89PNG"
+        analysis = folder / "error_analysis" / path.stem
+        assert (analysis / "cfg_error_visualization.png").stat().st_size > 10_000
+        assert "d_k = v_cond - v_uncond" in (analysis / "error_analysis_report.txt").read_text()
+
+
+def test_a_complete_run_is_not_computed_again(
+    made: tuple[Path, subprocess.CompletedProcess[str]], checkpoint: Path
+) -> None:
+    folder, done = made
+    path = Path(done.stdout.splitlines()[2])
+    before = path.stat().st_mtime_ns
+    again = wanlab(
+        "generate",
+        "--model",
+        str(checkpoint),
+        *SMALL,
+        "--prompt",
+        "a blue ball",
+        "--seed",
+        "7",
+        "--out",
+        str(folder),
+        "--record",
+        "all",
+    )
+    assert again.stdout == f"{path}\n" and path.stat().st_mtime_ns == before
+    forced = wanlab(
+        "generate",
+        "--model",
+        str(checkpoint),
+        *SMALL,
+        "--prompt",
+        "a blue ball",
+        "--seed",
+        "7",
+        "--out",
+        str(folder),
+        "--record",
+        "all",
+        "--force",
+    )
+    assert forced.returncode == 0 and path.stat().st_mtime_ns > before
+
+
+def test_json_of_a_truncated_run_has_null_where_there_is_no_value(checkpoint: Path, tmp_path: Path) -> None:
+    done = wanlab(
+        "generate",
+        "--model",
+        str(checkpoint),
+        *SMALL,
+        "--prompt",
+        "a ball",
+        "--cfg_truncate_steps",
+        "2",
+        "--cfg-keep",
+        "cond",
+        "--out",
+        str(tmp_path),
+        "--json",
+    )
+    (run,) = json.loads(done.stdout)
+    assert run["passes"] == 2 + 2 + 1 + 1 and run["plain_passes"] == 8
+    assert [s["mse"] is None for s in run["by_step"]] == [False, False, True, True]
+    assert [s["branches"] for s in run["by_step"]] == ["cond,uncond"] * 2 + ["cond"] * 2
+    assert (tmp_path / "error_analysis" / "cfg_error_visualization.png").exists()
+
+
+def test_probe_fills_the_gaps_and_is_not_counted(checkpoint: Path, tmp_path: Path) -> None:
+    args = ("generate", "--model", str(checkpoint), *SMALL, "--prompt", "a ball", "--cfg-truncate-steps", "2", "--json")
+    plain = json.loads(wanlab(*args, "--out", str(tmp_path / "a")).stdout)[0]
+    probed = json.loads(wanlab(*args, "--probe", "--out", str(tmp_path / "b")).stdout)[0]
+    assert plain["passes"] == probed["passes"] == 6
+    assert all(s["mse"] is not None for s in probed["by_step"])
+    a, b = (Run(Path(r["files"]["run"])) for r in (plain, probed))
+    assert np.array_equal(a["latent"][...], b["latent"][...])
+
+
+def test_dry_run_counts_by_hand_and_loads_nothing(checkpoint: Path, tmp_path: Path) -> None:
+    done = wanlab("generate", "--model", str(checkpoint), "--size", "32x16", "--frames", "49", "--steps", "20", "--shift", "12",
+                  "--prompt", "a ball", "--cfg-truncate-steps", "5", "--cfg-truncate-high-noise-steps", "3", "--dry-run", "--json", "--out", str(tmp_path / "o"))  # fmt: skip
+    (plan,) = json.loads(done.stdout)
+    assert plan["passes"] == 40 - 8 and plan["plain_passes"] == 40
+    assert [r["expert"] for r in plan["rows"]].count("high") == 13  # sigma = 12u/(1+11u) stays above .875 for 13 of 20
+    assert plan["shape"] == [16, 13, 2, 4]
+    assert not list((tmp_path / "o").glob("*"))
+
+
+def test_one_failure_among_many_is_named_and_exits_3(checkpoint: Path, tmp_path: Path) -> None:
+    first = wanlab(
+        "generate", "--model", str(checkpoint), *SMALL, "--prompt", "a ball", "--seed", "0:2", "--out", str(tmp_path)
+    )
+    broken = Path(first.stdout.splitlines()[0])
+    broken.write_bytes(b"no run file")
+    again = wanlab(
+        "generate", "--model", str(checkpoint), *SMALL, "--prompt", "a ball", "--seed", "0:2", "--out", str(tmp_path)
+    )
+    assert again.returncode == 3
+    assert str(broken.name) in again.stderr and len(again.stdout.splitlines()) == 1
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_stopped_by_a_signal_and_gone_on_with(checkpoint: Path, tmp_path: Path, number: int, code: int) -> None:
+    def start(out: Path) -> list[str]:
+        return [
+            sys.executable,
+            "-m",
+            "wanlab",
+            "generate",
+            "--model",
+            str(checkpoint),
+            "--size",
+            "64x64",
+            "--frames",
+            "17",
+            "--steps",
+            "60",
+            "--prompt",
+            "a ball",
+            "--out",
+            str(out),
+        ]
+
+    out = tmp_path / "run.h5"
+    process = subprocess.Popen(start(out), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    part = tmp_path / "run.h5.part"
+    limit = time.monotonic() + 120
+    while not (part.is_dir() and len(list(part.iterdir())) > 3) and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == code, said
+    assert "goes on" in said and not out.exists() and part.is_dir()
+    done = subprocess.run(start(out), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    whole = subprocess.run(start(tmp_path / "whole.h5"), capture_output=True, text=True)
+    assert whole.returncode == 0
+    with Run(out) as a, Run(tmp_path / "whole.h5") as b:
+        assert a.attrs["resumed_from_step"] > 0 and b.attrs["resumed_from_step"] == 0
+        assert np.array_equal(a["latent"][...], b["latent"][...])
+        assert np.array_equal(a["mse"][...], b["mse"][...], equal_nan=True)
+
+
+def test_inspect_lists_and_verifies(made: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    path = Path(made[1].stdout.splitlines()[0])
+    shown = wanlab("inspect", str(path), "--verify")
+    assert shown.returncode == 0 and "sound" in shown.stdout and "x0_pred" in shown.stdout
+    (whole,) = json.loads(wanlab("inspect", str(path), "--json").stdout)
+    assert {d["name"] for d in whole["data"]} >= {
+        "x_t",
+        "x0_pred",
+        "eps_pred",
+        "velocity",
+        "velocity_cond",
+        "velocity_uncond",
+        "latent",
+        "video",
+    }
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "flipped.h5").write_bytes(data)
+    damaged = wanlab("inspect", str(tmp_path / "flipped.h5"), "--verify")
+    assert damaged.returncode == 1 and "Traceback" not in damaged.stderr + damaged.stdout
+
+
+def test_a_word_never_learned_gets_one_warning(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from wanlab.cli.generate import warn_of_unknown_words
+    from wanlab.spec import RunSpec
+
+    warn_of_unknown_words([RunSpec(prompt="a red elephant moving left"), RunSpec(prompt="a blue elephant")])
+    said = capsys.readouterr().err
+    assert said.count("warning") == 1 and "elephant" in said and "circle" in said
+    warn_of_unknown_words(
+        [
+            RunSpec(prompt="A woman walking in a park"),
+            RunSpec(prompt="a young woman walking in a city at night"),
+            RunSpec(prompt="A beautiful sunset over the ocean"),
+        ]
+    )
+    assert capsys.readouterr().err == ""
+
+
+def test_seeds() -> None:
+    assert parse_seeds(["3", "0:4", "3"]) == [3, 0, 1, 2]
+
+
+def test_numbers_that_are_none_are_null_in_json() -> None:
+    from wanlab.cli.render import finite
+
+    assert finite({"a": [math.nan, math.inf, 1.5], "b": -math.inf}) == {"a": [None, None, 1.5], "b": None}

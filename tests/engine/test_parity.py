@@ -1,0 +1,87 @@
+"""With no policy a run is the computation of `diffusers.WanPipeline`, bit for bit."""
+
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+
+from .helpers import make_spec, passes, relative, sample
+
+SHIFT = 12.0
+SCHEDULERS = {
+    "unipc": lambda config: UniPCMultistepScheduler.from_config(config, flow_shift=SHIFT),
+    "dpm++": lambda config: DPMSolverMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=SHIFT
+    ),
+    "euler": lambda config: FlowMatchEulerDiscreteScheduler(shift=SHIFT),
+}
+
+
+def from_pipeline(pipeline, solver, steps, low, high, negative, seed=3):
+    plain = pipeline.scheduler
+    pipeline.scheduler = SCHEDULERS[solver](plain.config)
+    try:
+        return pipeline(
+            prompt="a red ball moves left", negative_prompt=negative, height=32, width=32, num_frames=17,
+            num_inference_steps=steps, guidance_scale=high, guidance_scale_2=low, output_type="latent",
+            generator=torch.Generator("cpu").manual_seed(seed),
+        ).frames  # fmt: skip
+    finally:
+        pipeline.scheduler = plain
+
+
+@pytest.mark.parametrize("negative", [None, "blurry and blue"])
+@pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (4.0, 4.0), (3.0, 4.0)])
+@pytest.mark.parametrize("steps", [1, 20])
+@pytest.mark.parametrize("solver", list(SCHEDULERS))
+def test_bit_identical_to_wan_pipeline(model, pipeline, checkpoint, solver, steps, low, high, negative):
+    expected = from_pipeline(pipeline, solver, steps, low, high, negative)
+    spec = make_spec(
+        checkpoint, solver=solver, steps=steps, guidance=(low, high), negative_prompt=negative or "", seed=3
+    )
+    records = sample(model, spec)
+    assert torch.equal(records[-1].x_next, expected)
+    assert expected.abs().max() > 0.1 and torch.isfinite(expected).all()
+    assert passes(records) == steps * (1 if high == 1 else 2)
+
+
+def test_the_test_can_fail(model, pipeline, checkpoint):
+    """Another seed, guidance or negative prompt gives other latents."""
+    expected = from_pipeline(pipeline, "unipc", 2, 4.0, 4.0, None)
+    same = {"steps": 2, "seed": 3}
+    assert torch.equal(sample(model, make_spec(checkpoint, **same))[-1].x_next, expected)
+    for change in ({"seed": 4}, {"guidance": (4.0, 4.1)}, {"negative_prompt": "blurry"}, {"prompt": "a blue ball"}):
+        assert not torch.equal(sample(model, make_spec(checkpoint, **(same | change)))[-1].x_next, expected)
+
+
+def test_each_expert_has_its_own_guidance(model, pipeline, checkpoint):
+    """WanPipeline guides neither expert when the high one's scale is 1; here each scale is its expert's own."""
+    records = sample(model, make_spec(checkpoint, guidance=(4.0, 1.0)))
+    by_expert = {e: sum(r.passes for r in records if r.ctx.expert == e) for e in ("high", "low")}
+    assert by_expert == {"high": 13, "low": 14}  # 13 steps alone, 7 steps with both branches
+    records = sample(model, make_spec(checkpoint, guidance=(1.0, 4.0)))
+    assert passes(records) == 13 * 2 + 7
+    # Here the pipeline evaluates u + 1 (c - u) where c alone is the same number, but for rounding.
+    expected = from_pipeline(pipeline, "unipc", 20, 1.0, 4.0, None, seed=0)
+    assert 0 <= relative(records[-1].x_next, expected) < 1e-5
+
+
+def test_batched_guidance_differs_by_rounding_only(model, checkpoint):
+    one, both = (sample(model, make_spec(checkpoint), batched=b) for b in (False, True))
+    assert passes(one) == passes(both) == 40
+    assert relative(both[-1].x_next, one[-1].x_next) < 1e-4
+    assert [r.tokens for r in one] == [r.tokens for r in both] == [40] * 20
+
+
+def test_prompt_is_cleaned_and_padded_as_the_pipeline_does(model, pipeline):
+    for prompt in ("a red ball", "  a &amp;  red\n ball ", "", "a " * 600, "naÃ¯ve ball"):
+        with torch.no_grad():
+            expected, _ = pipeline.encode_prompt(prompt, do_classifier_free_guidance=False, max_sequence_length=512)
+        assert torch.equal(model.encode(prompt), expected)
+    assert not model.encode("a red ball")[0, 4:].any()  # three words and the end mark
+
+
+def test_single_expert(single_checkpoint):
+    from wanlab.engine import models
+
+    records = sample(models.load(str(single_checkpoint)), make_spec(single_checkpoint, steps=3, guidance=(4.0, 1.0)))
+    assert [r.ctx.expert for r in records] == ["single"] * 3 and passes(records) == 6

@@ -1,0 +1,144 @@
+"""An interrupted run goes on as if it had not been: bit for bit, for every solver and every policy with state."""
+
+import os
+import random
+import signal
+import time
+
+import numpy as np
+import pytest
+
+from wanlab.engine import run
+from wanlab.runfile import Run, RunWriter, part_directory, verify
+from wanlab.spec import RecordSpec
+
+from .helpers import make_spec
+
+STEPS = 16
+TIMED = {"seconds"}
+
+
+def spec_for(checkpoint, solver="unipc", policies=(), **changes):
+    given = {"steps": STEPS, "frames": 9, "record": RecordSpec(level="all"), "vae_dtype": "float32"}
+    return make_spec(checkpoint, solver=solver, policies=policies, **(given | changes))
+
+
+def contents(path):
+    with Run(path) as opened:
+        return {name: opened[name][...] for name in opened.data if name not in TIMED}
+
+
+def assert_same(a, b):
+    a, b = contents(a), contents(b)
+    assert a.keys() == b.keys()
+    for name in a:
+        assert np.array_equal(a[name], b[name], equal_nan=a[name].dtype.kind == "f"), name
+
+
+class Stop(Exception):
+    pass
+
+
+def stop_at(step):
+    def progress(now):
+        if now.phase == "sample" and now.step == step:
+            raise Stop
+
+    return progress
+
+
+@pytest.mark.parametrize(
+    ("solver", "policies"),
+    [
+        ("unipc", []),
+        ("dpm++", []),
+        ("euler", []),
+        ("unipc", ["cfg:last=3,high=3,keep=reuse"]),
+        ("dpm++", ["half:complete=renoise,rope=strided", "cfg:last=2,keep=reuse"]),
+        ("unipc", ["paired"]),
+    ],
+)
+def test_interrupted_and_resumed_is_bit_identical(tmp_path, model, loaded, checkpoint, solver, policies):
+    spec = spec_for(checkpoint, solver, policies)
+    whole = run.execute(spec, tmp_path / "whole.h5", loaded=loaded)
+    again = tmp_path / "again.h5"
+    switch = next(k for k, row in enumerate(run.plan(spec).rows) if row.expert == "low")
+    for step in (1, 2, switch - 1, switch, switch + 1, STEPS - 1, STEPS):  # one after another, in one run
+        with pytest.raises(Stop):
+            run.execute(spec, again, loaded=loaded, progress=stop_at(step))
+        assert not again.exists()
+        seen = []
+        assert RunWriter.resume_point(again, run.resolve(spec, model.checkpoint).digest())[0] == step
+    run.execute(spec, again, loaded=loaded, progress=seen.append)
+    assert [p.step for p in seen if p.phase == "sample"] == [STEPS]
+    assert_same(whole, again)
+    assert verify(again) == [] and not part_directory(again).exists()
+
+
+def test_killed_at_random_moments(tmp_path, model, loaded, checkpoint):
+    """SIGKILL at any moment: nothing unreadable, no finished step lost, the same result in the end."""
+    spec = spec_for(checkpoint, "unipc", ["cfg:last=2,keep=reuse"])
+    began = time.perf_counter()
+    whole = run.execute(spec, tmp_path / "whole.h5", loaded=loaded)
+    usual = time.perf_counter() - began
+    digest = run.resolve(spec, model.checkpoint).digest()
+    dice = random.Random(0)
+    kills = 0
+    for trial in range(3):
+        path = tmp_path / f"{trial}.h5"
+        for attempt in range(40):
+            child = os.fork()
+            if not child:
+                try:
+                    run.execute(spec, path, loaded=loaded)
+                finally:
+                    os._exit(0)
+            if attempt < 3:
+                time.sleep(dice.random() * usual)
+                os.kill(child, signal.SIGKILL)
+            _, status = os.waitpid(child, 0)
+            if not os.WIFSIGNALED(status):
+                break
+            kills += 1
+            if not path.exists():
+                shards = len(list(part_directory(path).glob("step-*.wls")))
+                left = RunWriter.resume_point(path, digest)
+                # a shard and the state to go on from it are two files: at most the newest batch's state is behind
+                assert left is None or left[0] <= shards
+        assert verify(path) == []
+        assert_same(whole, path)
+    assert kills >= 3
+
+
+def test_complete_runs_are_left_alone(tmp_path, loaded, checkpoint):
+    spec = spec_for(checkpoint, steps=2, record=RecordSpec())
+    path = run.execute(spec, tmp_path / "a.h5", loaded=loaded)
+    stamp = path.stat().st_mtime_ns
+    path.with_suffix(".mp4").unlink()
+    seen = []
+    run.execute(spec, path, loaded=loaded, progress=seen.append)
+    assert path.stat().st_mtime_ns == stamp and not seen
+    assert path.with_suffix(".mp4").exists()  # made again from the frames in the run file
+    run.execute(spec, path, loaded=loaded, force=True)
+    assert path.stat().st_mtime_ns != stamp
+    more = spec_for(checkpoint, steps=2, record=RecordSpec(level="latents"))
+    run.execute(more, path, loaded=loaded)  # more to record: it must be computed again
+    with Run(path) as opened:
+        assert "x_t" in opened.data
+
+
+def test_other_record_settings_or_weights_start_again(tmp_path, loaded, checkpoint, monkeypatch):
+    path = tmp_path / "a.h5"
+    spec = spec_for(checkpoint, steps=4, policies=["cfg:last=2"], record=RecordSpec())
+    with pytest.raises(Stop):
+        run.execute(spec, path, loaded=loaded, progress=stop_at(3))
+    probing = spec_for(checkpoint, steps=4, policies=["cfg:last=2"], record=RecordSpec(probe=True))
+    seen = []
+    run.execute(probing, path, loaded=loaded, progress=seen.append)
+    assert [p.step for p in seen if p.phase == "sample"] == [0, 1, 2, 3, 4]
+    with pytest.raises(Stop):
+        run.execute(spec, tmp_path / "b.h5", loaded=loaded, progress=stop_at(3))
+    monkeypatch.setattr(run, "fingerprint", lambda found: "other weights")
+    seen.clear()
+    run.execute(spec, tmp_path / "b.h5", loaded=loaded, progress=seen.append)
+    assert next(p.step for p in seen if p.phase == "sample") == 0

@@ -1,0 +1,124 @@
+"""The training program's own mathematics, on the CPU: the fast forms equal the plain ones, and a stage resumes."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from training import fast_vae, models, render, train
+from wanlab.embedded import world
+from wanlab.engine import vae as wan_vae
+
+SMALL_VAE = models.VAE | {"base_dim": 8, "decoder_base_dim": 16}
+
+
+@pytest.fixture(scope="module")
+def vae() -> torch.nn.Module:
+    from diffusers import AutoencoderKLWan
+
+    torch.manual_seed(0)
+    made = AutoencoderKLWan(**SMALL_VAE).eval()
+    for p in made.parameters():  # norms and biases away from their neutral start
+        p.data += 0.05 * torch.randn_like(p)
+    return made
+
+
+@pytest.mark.parametrize("frames", [1, 5, 17])
+@torch.no_grad()
+def test_one_pass_equals_diffusers_chunks(vae: torch.nn.Module, frames: int) -> None:
+    x = torch.rand(2, 3, frames, 32, 48) * 2 - 1
+    published = vae.encode(x).latent_dist
+    want = torch.cat([published.mean, published.parameters.chunk(2, dim=1)[1]], dim=1)
+    z = published.mean
+    video = vae.decode(z).sample
+    for form in (wan_vae, fast_vae):
+        torch.testing.assert_close(form.encode_moments(vae, x), want, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(form.decode_raw(vae, z).clamp(-1, 1), video, atol=2e-5, rtol=1e-4)
+
+
+@torch.no_grad()
+def test_short_text_equals_512_positions() -> None:
+    torch.manual_seed(0)
+    model, encoder = models.transformer(num_layers=2), models.text_encoder()
+    for p in model.parameters():
+        p.data += 0.02 * torch.randn_like(p)
+    words = models.tokenizer()(
+        ["a red ball", "a big blue star moving left on a black background", ""], padding="max_length", max_length=40
+    )
+    ids = torch.tensor(words.input_ids)
+    x, t = torch.randn(3, 16, 3, 10, 18), torch.tensor([900.0, 300.0, 20.0])
+    want = model(x, t, models.embed(encoder, ids), return_dict=False)[0]
+    short = models.ShortText()
+    short.install(model)
+    torch.testing.assert_close(model(x, t, short.embed(encoder, ids), return_dict=False)[0], want, atol=1e-5, rtol=1e-4)
+
+
+def test_tokenizer_reads_words_whatever_their_case() -> None:
+    t = models.tokenizer()
+    assert t("A RED ball, moving left.").input_ids == t("a red ball moving left").input_ids
+    assert t("").input_ids == [models.EOS]
+    assert t("a chartreuse ball").input_ids[1] == models.UNK
+    assert all(models.UNK not in t(w).input_ids for w in world.vocabulary())
+
+
+@pytest.mark.parametrize(
+    ("part", "low", "high"), [("base", 0, 1), ("high", models.BOUNDARY, 1), ("low", 0, models.BOUNDARY)]
+)
+def test_each_part_sees_its_own_noise_levels(part: str, low: float, high: float) -> None:
+    torch.manual_seed(0)
+    sigma = train.noise_levels(part, 20_000, torch.device("cpu"))
+    assert low - 1e-6 <= float(sigma.min()) < low + 0.02
+    assert high - 0.02 < float(sigma.max()) <= high + 1e-6
+
+
+def test_shift_by_hand() -> None:
+    # 12 * 0.5 / (1 + 11 * 0.5) = 6 / 6.5
+    assert float(train.shifted(torch.tensor(0.5), 12.0)) == pytest.approx(6 / 6.5)
+
+
+class Line(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = torch.nn.Parameter(torch.zeros(3))
+
+
+def test_a_stopped_stage_goes_on_to_the_same_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = torch.tensor([1.0, -2.0, 0.5])
+    ticks = itertools.count()
+    monkeypatch.setattr(train.time, "monotonic", lambda: next(ticks))  # a second a look at the clock
+
+    def finish(folder: Path, seconds: float) -> tuple[torch.Tensor, int]:
+        folder.mkdir()
+        for calls in itertools.count(1):
+            line = Line()
+            stage = train.Stage("line", line, 40, 0.1, folder, warmup=5)
+
+            def loss_of(step: int, line: Line = line) -> dict[str, torch.Tensor]:
+                noise = torch.from_numpy(np.random.default_rng(step).normal(size=3)).float()
+                return {"loss": (line.w - target + 0.1 * noise).square().sum()}
+
+            if stage.run(loss_of, next(ticks) + seconds):
+                return line.w.detach(), calls
+        raise AssertionError
+
+    whole, once = finish(tmp_path / "whole", 1e9)
+    pieces, often = finish(tmp_path / "pieces", 9)
+    assert once == 1 and often >= 4
+    assert torch.equal(pieces, whole)
+    assert torch.allclose(whole, target, atol=0.4)
+
+
+def test_rendered_clips_wrap_round_and_keep_their_area() -> None:
+    thing = world.Thing(shape="square", colour="red", size="medium", motion="right", speed="fast")
+    scene = world.Scene(things=(thing,), background="black")
+    rows = render.place_all([scene], 0, *world.NATIVE_SIZE)
+    video = render.draw(rows, *world.NATIVE_SIZE, 121)[0]
+    red = (video[0] - world.BACKGROUNDS["black"][0][1][0]) / (
+        world.COLOURS["red"][0] - world.BACKGROUNDS["black"][0][1][0]
+    )
+    area = red.sum((1, 2))  # every shape of a size has the area of a circle of its radius
+    assert torch.allclose(area, torch.full_like(area, np.pi * world.SIZES["medium"] ** 2), rtol=0.02)

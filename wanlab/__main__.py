@@ -1,0 +1,5 @@
+"""`python -m wanlab`."""
+
+from wanlab.cli.app import main
+
+main()

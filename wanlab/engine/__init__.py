@@ -1,0 +1,1 @@
+"""The sampling engine. torch and diffusers live here only."""

@@ -1,0 +1,41 @@
+"""The latents themselves, in the length that the step worked on (the field `frames` says which frames those are)."""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+
+from wanlab.engine.types import COND, UNCOND, Observer, StepRecord
+from wanlab.runfile import Field
+from wanlab.spec import RecordSpec
+
+DIMS = ("channel", "latent_frame", "latent_height", "latent_width")
+_DOCS = {
+    "x_t": "latents that the step began with",
+    "x0_pred": "x_t - sigma velocity: the clean latents predicted, before the solver stepped",
+    "eps_pred": "x_t + (1 - sigma) velocity: the noise predicted",
+    "velocity": "guided velocity that the solver was given",
+    "velocity_cond": "conditional branch's velocity",
+    "velocity_uncond": "unconditional branch's velocity",
+}
+
+
+class Latents(Observer):
+    """x_t; at level "all" also predictions and branches. Every `record.every` steps, and at the last."""
+
+    def __init__(self, record: RecordSpec, total: int) -> None:
+        names = list(_DOCS) if record.level == "all" else ["x_t"]
+        self.fields = tuple(Field(n, DIMS, record.dtype, "1", _DOCS[n]) for n in names)
+        self._names, self._every, self._last = names, record.every, total - 1
+
+    def observe(self, record: StepRecord) -> dict[str, np.ndarray]:
+        if record.ctx.index % self._every and record.ctx.index != self._last:
+            return {}
+        branches = {**record.probes, **record.predictions}
+        have: dict[str, Tensor | None] = {
+            "x_t": record.x_t, "x0_pred": record.x0_pred, "velocity": record.velocity,
+            "velocity_cond": branches.get(COND), "velocity_uncond": branches.get(UNCOND),
+        }  # fmt: skip
+        if "eps_pred" in self._names:
+            have["eps_pred"] = record.eps_pred
+        return {n: v[0].float().cpu().numpy() for n in self._names if (v := have[n]) is not None}

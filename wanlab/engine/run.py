@@ -1,0 +1,399 @@
+"""From a RunSpec to a run file: check, load, encode, sample, decode, write, and go on where a run was interrupted."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wanlab.engine import models, observers, policies, vae
+from wanlab.engine.loop import denoise
+from wanlab.engine.models import Checkpoint, Denoiser, Model
+from wanlab.engine.plan import Plan, make_env
+from wanlab.engine.plan import plan as make_full_plan
+from wanlab.engine.solvers import Solver, default_shift
+from wanlab.engine.types import BOTH, COND, UNCOND, Call, Env, Observer, Session, State
+from wanlab.engine.video import write_gif, write_mp4
+from wanlab.errors import UsageError, WanlabError
+from wanlab.runfile import Field, Run, RunWriter, completed
+from wanlab.spec import RunSpec
+
+FPS = 16  # Wan's native rate
+
+LATENT = Field(
+    "latent", ("channel", "latent_frame", "latent_height", "latent_width"), "float32", "1", "final latents, normalised"
+)
+VIDEO = Field("video", ("frame", "height", "width", "rgb"), "uint8", "1", "the frames, 0 to 255")
+VIDEO_FLOAT = Field("video_float", VIDEO.dims, "float32", "1", "the frames before rounding, 0 to 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run is. `phase`: load, encode, warm-up, sample, decode, write."""
+
+    phase: str
+    step: int = 0
+    """Finished steps, in phase "sample"."""
+    total: int = 0
+    seconds: float = 0.0
+    """Time of the last step, in phase "sample"."""
+    memory: int = 0
+    """Peak bytes on the GPU so far, 0 on the CPU."""
+    durable: int = 0
+    """Steps that are safely on the disk: an interrupted run goes on after these."""
+
+
+def resolve(spec: RunSpec, found: Checkpoint) -> RunSpec:
+    """The spec with everything named: device, dtypes and shift. Raises UsageError for a device that is not there."""
+    device = spec.device
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and (
+        not torch.cuda.is_available() or int(device.partition(":")[2] or 0) >= torch.cuda.device_count()
+    ):
+        raise UsageError(f"there is no device {device}", "use --device cpu or auto")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise UsageError("there is no device mps", "use --device cpu or auto")
+    cpu = device == "cpu"
+    return dataclasses.replace(
+        spec,
+        device=device,
+        dtype=spec.dtype if spec.dtype != "auto" else "float32" if cpu else "bfloat16",
+        vae_dtype=spec.vae_dtype if spec.vae_dtype != "auto" else "bfloat16" if cpu else "float32",
+        shift=spec.shift if spec.shift is not None else default_shift(found.scheduler),
+    )
+
+
+def plan(spec: RunSpec) -> Plan:
+    """What a run of `spec` would do and cost, from configurations only. Raises as the run itself would."""
+    found = models.describe(spec.model, spec.revision)
+    return make_full_plan(resolve(spec, found), found)
+
+
+class Models:
+    """The model loaded last, kept for the runs that follow with the same one."""
+
+    def __init__(self) -> None:
+        self._key: tuple[str, ...] = ()
+        self._model: Model | None = None
+
+    def load(self, spec: RunSpec, found: Checkpoint) -> Model:
+        """The model of a resolved spec, loaded unless it was the last one."""
+        key = (str(found.path), fingerprint(found), spec.device, spec.dtype, spec.vae_dtype)
+        if self._model is None or key != self._key:
+            self._model = None  # let go of the old one first: two may not fit
+            self._model = models.load(found, spec.device, models.DTYPES[spec.dtype], models.DTYPES[spec.vae_dtype])
+            self._key = key
+        return self._model
+
+
+def execute(
+    spec: RunSpec,
+    out: str | os.PathLike[str],
+    *,
+    progress: Callable[[Progress], None] = lambda _: None,
+    loaded: Models | None = None,
+    force: bool = False,
+    gif: bool = False,
+) -> Path:
+    """Run `spec` into the run file `out` (and `out`'s .mp4, and .gif), going on with what an earlier run left there.
+
+    loaded keeps the model for the next run
+    force  compute again what is already complete, and discard another unfinished run in its place
+
+    A run that is complete, with the same record settings, is left as it is. Raises UsageError for what cannot be
+    done, before anything is loaded, and WanlabError.
+    """
+    out = Path(out)
+    check_output(out)
+    found = models.describe(spec.model, spec.revision)
+    spec = resolve(spec, found)
+    full_plan = make_full_plan(spec, found)
+    if not force and out.exists() and _is_done(out, spec):
+        _write_videos(out, None, gif)
+        return out
+    timing: dict[str, float] = {}
+    peak = _reset_peak(spec.device)
+    with _out_of_memory():
+        progress(Progress(phase="load", total=spec.steps))
+        with _timed(timing, "load"):
+            model = (loaded or Models()).load(spec, found)
+        return _run(spec, out, model, full_plan, timing, progress, force, gif, peak)
+
+
+def _run(
+    spec: RunSpec,
+    out: Path,
+    model: Model,
+    full_plan: Plan,
+    timing: dict[str, float],
+    progress: Callable[[Progress], None],
+    force: bool,
+    gif: bool,
+    peak: Callable[[], int],
+) -> Path:
+    device = model.device
+    solver = Solver(spec.solver, spec.schedule, spec.steps, float(spec.shift or 0), model.checkpoint.scheduler, device)
+    env = make_env(spec, model.checkpoint, solver)
+    sessions = policies.begin(spec.policies, env)
+    watching = observers.begin(spec.record, env.total)
+    fields = [f for o in watching for f in o.fields]
+
+    progress(Progress(phase="encode", total=spec.steps))
+    with _timed(timing, "encode"):
+        needed = {b for row in full_plan.rows for b in row.branches} | (set(BOTH) if spec.record.probe else set())
+        texts = {COND: spec.prompt, UNCOND: spec.negative_prompt}
+        embeds = {b: model.encode(texts[b]) for b in BOTH if b in needed}
+        given = {b: model.tokens_in(texts[b]) for b in embeds}
+    denoiser = Denoiser(model, embeds)
+
+    x = initial_noise(spec.seed, env, device)
+    for session in sessions:
+        x = session.initial(x)
+
+    identity = {"record": dataclasses.asdict(spec.record), "weights": fingerprint(model.checkpoint)}
+    start, x0_pred = 0, None
+    if not force and (left := RunWriter.resume_point(out, spec.digest(), fields)) is not None:
+        saved = unpack(left[1], device)
+        if saved.pop("identity", None) == identity:
+            start, x, x0_pred = left[0], saved.pop("x"), saved.pop("x0_pred")
+            restore(saved, solver, sessions, watching)
+
+    attrs = _attrs(spec, model, embeds, given)
+    with RunWriter(
+        out, spec_json=spec.to_json(), digest=spec.digest(), attrs=attrs, fields=fields, start=start, force=force
+    ) as writer:
+        if device.type != "cpu" and start < env.total:
+            progress(Progress(phase="warm-up", total=env.total))
+            with _timed(timing, "warm-up"):
+                _warm_up(denoiser, full_plan, env, start, device)
+        progress(Progress(phase="sample", step=start, total=env.total, memory=peak()))
+        began = time.perf_counter()
+        steps = denoise(
+            x, env, solver, denoiser, sessions, start=start, x0_pred=x0_pred, batched=spec.batch_cfg,
+            probe=spec.record.probe,
+        )  # fmt: skip
+        for record in steps:
+            values: dict[str, Any] = {}
+            for observer in watching:
+                values |= observer.observe(record)
+            x, x0_pred = record.x_next, record.x0_pred
+            state = save(solver, sessions, watching) | {"x": x, "x0_pred": x0_pred, "identity": identity}
+            writer.step(record.ctx.index, values, pack(state))
+            name = f"sample {record.ctx.expert}"
+            timing[name] = timing.get(name, 0.0) + record.seconds
+            done = record.ctx.index + 1
+            progress(
+                Progress(
+                    phase="sample",
+                    step=done,
+                    total=env.total,
+                    seconds=record.seconds,
+                    memory=peak(),
+                    durable=writer.durable,
+                )
+            )
+        sampling = time.perf_counter() - began
+        timing["recording"] = sampling - sum(v for k, v in timing.items() if k.startswith("sample "))
+
+        progress(Progress(phase="decode", step=env.total, total=env.total, memory=peak()))
+        with _timed(timing, "decode"):
+            frames = decode(model, x)
+        if not np.isfinite(frames).all():
+            raise WanlabError("the video has values that are no numbers", "use --dtype or --vae-dtype float32")
+        progress(Progress(phase="write", step=env.total, total=env.total, memory=peak()))
+        pixels = (frames * 255).round().astype(np.uint8)
+        with _timed(timing, "write"):
+            _write_videos(out, pixels, gif)
+        final: dict[Field, Any] = {LATENT: x[0].float().cpu().numpy(), VIDEO: pixels}
+        if spec.record.video == "float32":
+            final[VIDEO_FLOAT] = frames
+        return writer.finish(
+            final,
+            {
+                "timing_seconds": {k: round(v, 6) for k, v in timing.items()},
+                "resumed_from_step": start,
+                "peak_memory_bytes": peak(),
+                "predicted": full_plan.totals(),
+            },
+        )
+
+
+def initial_noise(seed: int, env: Env, device: torch.device) -> Tensor:
+    """Full-length noise [1,C,F,H,W] float32: the first draw of one CPU generator, so the same on every device."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return torch.randn((1, *env.shape), generator=generator, dtype=torch.float32).to(device)
+
+
+def decode(model: Model, latents: Tensor) -> np.ndarray:
+    """Frames [T,H,W,3] float32 in [0,1] of latents [1,C,F,H,W]."""
+    video = vae.decode(model.vae, latents)[0]
+    frames: np.ndarray = (video.float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 3, 0).contiguous().cpu().numpy()
+    return frames
+
+
+# --- interrupting and going on ---------------------------------------------------------------------------------------
+
+
+def save(solver: Solver, sessions: Sequence[Session], watching: Sequence[Observer]) -> State:
+    """The states of all that carries anything from step to step, under flat names."""
+    parts = {"solver": solver, **_numbered("session", sessions), **_numbered("observer", watching)}
+    return {f"{name}/{key}": value for name, part in parts.items() for key, value in part.state().items()}
+
+
+def restore(saved: State, solver: Solver, sessions: Sequence[Session], watching: Sequence[Observer]) -> None:
+    """Give back what `save` took."""
+    parts = {"solver": solver, **_numbered("session", sessions), **_numbered("observer", watching)}
+    for name, part in parts.items():
+        own = {k.partition("/")[2]: v for k, v in saved.items() if k.partition("/")[0] == name}
+        if own:
+            part.restore(own)
+
+
+def _numbered(kind: str, parts: Sequence[Any]) -> dict[str, Any]:
+    return {f"{kind}{i}": part for i, part in enumerate(parts)}
+
+
+def pack(state: State) -> dict[str, Any]:
+    """Tensors as numpy arrays of their bytes (numpy knows no bfloat16), with dtypes and shapes beside them."""
+    packed: dict[str, Any] = {}
+    kinds: dict[str, Any] = {}
+    for name, value in state.items():
+        if isinstance(value, Tensor):
+            kinds[name] = [str(value.dtype).removeprefix("torch."), list(value.shape), value.device.type]
+            packed[name] = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+        else:
+            packed[name] = value
+    return {**packed, "tensors": kinds}
+
+
+def unpack(packed: dict[str, Any], device: torch.device) -> State:
+    """What `pack` was given, tensors where they were."""
+    state = dict(packed)
+    for name, (dtype, shape, place) in state.pop("tensors").items():
+        flat = torch.from_numpy(np.array(state[name])).view(getattr(torch, dtype)).reshape(shape)
+        state[name] = flat if place == "cpu" else flat.to(device)
+    return state
+
+
+def fingerprint(found: Checkpoint) -> str:
+    """Changes when a checkpoint's files are replaced: their names, sizes and times."""
+    listed = [
+        (str(p.relative_to(found.path)), p.stat().st_size, p.stat().st_mtime_ns)
+        for p in sorted(found.path.rglob("*.safetensors"))
+    ]
+    return hashlib.sha256(repr((found.revision, listed)).encode()).hexdigest()
+
+
+def _is_done(out: Path, spec: RunSpec) -> bool:
+    if not completed(out, spec.digest()):
+        return False
+    with Run(out) as run:
+        return run.spec.record == spec.record
+
+
+# --- files, timing, memory -------------------------------------------------------------------------------------------
+
+
+def check_output(out: Path) -> None:
+    """Raise UsageError unless the run file can be written there."""
+    if out.suffix != ".h5":
+        raise UsageError(f"the run file {out} does not end in .h5", f"use {out.name}.h5")
+    if out.is_dir():
+        raise UsageError(f"{out} is a directory", "name a file in it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot write to {out.parent}: {error.strerror}", "choose another --out") from error
+    if not os.access(out.parent, os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write to {out.parent}", "choose another --out")
+
+
+def _write_videos(out: Path, pixels: np.ndarray | None, gif: bool) -> None:
+    """The .mp4 (and .gif) beside the run file; without pixels, those of a finished run that are not there."""
+    wanted = [(out.with_suffix(".mp4"), write_mp4)] + ([(out.with_suffix(".gif"), write_gif)] if gif else [])
+    if pixels is None:
+        wanted = [(path, write) for path, write in wanted if not path.exists()]
+        if not wanted:
+            return
+        with Run(out) as run:
+            pixels = np.asarray(run["video"][...])
+    for path, write in wanted:
+        write(path, pixels, FPS)
+
+
+def _attrs(spec: RunSpec, model: Model, embeds: dict[str, Tensor], given: dict[str, int]) -> dict[str, Any]:
+    packages = ("wanlab", "torch", "diffusers", "transformers", "ftfy", "numpy", "h5py")
+    versions = {}
+    for name in packages:
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    device = platform.processor() or platform.machine()
+    if model.device.type == "cuda":
+        device = torch.cuda.get_device_name(model.device)
+    return {
+        "versions": versions,
+        "python": platform.python_version(),
+        "device_name": device,
+        "threads": torch.get_num_threads(),
+        "weights_fingerprint": fingerprint(model.checkpoint),
+        "prompt_embeds_sha256": {
+            branch: hashlib.sha256(e.float().cpu().numpy().tobytes()).hexdigest() for branch, e in embeds.items()
+        },
+        "prompt_tokens": given,
+        "scheduler": {k: v for k, v in model.checkpoint.scheduler.items() if isinstance(v, str | int | float | bool)},
+        "boundary": model.checkpoint.boundary if model.checkpoint.boundary is not None else "none",
+        "fps": FPS,
+        "shift": float(spec.shift or 0),
+    }
+
+
+@torch.no_grad()
+def _warm_up(denoiser: Denoiser, full_plan: Plan, env: Env, start: int, device: torch.device) -> None:
+    """A forward of each expert, length and batch to come, so that no step's time holds one-off work."""
+    seen: set[tuple[str, int, int]] = set()
+    for ctx, row in zip(env.steps[start:], full_plan.rows[start:], strict=True):
+        group = row.branches if full_plan.spec.batch_cfg else row.branches[:1]
+        key = (ctx.expert, row.frames, len(group))
+        if key not in seen:
+            seen.add(key)
+            like = torch.zeros((1, env.shape[0], row.frames, *env.shape[2:]), device=device)
+            denoiser(Call(ctx=ctx, branches=group, x=like))
+
+
+@contextmanager
+def _timed(timing: dict[str, float], phase: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    timing[phase] = time.perf_counter() - began
+
+
+def _reset_peak(device: str) -> Callable[[], int]:
+    if not device.startswith("cuda"):
+        return lambda: 0
+    torch.cuda.reset_peak_memory_stats(device)
+    return lambda: torch.cuda.max_memory_allocated(device)
+
+
+@contextmanager
+def _out_of_memory() -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise WanlabError(
+            "out of memory on the device", "use fewer frames, a smaller size, --dtype bfloat16, or --device cpu"
+        ) from error
