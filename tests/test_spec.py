@@ -111,6 +111,16 @@ def test_bad_record(record, says):
         RecordSpec(**record)
 
 
+def test_covers():
+    everything = RecordSpec(level="all", video="float32", probe=True)
+    for change in ({}, {"level": "latents"}, {"level": "all", "every": 5}, {"level": "metrics", "dtype": "float16"}):
+        assert everything.covers(RecordSpec(**change))
+    assert not RecordSpec().covers(RecordSpec(level="latents"))
+    assert not RecordSpec(level="all", every=2).covers(RecordSpec(level="all"))
+    assert not RecordSpec(level="all").covers(RecordSpec(level="all", dtype="float16"))
+    assert not RecordSpec().covers(RecordSpec(probe=True)) and not RecordSpec().covers(RecordSpec(video="float32"))
+
+
 def test_policy_parse():
     spec = PolicySpec.parse("cfg:last=5, keep=cond,scale=1.5,flag=true")
     assert spec.name == "cfg" and spec.options == {"last": 5, "keep": "cond", "scale": 1.5, "flag": True}

@@ -59,6 +59,15 @@ class RecordSpec:
         _whole("--record-every", self.every, 1, MAX_STEPS)
         _flag("--probe", self.probe)
 
+    def covers(self, other: RecordSpec) -> bool:
+        """Whether a run recorded like this holds everything that one recorded like `other` would."""
+        latents = other.level == "metrics" or (
+            LEVELS.index(self.level) >= LEVELS.index(other.level)
+            and self.dtype == other.dtype
+            and self.every in (1, other.every)
+        )
+        return latents and VIDEOS.index(self.video) >= VIDEOS.index(other.video) and self.probe >= other.probe
+
 
 @dataclass(frozen=True)
 class PolicySpec:

@@ -17,7 +17,9 @@ PROMPT = ("--prompt", "a red ball moving left")
 
 
 @pytest.fixture
-def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Refused:
+def refused(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, checkpoint: Path
+) -> Refused:
     """Run `wanlab generate ARGS` and return the one line that it refuses them with."""
 
     def loads(*_: object, **__: object) -> None:
@@ -28,6 +30,7 @@ def refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
 
         monkeypatch.setattr(models, "load", loads)
         given = args if "--out" in args else (*args, "--out", str(tmp_path / "out"))
+        given = given if "--model" in given else (*given, "--model", str(checkpoint))
         with pytest.raises(SystemExit) as stop:
             main(["generate", *given])
         said = capsys.readouterr()

@@ -143,3 +143,31 @@ def test_sizes_the_model_cannot_make(checkpoint):
         found.latent_shape(1, 16 * 65, 32)
     with pytest.raises(UsageError, match="use 32 or 48"):
         found.latent_shape(1, 40, 32)
+
+
+def test_the_hub(monkeypatch, checkpoint):
+    """What the hub says is said in one line; what it sends is read like a directory."""
+    import huggingface_hub
+    from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError
+
+    def answers(with_what):
+        def download(name, revision=None, allow_patterns=()):
+            asked.append((name, revision, tuple(allow_patterns)))
+            if isinstance(with_what, Exception):
+                raise with_what
+            return str(with_what)
+
+        monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+
+    asked = []
+    answers(checkpoint)
+    found = models.describe("owner/name", "v1")
+    assert asked == [("owner/name", "v1", ("*.json", "*/*.json"))] and found.boundary == 0.875 and not found.local
+    assert set(models.load(found).experts) == {"high", "low"}
+    assert any("safetensors" in pattern for pattern in asked[-1][2])
+    answers(RepositoryNotFoundError.__new__(RepositoryNotFoundError))  # made without a response to show
+    with pytest.raises(UsageError, match="no model owner/name"):
+        models.describe("owner/name")
+    answers(LocalEntryNotFoundError("offline"))
+    with pytest.raises(WanlabError, match="check the network"):
+        models.describe("owner/name")

@@ -2,7 +2,12 @@
 
 import pytest
 import torch
-from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
+from diffusers import (
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    UniPCMultistepScheduler,
+    WanPipeline,
+)
 
 from .helpers import make_spec, passes, relative, sample
 
@@ -80,8 +85,25 @@ def test_prompt_is_cleaned_and_padded_as_the_pipeline_does(model, pipeline):
     assert not model.encode("a red ball")[0, 4:].any()  # three words and the end mark
 
 
-def test_single_expert(single_checkpoint):
+@pytest.mark.parametrize("solver", list(SCHEDULERS))
+def test_single_expert(single_checkpoint, solver):
+    """A model of one expert takes the first scale."""
     from wanlab.engine import models
 
-    records = sample(models.load(str(single_checkpoint)), make_spec(single_checkpoint, steps=3, guidance=(4.0, 1.0)))
+    spec = make_spec(single_checkpoint, steps=3, guidance=(4.0, 1.0), solver=solver, shift=SHIFT, seed=3)
+    records = sample(models.load(str(single_checkpoint)), spec)
     assert [r.ctx.expert for r in records] == ["single"] * 3 and passes(records) == 6
+    pipeline = WanPipeline.from_pretrained(single_checkpoint, torch_dtype=torch.float32)
+    pipeline.set_progress_bar_config(disable=True)
+    assert torch.equal(records[-1].x_next, from_pipeline(pipeline, solver, 3, None, 4.0, None))
+
+
+@pytest.mark.parametrize("solver", list(SCHEDULERS))
+def test_bfloat16_is_the_pipelines_too(checkpoint, solver):
+    from wanlab.engine import models
+
+    pipeline = WanPipeline.from_pretrained(checkpoint, torch_dtype=torch.bfloat16)
+    pipeline.set_progress_bar_config(disable=True)
+    spec = make_spec(checkpoint, steps=4, solver=solver, seed=3, dtype="bfloat16")
+    records = sample(models.load(str(checkpoint), dtype=torch.bfloat16), spec)
+    assert torch.equal(records[-1].x_next, from_pipeline(pipeline, solver, 4, 4.0, 4.0, None))

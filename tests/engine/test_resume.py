@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 
 from wanlab.engine import run
+from wanlab.errors import UsageError
 from wanlab.runfile import Run, RunWriter, part_directory, verify
 from wanlab.spec import RecordSpec
 
@@ -75,39 +77,46 @@ def test_interrupted_and_resumed_is_bit_identical(tmp_path, model, loaded, check
     assert verify(again) == [] and not part_directory(again).exists()
 
 
-def test_killed_at_random_moments(tmp_path, model, loaded, checkpoint):
+@pytest.mark.parametrize("kills", [6, pytest.param(200, marks=pytest.mark.slow)])
+def test_killed_at_random_moments(tmp_path, model, loaded, checkpoint, kills):
     """SIGKILL at any moment: nothing unreadable, no finished step lost, the same result in the end."""
     spec = spec_for(checkpoint, "unipc", ["cfg:last=2,keep=reuse"])
+    run.execute(spec, tmp_path / "first.h5", loaded=loaded)  # what is slow only once
     began = time.perf_counter()
     whole = run.execute(spec, tmp_path / "whole.h5", loaded=loaded)
     usual = time.perf_counter() - began
     digest = run.resolve(spec, model.checkpoint).digest()
     dice = random.Random(0)
-    kills = 0
-    for trial in range(3):
+    killed = trial = 0
+    went_on_from = set()
+    while killed < kills:
+        trial += 1
         path = tmp_path / f"{trial}.h5"
-        for attempt in range(40):
+        for attempt in range(4):
             child = os.fork()
             if not child:
                 try:
                     run.execute(spec, path, loaded=loaded)
                 finally:
                     os._exit(0)
-            if attempt < 3:
+            if attempt < 3 and killed < kills:
                 time.sleep(dice.random() * usual)
                 os.kill(child, signal.SIGKILL)
             _, status = os.waitpid(child, 0)
             if not os.WIFSIGNALED(status):
                 break
-            kills += 1
+            killed += 1
             if not path.exists():
                 shards = len(list(part_directory(path).glob("step-*.wls")))
                 left = RunWriter.resume_point(path, digest)
-                # a shard and the state to go on from it are two files: at most the newest batch's state is behind
-                assert left is None or left[0] <= shards
+                # The state follows the shards of its batch of at most five: killed between, those are sampled again.
+                assert shards - (0 if left is None else left[0]) in range(6)
+                went_on_from.add(0 if left is None else left[0])
         assert verify(path) == []
         assert_same(whole, path)
-    assert kills >= 3
+        path.unlink()
+    print(f"killed {killed} times in {trial} runs, went on from steps {sorted(went_on_from)}")
+    assert len(went_on_from) > 1
 
 
 def test_complete_runs_are_left_alone(tmp_path, loaded, checkpoint):
@@ -125,6 +134,27 @@ def test_complete_runs_are_left_alone(tmp_path, loaded, checkpoint):
     run.execute(more, path, loaded=loaded)  # more to record: it must be computed again
     with Run(path) as opened:
         assert "x_t" in opened.data
+    stamp = path.stat().st_mtime_ns
+    run.execute(spec, path, loaded=loaded)  # less to record is there already
+    assert path.stat().st_mtime_ns == stamp
+    with pytest.raises(UsageError, match="another specification"):
+        run.execute(spec_for(checkpoint, steps=2, seed=1), path, loaded=loaded)
+    assert path.stat().st_mtime_ns == stamp
+    run.execute(spec_for(checkpoint, steps=2, seed=1), path, loaded=loaded, force=True)
+    assert path.stat().st_mtime_ns != stamp
+
+
+def test_fingerprint_is_of_the_weights(tmp_path, checkpoint):
+    from wanlab.engine import models
+
+    copied = shutil.copytree(checkpoint, tmp_path / "copy", copy_function=shutil.copyfile)  # new times
+    before = run.fingerprint(models.describe(str(checkpoint)))
+    assert run.fingerprint(models.describe(str(copied))) == before
+    weights = copied / "transformer_2" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    assert run.fingerprint(models.describe(str(copied))) != before
 
 
 def test_other_record_settings_or_weights_start_again(tmp_path, loaded, checkpoint, monkeypatch):

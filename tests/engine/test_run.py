@@ -40,6 +40,8 @@ def test_result_and_files(tmp_path, model, loaded, checkpoint):
     assert Image.open(tmp_path / "r.gif").n_frames > 1
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.gif", "r.h5", "r.mp4"]
     assert RunSpec.from_json(opened.spec_json) == run.resolve(spec, model.checkpoint)
+    assert "steps" not in opened.attrs["defaulted"] and {"seed", "solver", "dtype"} <= set(opened.attrs["defaulted"])
+    assert opened.attrs["asked"] == {"dtype": "auto", "shift": None}
     for name in ("versions", "device_name", "timing_seconds", "prompt_embeds_sha256", "predicted", "scheduler"):
         assert name in opened.attrs
     assert opened.attrs["prompt_tokens"] == {"cond": 6, "uncond": 1}
@@ -219,3 +221,24 @@ def test_models_are_loaded_once_and_only_when_needed(tmp_path, checkpoint, singl
     ]:
         run.execute(spec, tmp_path / f"{name}.h5", loaded=kept)
     assert seen == [str(checkpoint), str(single_checkpoint)]
+
+
+def test_warm_up_runs_each_kind_of_forward_once(model, checkpoint):
+    """Of two experts, of which the first works at two lengths: a forward each, and one for the single branch at the end."""
+    from wanlab.engine.plan import make_env
+    from wanlab.engine.solvers import Solver
+
+    planned = run.plan(make_spec(checkpoint, policies=["half:switch=5", "cfg:last=2"], batch_cfg=True))
+    solver = Solver("unipc", "diffusers", 20, 12.0, model.checkpoint.scheduler, model.device)
+    calls = []
+
+    def denoiser(call):
+        calls.append((call.ctx.expert, call.x.shape[2], call.branches))
+
+    env = make_env(planned.spec, model.checkpoint, solver)
+    run._warm_up(denoiser, planned, env, 0, model.device)
+    both = ("cond", "uncond")
+    assert calls == [("high", 3, both), ("high", 5, both), ("low", 5, both), ("low", 5, ("uncond",))]
+    calls.clear()
+    run._warm_up(denoiser, planned, env, 19, model.device)
+    assert calls == [("low", 5, ("uncond",))]

@@ -48,6 +48,22 @@ def test_end_points_differ():
     assert ends["dpm++", "wan"] == pytest.approx((1.0, 0.387097), abs=1e-6)
 
 
+def test_official_schedule_as_the_official_code_prints_it():
+    """8 steps at shift 12, printed by the official repository's own schedulers."""
+    sigmas, timesteps = official_schedule("unipc", 8, 12.0)
+    assert timesteps.tolist() == [999, 988, 972, 952, 922, 877, 799, 631]
+    assert sigmas.tolist() == [
+        0.9999166131019592, 0.988142192363739, 0.9728676676750183, 0.95225989818573, 0.9229347705841064,
+        0.8778772950172424, 0.7997865080833435, 0.6313128471374512, 0.0,
+    ]  # fmt: skip
+    sigmas, timesteps = official_schedule("dpm++", 8, 12.0)
+    assert timesteps.tolist() == [1000, 988, 972, 952, 923, 878, 800, 631]
+    assert sigmas.tolist() == [
+        1.0, 0.9882352948188782, 0.9729729890823364, 0.9523809552192688, 0.9230769276618958, 0.8780487775802612,
+        0.800000011920929, 0.6315789222717285, 0.0,
+    ]  # fmt: skip
+
+
 def test_official_timesteps_are_cut_not_rounded():
     # k = 12: 1000 * 12 * .4 / (1 + 11 * .4) = 888.89 for DPM++; with .3996, 888.72 for UniPC
     assert official_schedule("dpm++", 20, 12.0)[1][12] == 888

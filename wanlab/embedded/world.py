@@ -171,6 +171,7 @@ def scenes(seed: int, *, held: bool = False, **shares: float) -> Iterator[Scene]
 
 def caption(scene: Scene, rng: np.random.Generator, *, full: bool = False) -> str:
     """A caption of the scene; wording, order and case vary. `full` states every attribute."""
+    text: str
     if scene.kind == "sunset":
         text = _pick(rng, ["a beautiful sunset over the {w}", "sunset over the {w}", "the sun going down over the {w}",
                            "a {w} at sunset", "a beautiful {w} with the setting sun"]).format(w=scene.water)  # fmt: skip

@@ -44,7 +44,7 @@ def denoise(
         ran = Counted(evaluate)
         predictions = evaluate_branches(plan.branches, ctx, x, nest(sessions, ran), batched=batched)
         velocity = guide(predictions, plan)
-        x0_pred = x - ctx.sigma * velocity
+        x0_pred = x.float() - ctx.sigma * velocity.float()
         x_next = solver.step(velocity, ctx, x)
         seconds = clock(x) - began
         probes = {}

@@ -27,7 +27,7 @@ from wanlab.engine.solvers import Solver, default_shift
 from wanlab.engine.types import BOTH, COND, UNCOND, Call, Env, Observer, Session, State
 from wanlab.engine.video import write_gif, write_mp4
 from wanlab.errors import UsageError, WanlabError
-from wanlab.runfile import Field, Run, RunWriter, completed
+from wanlab.runfile import Field, Run, RunWriter
 from wanlab.spec import RunSpec
 
 FPS = 16  # Wan's native rate
@@ -113,15 +113,16 @@ def execute(
     loaded keeps the model for the next run
     force  compute again what is already complete, and discard another unfinished run in its place
 
-    A run that is complete, with the same record settings, is left as it is. Raises UsageError for what cannot be
-    done, before anything is loaded, and WanlabError.
+    A run that is complete, of the same weights and with all that is to be recorded, is left as it is. Raises
+    UsageError for what cannot be done (a finished run of another spec is in its place, say), before anything is
+    loaded, and WanlabError.
     """
     out = Path(out)
     check_output(out)
     found = models.describe(spec.model, spec.revision)
-    spec = resolve(spec, found)
+    asked, spec = spec, resolve(spec, found)
     full_plan = make_full_plan(spec, found)
-    if not force and out.exists() and _is_done(out, spec):
+    if not force and out.exists() and _is_done(out, spec, fingerprint(found)):
         _write_videos(out, None, gif)
         return out
     timing: dict[str, float] = {}
@@ -130,11 +131,13 @@ def execute(
         progress(Progress(phase="load", total=spec.steps))
         with _timed(timing, "load"):
             model = (loaded or Models()).load(spec, found)
-        return _run(spec, out, model, full_plan, timing, progress, force, gif, peak)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return _run(spec, asked, out, model, full_plan, timing, progress, force, gif, peak)
 
 
 def _run(
     spec: RunSpec,
+    asked: RunSpec,
     out: Path,
     model: Model,
     full_plan: Plan,
@@ -171,7 +174,7 @@ def _run(
             start, x, x0_pred = left[0], saved.pop("x"), saved.pop("x0_pred")
             restore(saved, solver, sessions, watching)
 
-    attrs = _attrs(spec, model, embeds, given)
+    attrs = _attrs(spec, asked, model, embeds, given)
     with RunWriter(
         out, spec_json=spec.to_json(), digest=spec.digest(), attrs=attrs, fields=fields, start=start, force=force
     ) as writer:
@@ -289,19 +292,25 @@ def unpack(packed: dict[str, Any], device: torch.device) -> State:
 
 
 def fingerprint(found: Checkpoint) -> str:
-    """Changes when a checkpoint's files are replaced: their names, sizes and times."""
-    listed = [
-        (str(p.relative_to(found.path)), p.stat().st_size, p.stat().st_mtime_ns)
-        for p in sorted(found.path.rglob("*.safetensors"))
-    ]
-    return hashlib.sha256(repr((found.revision, listed)).encode()).hexdigest()
+    """Changes when a checkpoint's weights are others: of each file its name, size, header and 16 blocks spread over it."""
+    digest = hashlib.sha256(found.revision.encode())
+    for path in sorted(found.path.rglob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.relative_to(found.path)} {size} ".encode())
+        with open(path, "rb") as file:
+            for place in (0, *(size * k // 16 for k in range(1, 16)), max(0, size - 4096)):
+                file.seek(place)
+                digest.update(file.read(4096 if place else 65536))
+    return digest.hexdigest()
 
 
-def _is_done(out: Path, spec: RunSpec) -> bool:
-    if not completed(out, spec.digest()):
-        return False
+def _is_done(out: Path, spec: RunSpec, weights: str) -> bool:
+    """Whether `out` is this run, finished, with at least what is to be recorded. Raises UsageError for another run."""
     with Run(out) as run:
-        return run.spec.record == spec.record
+        if run.digest != spec.digest():
+            raise UsageError(f"{out} is a finished run of another specification", "name another --out, or use --force")
+        same = run.status == "complete" and run.attrs.get("weights_fingerprint") == weights
+        return same and run.spec.record.covers(spec.record)
 
 
 # --- files, timing, memory -------------------------------------------------------------------------------------------
@@ -313,12 +322,11 @@ def check_output(out: Path) -> None:
         raise UsageError(f"the run file {out} does not end in .h5", f"use {out.name}.h5")
     if out.is_dir():
         raise UsageError(f"{out} is a directory", "name a file in it")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot write to {out.parent}: {error.strerror}", "choose another --out") from error
-    if not os.access(out.parent, os.W_OK | os.X_OK):
-        raise UsageError(f"cannot write to {out.parent}", "choose another --out")
+    there = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    if there != out.absolute() and not there.is_dir():
+        raise UsageError(f"cannot write to {out.parent}: {there} is a file", "choose another --out")
+    if not os.access(there, os.W_OK if there.is_file() else os.W_OK | os.X_OK):
+        raise UsageError(f"cannot write to {there}", "choose another --out")
 
 
 def _write_videos(out: Path, pixels: np.ndarray | None, gif: bool) -> None:
@@ -334,7 +342,9 @@ def _write_videos(out: Path, pixels: np.ndarray | None, gif: bool) -> None:
         write(path, pixels, FPS)
 
 
-def _attrs(spec: RunSpec, model: Model, embeds: dict[str, Tensor], given: dict[str, int]) -> dict[str, Any]:
+def _attrs(
+    spec: RunSpec, asked: RunSpec, model: Model, embeds: dict[str, Tensor], given: dict[str, int]
+) -> dict[str, Any]:
     packages = ("wanlab", "torch", "diffusers", "transformers", "ftfy", "numpy", "h5py")
     versions = {}
     for name in packages:
@@ -343,8 +353,12 @@ def _attrs(spec: RunSpec, model: Model, embeds: dict[str, Tensor], given: dict[s
     device = platform.processor() or platform.machine()
     if model.device.type == "cuda":
         device = torch.cuda.get_device_name(model.device)
+    defaults = {f.name: f.default for f in dataclasses.fields(RunSpec)}
+    named = {n: v for n, v in asked.to_dict().items() if n in defaults and getattr(asked, n) != getattr(spec, n)}
     return {
         "versions": versions,
+        "defaulted": [n for n, default in defaults.items() if getattr(asked, n) == default],
+        "asked": named,  # what was left to be found out, as it was asked: device, dtypes, shift
         "python": platform.python_version(),
         "device_name": device,
         "threads": torch.get_num_threads(),

@@ -120,7 +120,7 @@ class StepRecord:
     velocity: Tensor
     """The guided velocity that the solver was given."""
     x0_pred: Tensor
-    """x_t - sigma * velocity, before the solver stepped."""
+    """x_t - sigma * velocity in float32, before the solver stepped."""
     x_next: Tensor
     passes: int
     """Samples that went through the transformer: a forward of both branches is two."""
@@ -130,8 +130,8 @@ class StepRecord:
 
     @property
     def eps_pred(self) -> Tensor:
-        """x_t + (1 - sigma) * velocity."""
-        return self.x_t + (1 - self.ctx.sigma) * self.velocity
+        """x_t + (1 - sigma) * velocity in float32."""
+        return self.x_t.float() + (1 - self.ctx.sigma) * self.velocity.float()
 
 
 class Session:
