@@ -15,7 +15,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from wanlab.cli.generate import parse_seeds
+from wanlab.cli.options import parse_seeds
 from wanlab.runfile import Run
 
 SMALL = ("--size", "32x16", "--frames", "9", "--steps", "4")
@@ -241,7 +241,7 @@ def test_inspect_lists_and_verifies(made: tuple[Path, subprocess.CompletedProces
 def test_a_word_never_learned_gets_one_warning(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from wanlab.cli.generate import warn_of_unknown_words
+    from wanlab.cli.running import warn_of_unknown_words
     from wanlab.spec import RunSpec
 
     warn_of_unknown_words([RunSpec(prompt="a red elephant moving left"), RunSpec(prompt="a blue elephant")])

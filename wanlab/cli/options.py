@@ -1,0 +1,337 @@
+"""The options that commands share: what is asked for, as run specifications, and the form of the output.
+
+A command takes a group as one parameter, `sampling: Sampling`; `with_options` shows typer the group's fields.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import json
+import re
+import sys
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from wanlab.cli import render
+from wanlab.errors import UsageError
+from wanlab.registry import suggest
+from wanlab.spec import PolicySpec, RecordSpec, RunSpec, parse_guidance, parse_size
+
+MAX_PROMPT_FILE = 64 * 2**20
+# What `--task` sets where the command line says nothing: the official configurations.
+TASKS: dict[str, dict[str, Any]] = {
+    "t2v-A14B": {"size": "832x480", "frames": 81, "steps": 40, "shift": 12.0, "guidance": "3,4"},
+    "tiny": {},
+}
+TINY: dict[str, Any] = {"size": "144x80", "frames": 49, "steps": 20, "shift": None, "guidance": "4"}
+
+_SAMPLING, _METHOD, _OUTPUT = "Sampling", "Method", "Output"
+KEEPS = ("uncond", "cond", "reuse")
+
+
+def option(*names: str, panel: str, help: str, **more: Any) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=more.pop("show_default", True), **more)
+
+
+def with_options(command: Callable[..., int]) -> Callable[..., int]:
+    """The command with every parameter that is a dataclass replaced by the dataclass's fields."""
+    own = inspect.signature(command, eval_str=True).parameters
+    groups: dict[str, Any] = {n: p.annotation for n, p in own.items() if dataclasses.is_dataclass(p.annotation)}
+    shown: list[inspect.Parameter] = []
+    for name, parameter in own.items():
+        if name not in groups:
+            shown.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
+            continue
+        hints = typing.get_type_hints(groups[name], include_extras=True)
+        shown += [
+            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
+            for f in dataclasses.fields(groups[name])
+        ]
+
+    @functools.wraps(command)
+    def called(**given: Any) -> int:
+        made = {n: g(**{f.name: given.pop(f.name) for f in dataclasses.fields(g)}) for n, g in groups.items()}
+        return command(**made, **given)
+
+    called.__signature__ = inspect.Signature(shown, return_annotation=int)  # type: ignore[attr-defined]
+    called.__annotations__ = {p.name: p.annotation for p in shown}
+    del called.__wrapped__  # type: ignore[attr-defined]
+    return called
+
+
+@dataclass(frozen=True, kw_only=True)
+class Form:
+    """How results are printed."""
+
+    format: Annotated[
+        str,
+        option(
+            "--format",
+            panel=_OUTPUT,
+            help="auto, human, json, csv or md. auto: tables on a terminal, file names in a pipe.",
+        ),
+    ] = "auto"
+    as_json: Annotated[bool, option("--json", panel=_OUTPUT, help="The same as --format json.")] = False
+
+    def choose(self) -> str:
+        """human, json, csv, md or paths. Raises UsageError."""
+        form = "json" if self.as_json else self.format
+        if form not in render.FORMATS:
+            raise UsageError(f"--format '{render.plain(form, 40)}' is unknown", suggest(form, render.FORMATS))
+        return render.choose(form)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One way to sample, as policies."""
+
+    cfg_truncate_steps: Annotated[
+        int, option("--cfg-truncate-steps", panel=_METHOD, help="One branch only in this many last steps.")
+    ] = 0
+    cfg_truncate_high_noise_steps: Annotated[
+        int,
+        option(
+            "--cfg-truncate-high-noise-steps",
+            panel=_METHOD,
+            help="And in this many last steps before the expert switch.",
+        ),
+    ] = 0
+    cfg_keep: Annotated[
+        str,
+        option(
+            "--cfg-keep",
+            panel=_METHOD,
+            help="What a truncated step keeps: uncond, cond, or reuse (cond and the last difference).",
+        ),
+    ] = "uncond"
+    enable_half_frame_generation: Annotated[
+        bool,
+        option(
+            "--enable-half-frame-generation",
+            panel=_METHOD,
+            help="Half the frames until the expert switch (policy half).",
+        ),
+    ] = False
+    enable_improved_frame_completion: Annotated[
+        bool,
+        option(
+            "--enable-improved-frame-completion",
+            panel=_METHOD,
+            help="Pair frames at the expert switch (policy paired).",
+        ),
+    ] = False
+    policy: Annotated[
+        list[str] | None,
+        option(
+            "--policy",
+            panel=_METHOD,
+            help="name:knob=value,… Any policy with its knobs. Repeat to combine, left to right.",
+        ),
+    ] = None
+
+    def policies(self) -> tuple[PolicySpec, ...]:
+        """Those of `--policy`, then those with an option of their own. Raises UsageError."""
+        made = [PolicySpec.parse(p) for p in self.policy or []]
+        if self.cfg_truncate_steps or self.cfg_truncate_high_noise_steps:
+            last, high = self.cfg_truncate_steps, self.cfg_truncate_high_noise_steps
+            made.append(PolicySpec("cfg", {"last": last, "high": high, "keep": self.cfg_keep}))
+        elif self.cfg_keep not in KEEPS:
+            raise UsageError(
+                f"--cfg-keep '{render.plain(self.cfg_keep, 40)}' is unknown", suggest(self.cfg_keep, KEEPS)
+            )
+        made += [PolicySpec("half")] * self.enable_half_frame_generation
+        made += [PolicySpec("paired")] * self.enable_improved_frame_completion
+        return tuple(made)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """What is sampled, and with what."""
+
+    prompt: Annotated[
+        list[str] | None, option("--prompt", "-p", panel=_SAMPLING, help="What to show. Repeat for several.")
+    ] = None
+    prompts: Annotated[
+        str | None,
+        option(
+            "--prompts",
+            panel=_SAMPLING,
+            help="A file of prompts, or -: one a line, or JSON lines with prompt, seed and other settings.",
+        ),
+    ] = None
+    negative_prompt: Annotated[
+        str, option("--negative-prompt", panel=_SAMPLING, help="What the unconditional branch is given.")
+    ] = ""
+    model: Annotated[
+        str,
+        option("--model", "-m", panel=_SAMPLING, help="tiny (in the package), a checkpoint directory, or a hub id."),
+    ] = "tiny"
+    revision: Annotated[str, option("--revision", panel=_SAMPLING, help="A revision on the hub.")] = ""
+    task: Annotated[str | None, option("--task", panel=_SAMPLING, help="Defaults of a task: t2v-A14B.")] = None
+    seed: Annotated[
+        list[str] | None,
+        option("--seed", panel=_SAMPLING, help="A seed or a range 0:8 (0 to 7). Repeat for several.  [default: 0]"),
+    ] = None
+    size: Annotated[
+        str | None, option("--size", panel=_SAMPLING, help="WIDTHxHEIGHT, multiples of 16.  [default: 144x80]")
+    ] = None
+    frames: Annotated[int | None, option("--frames", panel=_SAMPLING, help="Video frames, 4n+1.  [default: 49]")] = None
+    steps: Annotated[int | None, option("--steps", panel=_SAMPLING, help="Denoising steps.  [default: 20]")] = None
+    shift: Annotated[
+        float | None, option("--shift", panel=_SAMPLING, help="Flow shift.  [default: the checkpoint's]")
+    ] = None
+    solver: Annotated[str, option("--solver", panel=_SAMPLING, help="unipc, dpm++ or euler.")] = "unipc"
+    schedule: Annotated[
+        str,
+        option(
+            "--schedule", panel=_SAMPLING, help="diffusers, or wan: the official repository's sigmas and timesteps."
+        ),
+    ] = "diffusers"
+    guidance: Annotated[
+        str | None,
+        option(
+            "--guidance", "-g", panel=_SAMPLING, help="LOW or LOW,HIGH: the experts' guidance scales.  [default: 4]"
+        ),
+    ] = None
+    batch_cfg: Annotated[bool, option("--batch-cfg", panel=_METHOD, help="Both branches in one forward.")] = False
+    device: Annotated[str, option("--device", panel=_OUTPUT, help="auto, cpu, cuda or cuda:N.")] = "auto"
+    dtype: Annotated[
+        str, option("--dtype", panel=_OUTPUT, help="The transformers': auto, float32, bfloat16 or float16.")
+    ] = "auto"
+    vae_dtype: Annotated[str, option("--vae-dtype", panel=_OUTPUT, help="The VAE's.")] = "auto"
+
+    def specs(
+        self,
+        policies: tuple[PolicySpec, ...] = (),
+        record: RecordSpec = RecordSpec(),  # noqa: B008 - frozen
+        prompts: Sequence[str] = (),
+    ) -> list[RunSpec]:
+        """A spec for every prompt and seed; `prompts` are taken when none is asked for. Raises UsageError."""
+        if self.task is not None and self.task not in TASKS:
+            raise UsageError(f"--task '{render.plain(self.task, 40)}' is unknown", suggest(self.task, TASKS))
+        preset = TINY | TASKS.get(self.task or "", {})
+        width, height = parse_size(self.size or preset["size"])
+        common: dict[str, Any] = dict(
+            negative_prompt=self.negative_prompt, model=self.model, revision=self.revision, width=width, height=height,
+            frames=preset["frames"] if self.frames is None else self.frames,
+            steps=preset["steps"] if self.steps is None else self.steps,
+            shift=preset["shift"] if self.shift is None else self.shift, solver=self.solver, schedule=self.schedule,
+            guidance=parse_guidance(self.guidance or preset["guidance"]), batch_cfg=self.batch_cfg,
+            policies=tuple(policies), device=self.device, dtype=self.dtype, vae_dtype=self.vae_dtype, record=record,
+        )  # fmt: skip
+        given = self.prompt or (prompts if self.prompts is None else [])
+        return list(expand(asked_for(given, self.prompts), parse_seeds(self.seed or ["0"]), common))
+
+
+def parse_seeds(texts: Sequence[str]) -> list[int]:
+    """Seeds of `3` and `0:8` (0 to 7), in order, each once. Raises UsageError."""
+    seeds: list[int] = []
+    for text in texts:
+        match = re.fullmatch(r"\s*(\d{1,19})\s*(?::\s*(\d{1,19})\s*)?", text, re.ASCII)
+        if match is None:
+            raise UsageError(
+                f"seed '{render.plain(text, 40)}' is neither a number nor a range", "write --seed 3 or --seed 0:8"
+            )
+        first, last = int(match[1]), int(match[2]) if match[2] else int(match[1]) + 1
+        if not first < last <= first + 100_000:
+            raise UsageError(
+                f"the seed range {first}:{last} has {max(0, last - first)} seeds", "write --seed 0:8 for 0 to 7"
+            )
+        seeds += range(first, last)
+    return list(dict.fromkeys(seeds))
+
+
+def asked_for(given: Sequence[str], source: str | None) -> list[dict[str, Any]]:
+    """The prompts, each with its own settings: those on the command line, then the file's. Raises UsageError."""
+    asked: list[dict[str, Any]] = [{"prompt": p} for p in given]
+    if source is not None:
+        lines = [line.strip() for line in _read(source).splitlines()]
+        lines = [line for line in lines if line]
+        if not lines:
+            raise UsageError(f"{_named(source)} has no prompt", "write one prompt a line")
+        asked += [_line(line, number, source) for number, line in enumerate(lines, 1)]
+    if not asked:
+        raise UsageError("there is no prompt", 'give --prompt "…" or --prompts FILE')
+    return asked
+
+
+def _named(source: str) -> str:
+    return "standard input" if source == "-" else render.plain(source)
+
+
+def _read(source: str) -> str:
+    try:
+        if source == "-":
+            data = sys.stdin.buffer.read(MAX_PROMPT_FILE + 1)
+        else:
+            with open(source, "rb") as file:
+                data = file.read(MAX_PROMPT_FILE + 1)
+    except OSError as error:
+        raise UsageError(f"cannot read {_named(source)}: {error.strerror}", "check --prompts") from error
+    if len(data) > MAX_PROMPT_FILE:
+        raise UsageError(f"{_named(source)} is larger than 64 MiB", "split it")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{_named(source)} is not UTF-8 text (byte {error.start})", "save it as UTF-8") from error
+
+
+def _line(line: str, number: int, source: str) -> dict[str, Any]:
+    if not line.startswith("{"):
+        return {"prompt": line}
+    try:
+        settings = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UsageError(
+            f"{_named(source)}, line {number}: no JSON: {error}", "write one JSON object a line, or a plain prompt"
+        ) from error
+    if not isinstance(settings, dict) or "prompt" not in settings:
+        raise UsageError(f"{_named(source)}, line {number}: no prompt", 'write {"prompt": "…", "seed": 3}')
+    return settings
+
+
+def expand(asked: Sequence[dict[str, Any]], seeds: Sequence[int], common: dict[str, Any]) -> Iterator[RunSpec]:
+    """A spec for every prompt and seed. A line's own settings win over the command line's. Raises UsageError."""
+    for settings in asked:
+        own = dict(settings)
+        if "size" in own:
+            own["width"], own["height"] = parse_size(str(own.pop("size")))
+        if isinstance(own.get("guidance"), str | int | float):
+            own["guidance"] = parse_guidance(str(own["guidance"]))
+        if "policy" in own:
+            texts = own.pop("policy")
+            own["policies"] = tuple(PolicySpec.parse(str(t)) for t in ([texts] if isinstance(texts, str) else texts))
+        unknown = sorted(set(own) - set(RunSpec.__dataclass_fields__) - {"policies"})
+        if unknown or "record" in own:
+            name = unknown[0] if unknown else "record"
+            raise UsageError(
+                f"a prompt line sets '{render.plain(name, 40)}'", suggest(name, RunSpec.__dataclass_fields__)
+            )
+        mine = own.pop("seed", None)
+        for seed in seeds if mine is None else mine if isinstance(mine, list) else [mine]:
+            yield RunSpec(**common | own | {"seed": seed})
+
+
+def places(specs: Sequence[RunSpec], out: Path) -> list[Path]:
+    """Where each run goes. Raises UsageError when one file is to hold several runs or nothing can be written there."""
+    if out.suffix == ".h5":
+        if len(specs) > 1:
+            raise UsageError(f"{len(specs)} runs do not fit into the one file {out}", "name a folder with --out")
+        return [out]
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out} is not a folder", "name a folder, or a file that ends in .h5")
+    return [out / f"{run_name(spec)}.h5" for spec in specs]
+
+
+def run_name(spec: RunSpec) -> str:
+    """A file name that says the prompt and seed, and differs for whatever else decides the result."""
+    slug = "-".join(re.findall(r"[a-z0-9]+", spec.prompt.lower()))[:48].rstrip("-") or "prompt"
+    return f"{slug}-s{spec.seed}-{hashlib.sha256(spec.digest().encode()).hexdigest()[:8]}"
