@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wanlab.errors import UsageError
-from wanlab.spec import PolicySpec, RecordSpec, RunSpec, parse_guidance, parse_size
+from wanlab.spec import MethodSpec, PolicySpec, RecordSpec, RunSpec, parse_guidance, parse_size
 
 
 def make(**changes):
@@ -39,6 +39,7 @@ def test_digest_is_of_what_decides_the_result():
         "prompt": "a blue ball", "negative_prompt": "blur", "model": "elsewhere", "revision": "main", "seed": 1, "width": 160,
         "height": 96, "frames": 17, "steps": 21, "shift": 3.0, "solver": "euler", "schedule": "wan", "guidance": (4.0, 3.0),
         "batch_cfg": True, "policies": (PolicySpec("cfg"),), "device": "cpu", "dtype": "float32", "vae_dtype": "float32",
+        "attention": "math",
     }  # fmt: skip
     assert set(changes) | {"record"} == {f.name for f in dataclasses.fields(RunSpec)}
     digests = {dataclasses.replace(spec, **{k: v}).digest() for k, v in changes.items()}
@@ -166,3 +167,21 @@ def test_parse_size_and_guidance():
 def test_spec_imports_no_torch():
     code = "import sys, wanlab.spec; sys.exit('torch' in sys.modules or 'diffusers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_methods_are_read_and_laid_over_a_spec():
+    spec = RunSpec(prompt="x", guidance=(3.0, 4.0))
+    assert MethodSpec.parse("baseline").apply(spec) == spec
+    both = MethodSpec.parse("half:rope=strided + cfg:last=5,keep=cond+guidance=2,6+steps=10+batch_cfg=true")
+    made = both.apply(spec)
+    assert [str(p) for p in made.policies] == ["half:rope=strided", "cfg:keep=cond,last=5"]
+    assert (made.guidance, made.steps, made.batch_cfg) == ((2.0, 6.0), 10, True)
+    same = MethodSpec.from_dict("mine", {"policies": ["half:rope=strided", "cfg:last=5,keep=cond"],
+                                         "guidance": [2, 6], "steps": 10, "batch_cfg": True})  # fmt: skip
+    assert same.apply(spec) == made and same.label == "mine"
+
+
+@pytest.mark.parametrize("text", ["prompt=y", "seed=3", "guidance=", "steps=ten", "cfg:last"])
+def test_methods_that_make_no_sense_are_refused(text):
+    with pytest.raises(UsageError):
+        MethodSpec.parse(text).apply(RunSpec(prompt="x"))

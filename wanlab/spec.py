@@ -24,6 +24,7 @@ SOLVERS = ("unipc", "dpm++", "euler")
 SCHEDULES = ("diffusers", "wan")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LEVELS = ("metrics", "latents", "all")
+ATTENTIONS = ("auto", "math", "flash", "efficient", "cudnn")
 RECORD_DTYPES = ("float32", "float16")
 VIDEOS = ("uint8", "float32")
 
@@ -157,6 +158,8 @@ class RunSpec:
     """The transformers' dtype; "auto" is float32 on the CPU and bfloat16 elsewhere."""
     vae_dtype: str = "auto"
     """The VAE's dtype; "auto" is bfloat16 on the CPU (float32 convolutions are slow there), else float32."""
+    attention: str = "auto"
+    """The attention kernel: torch's choice, or "math", "flash", "efficient" or "cudnn"."""
     record: RecordSpec = field(default_factory=RecordSpec)
     """What is written beside the result."""
 
@@ -191,6 +194,7 @@ class RunSpec:
             raise UsageError(f"unknown device '{_short(str(self.device))}'", "use auto, cpu, cuda or cuda:N")
         _choice("--dtype", self.dtype, DTYPES)
         _choice("--vae-dtype", self.vae_dtype, DTYPES)
+        _choice("--attention", self.attention, ATTENTIONS)
         if not isinstance(self.record, RecordSpec):
             raise UsageError("record is not a RecordSpec", "use RecordSpec(level=…)")
 
@@ -249,6 +253,63 @@ class RunSpec:
             return cls(**given)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise UsageError(f"the run's specification is malformed: {error}") from error
+
+
+# What a method may change beside its policies: the sampler, never what is asked for.
+METHOD_SETTINGS = ("guidance", "solver", "schedule", "steps", "shift", "batch_cfg", "dtype", "vae_dtype", "attention")
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A way to sample: policies, and settings of the sampler, laid over a specification.
+
+    `parse` reads "baseline" (nothing), a policy, or several joined with "+": "half+cfg:last=5". A setting is written
+    like a policy of that name alone: "guidance=3", "cfg:last=5+steps=10+batch_cfg=true".
+    """
+
+    label: str
+    policies: tuple[PolicySpec, ...] = ()
+    settings: tuple[tuple[str, Any], ...] = ()
+    """Pairs of a name in `METHOD_SETTINGS` and its value."""
+
+    def __post_init__(self) -> None:
+        for name, _ in self.settings:
+            if name not in METHOD_SETTINGS:
+                raise UsageError(f"a method cannot set '{_short(name)}'", suggest(name, METHOD_SETTINGS))
+
+    @classmethod
+    def parse(cls, text: str, label: str = "") -> Self:
+        """The method that `text` says; labelled by its text unless `label` is given. Raises UsageError."""
+        policies, settings = [], {}
+        for part in filter(None, (p.strip() for p in text.split("+"))):
+            name, equals, value = (p.strip() for p in part.partition("="))
+            if part == "baseline":
+                continue
+            if equals and ":" not in name:
+                if not value:
+                    raise UsageError(f"'{_short(part)}' sets nothing", "write guidance=3")
+                settings[name.replace("-", "_")] = parse_guidance(value) if name == "guidance" else _value(value)
+            else:
+                policies.append(PolicySpec.parse(part))
+        return cls(label or text.strip() or "baseline", tuple(policies), tuple(settings.items()))
+
+    @classmethod
+    def from_dict(cls, label: str, plain: Mapping[str, Any]) -> Self:
+        """A method of a TOML file: `method = "…"`, or `policies = ["…"]` and settings. Raises UsageError."""
+        given = dict(plain)
+        method = given.pop("method", "")
+        texts = given.pop("policies", [])
+        if not isinstance(method, str) or not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
+            raise UsageError(f"method '{_short(label)}' is malformed", 'write policies = ["cfg:last=5"]')
+        whole = cls.parse(method, label)
+        if "guidance" in given:
+            given["guidance"] = parse_guidance(str(given["guidance"]).strip("[]() "))
+        policies = whole.policies + tuple(PolicySpec.parse(t) for t in texts)
+        return cls(label, policies, whole.settings + tuple(given.items()))
+
+    def apply(self, spec: RunSpec) -> RunSpec:
+        """`spec` sampled this way; its own policies come first. Raises UsageError."""
+        return dataclasses.replace(spec, policies=spec.policies + self.policies, **dict(self.settings))
 
 
 def parse_guidance(text: str) -> tuple[float, float]:

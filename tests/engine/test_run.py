@@ -236,9 +236,25 @@ def test_warm_up_runs_each_kind_of_forward_once(model, checkpoint):
         calls.append((call.ctx.expert, call.x.shape[2], call.branches))
 
     env = make_env(planned.spec, model.checkpoint, solver)
-    run._warm_up(denoiser, planned, env, 0, model.device)
+    warm = set()
+    run._warm_up(denoiser, planned, env, 0, model.device, warm)
     both = ("cond", "uncond")
     assert calls == [("high", 3, both), ("high", 5, both), ("low", 5, both), ("low", 5, ("uncond",))]
     calls.clear()
-    run._warm_up(denoiser, planned, env, 19, model.device)
+    run._warm_up(denoiser, planned, env, 0, model.device, warm)
+    assert calls == []
+    run._warm_up(denoiser, planned, env, 19, model.device, set())
     assert calls == [("low", 5, ("uncond",))]
+
+
+def test_attention_kernels_agree_and_the_absent_are_refused(checkpoint, tmp_path):
+    """The plain kernel does the same sums in another order: a difference, but of rounding alone."""
+    finals = {}
+    for kernel in ("auto", "math"):
+        path = run.execute(make_spec(checkpoint, attention=kernel), tmp_path / f"{kernel}.h5")
+        with Run(path) as made:
+            finals[kernel] = np.asarray(made["latent"])
+    scale = np.abs(finals["auto"]).max()
+    assert np.abs(finals["auto"] - finals["math"]).max() < 1e-4 * scale
+    with pytest.raises(UsageError, match="does not run on the CPU"):
+        run.plan(make_spec(checkpoint, attention="cudnn"))

@@ -202,6 +202,9 @@ class Sampling:
         ),
     ] = None
     batch_cfg: Annotated[bool, option("--batch-cfg", panel=_METHOD, help="Both branches in one forward.")] = False
+    attention: Annotated[
+        str, option("--attention", panel=_OUTPUT, help="The kernel: auto, math, flash, efficient or cudnn.")
+    ] = "auto"
     device: Annotated[str, option("--device", panel=_OUTPUT, help="auto, cpu, cuda or cuda:N.")] = "auto"
     dtype: Annotated[
         str, option("--dtype", panel=_OUTPUT, help="The transformers': auto, float32, bfloat16 or float16.")
@@ -225,7 +228,8 @@ class Sampling:
             steps=preset["steps"] if self.steps is None else self.steps,
             shift=preset["shift"] if self.shift is None else self.shift, solver=self.solver, schedule=self.schedule,
             guidance=parse_guidance(self.guidance or preset["guidance"]), batch_cfg=self.batch_cfg,
-            policies=tuple(policies), device=self.device, dtype=self.dtype, vae_dtype=self.vae_dtype, record=record,
+            policies=tuple(policies), device=self.device, dtype=self.dtype, vae_dtype=self.vae_dtype,
+            attention=self.attention, record=record,
         )  # fmt: skip
         given = self.prompt or (prompts if self.prompts is None else [])
         return list(expand(asked_for(given, self.prompts), parse_seeds(self.seed or ["0"]), common))

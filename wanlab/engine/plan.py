@@ -73,7 +73,7 @@ class Plan:
         return {
             "passes": self.passes, "plain_passes": self.plain_passes, "flops": self.flops,
             "plain_flops": self.plain_flops, "speedup": self.speedup,
-            "tokens": sum(r.passes * r.tokens for r in self.rows),
+            "tokens": sum(r.passes * r.tokens for r in self.rows), "flops_by_step": [r.flops for r in self.rows],
         }  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import hashlib
 import os
 import platform
 import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from wanlab.engine import models, observers, policies, vae
 from wanlab.engine.loop import denoise
@@ -25,12 +27,16 @@ from wanlab.engine.plan import Plan, make_env
 from wanlab.engine.plan import plan as make_full_plan
 from wanlab.engine.solvers import Solver, default_shift
 from wanlab.engine.types import BOTH, COND, UNCOND, Call, Env, Observer, Session, State
-from wanlab.engine.video import write_gif, write_mp4
 from wanlab.errors import UsageError, WanlabError
 from wanlab.runfile import Field, Run, RunWriter
 from wanlab.spec import RunSpec
+from wanlab.video import FPS, write_gif, write_mp4
 
-FPS = 16  # Wan's native rate
+PROCESS = uuid.uuid4().hex  # runs of one process can be timed against each other
+ATTENTION = {
+    "math": SDPBackend.MATH, "flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+}  # fmt: skip
 
 LATENT = Field(
     "latent", ("channel", "latent_frame", "latent_height", "latent_width"), "float32", "1", "final latents, normalised"
@@ -67,6 +73,8 @@ def resolve(spec: RunSpec, found: Checkpoint) -> RunSpec:
     if device == "mps" and not torch.backends.mps.is_available():
         raise UsageError("there is no device mps", "use --device cpu or auto")
     cpu = device == "cpu"
+    if spec.attention not in ("auto", "math", *(("flash",) if cpu else ("flash", "efficient", "cudnn"))):
+        raise UsageError(f"--attention {spec.attention} does not run on the CPU", "use auto, math or flash")
     return dataclasses.replace(
         spec,
         device=device,
@@ -88,6 +96,8 @@ class Models:
     def __init__(self) -> None:
         self._key: tuple[str, ...] = ()
         self._model: Model | None = None
+        self.warm: set[tuple[Any, ...]] = set()
+        """Expert, batch and shape of the forwards that have run once."""
 
     def load(self, spec: RunSpec, found: Checkpoint) -> Model:
         """The model of a resolved spec, loaded unless it was the last one."""
@@ -95,7 +105,7 @@ class Models:
         if self._model is None or key != self._key:
             self._model = None  # let go of the old one first: two may not fit
             self._model = models.load(found, spec.device, models.DTYPES[spec.dtype], models.DTYPES[spec.vae_dtype])
-            self._key = key
+            self._key, self.warm = key, set()
         return self._model
 
 
@@ -129,10 +139,12 @@ def execute(
     peak = _reset_peak(spec.device)
     with _out_of_memory():
         progress(Progress(phase="load", total=spec.steps))
+        loaded = loaded or Models()
         with _timed(timing, "load"):
-            model = (loaded or Models()).load(spec, found)
+            model = loaded.load(spec, found)
         out.parent.mkdir(parents=True, exist_ok=True)
-        return _run(spec, asked, out, model, full_plan, timing, progress, force, gif, peak)
+        with attention(spec.attention):
+            return _run(spec, asked, out, model, loaded.warm, full_plan, timing, progress, force, gif, peak)
 
 
 def _run(
@@ -140,6 +152,7 @@ def _run(
     asked: RunSpec,
     out: Path,
     model: Model,
+    warm: set[tuple[Any, ...]],
     full_plan: Plan,
     timing: dict[str, float],
     progress: Callable[[Progress], None],
@@ -178,10 +191,9 @@ def _run(
     with RunWriter(
         out, spec_json=spec.to_json(), digest=spec.digest(), attrs=attrs, fields=fields, start=start, force=force
     ) as writer:
-        if device.type != "cpu" and start < env.total:
-            progress(Progress(phase="warm-up", total=env.total))
-            with _timed(timing, "warm-up"):
-                _warm_up(denoiser, full_plan, env, start, device)
+        progress(Progress(phase="warm-up", total=env.total))
+        with _timed(timing, "warm-up"):
+            _warm_up(denoiser, full_plan, env, start, device, warm)
         progress(Progress(phase="sample", step=start, total=env.total, memory=peak()))
         began = time.perf_counter()
         steps = denoise(
@@ -361,6 +373,7 @@ def _attrs(
         "asked": named,  # what was left to be found out, as it was asked: device, dtypes, shift
         "python": platform.python_version(),
         "device_name": device,
+        "process": PROCESS,
         "threads": torch.get_num_threads(),
         "weights_fingerprint": fingerprint(model.checkpoint),
         "prompt_embeds_sha256": {
@@ -375,16 +388,34 @@ def _attrs(
 
 
 @torch.no_grad()
-def _warm_up(denoiser: Denoiser, full_plan: Plan, env: Env, start: int, device: torch.device) -> None:
-    """A forward of each expert, length and batch to come, so that no step's time holds one-off work."""
-    seen: set[tuple[str, int, int]] = set()
+def _warm_up(
+    denoiser: Denoiser, full_plan: Plan, env: Env, start: int, device: torch.device, warm: set[tuple[Any, ...]]
+) -> None:
+    """A forward of each expert, length and batch to come that has not run before, so that no step's time holds
+    one-off work."""
     for ctx, row in zip(env.steps[start:], full_plan.rows[start:], strict=True):
         group = row.branches if full_plan.spec.batch_cfg else row.branches[:1]
-        key = (ctx.expert, row.frames, len(group))
-        if key not in seen:
-            seen.add(key)
-            like = torch.zeros((1, env.shape[0], row.frames, *env.shape[2:]), device=device)
-            denoiser(Call(ctx=ctx, branches=group, x=like))
+        shape = (1, env.shape[0], row.frames, *env.shape[2:])
+        key = (ctx.expert, len(group), shape, full_plan.spec.attention)
+        if key not in warm:
+            warm.add(key)
+            denoiser(Call(ctx=ctx, branches=group, x=torch.zeros(shape, device=device)))
+
+
+@contextmanager
+def attention(kernel: str) -> Iterator[None]:
+    """Every attention inside with this kernel; "auto" leaves the choice to torch. Raises WanlabError where there is
+    none for what is asked of it."""
+    if kernel == "auto":
+        yield
+        return
+    try:
+        with sdpa_kernel(ATTENTION[kernel]):
+            yield
+    except RuntimeError as error:
+        if "kernel" not in str(error).lower() and "backend" not in str(error).lower():
+            raise
+        raise WanlabError(f"--attention {kernel} cannot do this here: {str(error)[:120]}", "use auto") from error
 
 
 @contextmanager

@@ -1,0 +1,221 @@
+"""Metrics against values derived by hand, and against ffmpeg's own filters on the same frames."""
+
+import math
+import re
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from wanlab.analysis import fidelity
+from wanlab.analysis.fidelity import Clip, compare, steadiness
+from wanlab.errors import UsageError, WanlabError
+from wanlab.runfile import Field, RunWriter
+from wanlab.video import FPS, ffmpeg_compare, has_filter, write_mp4
+
+
+def run_of(path, frames):
+    """A run file that holds these frames: float32 as they are and 8-bit, or 8-bit only."""
+    dims = ("frame", "height", "width", "rgb")
+    final = {Field("video", dims, "uint8", "1", "frames"): frames}
+    if frames.dtype != np.uint8:
+        final = {Field("video", dims, "uint8", "1", "frames"): (frames * 255).round().astype(np.uint8),
+                 Field("video_float", dims, "float32", "1", "frames"): frames.astype(np.float32)}  # fmt: skip
+    with RunWriter(path, spec_json="{}", digest="0", attrs={}, fields=[Field("sigma", (), "float64", "1", "s")]) as w:
+        w.step(0, {"sigma": np.asarray(1.0)})
+        w.finish(final, {})
+    return Clip.of(path)
+
+
+@pytest.fixture
+def clips(tmp_path):
+    def make(a, b):
+        return run_of(tmp_path / "a.h5", a), run_of(tmp_path / "b.h5", b)
+
+    return make
+
+
+def test_constant_offset(clips):
+    """.25 + .125 against .25: every error is .125; MSE 1/64, PSNR 10 log10(64) = 18.061800 dB; relative .125/.25."""
+    b = np.full((3, 16, 24, 3), 0.25)
+    found = compare(*clips(b + 0.125, b))
+    assert (found.abs_mean, found.abs_max, found.mse) == pytest.approx((0.125, 0.125, 1 / 64), abs=1e-12)
+    assert found.abs_std == pytest.approx(0, abs=1e-7)
+    assert found.psnr == pytest.approx(18.061800, abs=1e-6)
+    assert (found.rel_mean, found.rel_max) == pytest.approx((0.5, 0.5), abs=1e-6)
+    # SSIM of two constants: (2ab + C1)/(a² + b² + C1) with C1 = 1e-4; the contrast term is 1.
+    assert found.ssim == pytest.approx((2 * 0.375 * 0.25 + 1e-4) / (0.375**2 + 0.25**2 + 1e-4), abs=1e-6)
+    assert found.psnr_by_frame == pytest.approx([18.061800] * 3, abs=1e-6)
+
+
+def test_one_white_pixel(clips):
+    """One pixel of 16x24, white in the second of 4 frames, on black: 3 of 4608 values differ by 1."""
+    b = np.zeros((4, 16, 24, 3))
+    a = b.copy()
+    a[1, 5, 7] = 1
+    found = compare(*clips(a, b))
+    share = 3 / 4608
+    assert (found.mse, found.abs_mean, found.abs_max) == pytest.approx((share, share, 1), abs=1e-12)
+    assert found.abs_std == pytest.approx(math.sqrt(share - share**2), abs=1e-9)
+    assert found.psnr == pytest.approx(-10 * math.log10(share), abs=1e-9)
+    assert found.worst_frame == 1 and found.mse_by_frame[1] == pytest.approx(1 / 384)
+    assert np.isposinf(found.psnr_by_frame[[0, 2, 3]]).all()
+    assert found.rel_max == pytest.approx(1e8) and found.rel_mean == pytest.approx(1e8 * share)
+    assert found.ssim_by_frame[[0, 2, 3]] == pytest.approx([1, 1, 1]) and found.ssim_by_frame[1] < 1
+
+
+def test_shifted_frame(clips):
+    """A ramp of 1/32 a column against itself one column on: an error of 1/32 but at the wrap, where it is 31/32."""
+    ramp = np.broadcast_to((np.arange(32) / 32)[None, None, :, None], (2, 16, 32, 3))
+    found = compare(*clips(np.roll(ramp, 1, axis=2), ramp))
+    assert found.abs_mean == pytest.approx((31 * 1 / 32 + 31 / 32) / 32, abs=1e-12)
+    assert found.mse == pytest.approx((31 * (1 / 32) ** 2 + (31 / 32) ** 2) / 32, abs=1e-12)
+    assert found.abs_max == pytest.approx(31 / 32)
+
+
+def test_against_itself(clips):
+    a = np.random.default_rng(0).random((3, 16, 16, 3))
+    found = compare(*clips(a, a))
+    assert found.mse == 0 and found.psnr == math.inf and found.ssim == pytest.approx(1, abs=1e-12) and found.identical
+
+
+def test_float_frames_are_compared_before_rounding(clips):
+    """A difference of 1/1000 vanishes in 8 bits and is seen before."""
+    b = np.full((1, 16, 16, 3), 0.5)
+    found = compare(*clips(b + 1e-3, b))
+    assert found.abs_mean == pytest.approx(1e-3, rel=1e-4) and not found.rounded
+    rounded = [(x * 255).round().astype(np.uint8) for x in (b + 1e-3, b)]
+    found = compare(*clips(*rounded))
+    assert found.mse == 0 and found.rounded
+
+
+@pytest.fixture
+def noisy():
+    """Two 8-bit clips: a moving square, and the same with noise."""
+    rng = np.random.default_rng(3)
+    b = np.full((5, 64, 96, 3), 90, np.uint8)
+    for t in range(5):
+        b[t, 20:40, 10 + 6 * t : 30 + 6 * t] = (220, 40, 60)
+    a = np.clip(b + rng.normal(0, 9, b.shape), 0, 255).round().astype(np.uint8)
+    return a, b
+
+
+def raw(tmp_path, frames, name):
+    path = tmp_path / f"{name}.rgb"
+    path.write_bytes(frames.tobytes())
+    return path
+
+
+def test_psnr_is_ffmpegs(clips, noisy, tmp_path):
+    a, b = noisy
+    said = ffmpeg_compare(raw(tmp_path, a, "a"), raw(tmp_path, b, "b"), "psnr", (96, 64))
+    average = float(re.search(r"average:([\d.]+)", said)[1])
+    assert compare(*clips(a, b)).psnr == pytest.approx(average, abs=1e-6)  # ffmpeg prints six digits
+
+
+def ffmpeg_ssim(x, y):
+    """ffmpeg's definition of one plane (libavfilter/vf_ssim.c): uniform 8x8 windows every 4 pixels; its constants are
+    the usual ones of sums over 64 pixels, the first a 64th of what it would be for means."""
+    c1, c2 = int(0.01**2 * 255**2 * 64 + 0.5) / 4096, int(0.03**2 * 255**2 * 64 * 63 + 0.5) / 4096
+    found = []
+    for i in range(0, x.shape[0] - 7, 4):
+        for j in range(0, x.shape[1] - 7, 4):
+            p, q = (z[i : i + 8, j : j + 8].astype(float) for z in (x, y))
+            covariance = ((p - p.mean()) * (q - q.mean())).mean()
+            found.append((2 * p.mean() * q.mean() + c1) * (2 * covariance + c2)
+                         / ((p.mean() ** 2 + q.mean() ** 2 + c1) * (p.var() + q.var() + c2)))  # fmt: skip
+    return np.mean(found)
+
+
+def test_ssim_beside_ffmpegs(clips, noisy, tmp_path):
+    """ffmpeg's windows are uniform and every fourth, ours Gaussian and at every pixel: near, and never equal. That its
+    figure is read right is shown by its own definition, computed here."""
+    a, b = noisy
+    said = ffmpeg_compare(raw(tmp_path, a, "a"), raw(tmp_path, b, "b"), "[0:v]format=gbrp[a];[1:v]format=gbrp[b];[a][b]ssim", (96, 64))  # fmt: skip
+    printed = float(re.search(r"All:([\d.]+)", said)[1])
+    theirs = np.mean([ffmpeg_ssim(a[t, ..., c], b[t, ..., c]) for t in range(5) for c in range(3)])
+    assert theirs == pytest.approx(printed, abs=1e-6)  # ffmpeg prints six digits
+    assert compare(*clips(a, b)).ssim == pytest.approx(printed, abs=0.05)
+
+
+@pytest.mark.skipif(not has_filter("libvmaf"), reason="this ffmpeg has no libvmaf")
+def test_vmaf_where_there_is_one(clips, noisy):
+    a, b = noisy
+    same, other = compare(*clips(b, b), vmaf=True).vmaf, compare(*clips(a, b), vmaf=True).vmaf
+    assert same > 95 > other
+
+
+def test_vmaf_is_not_a_number_without_the_filter(clips, noisy, monkeypatch):
+    monkeypatch.setattr(fidelity, "has_filter", lambda name: False)
+    assert math.isnan(compare(*clips(*noisy), vmaf=True).vmaf)
+
+
+def test_mp4_files(tmp_path, noisy):
+    a, b = noisy
+    for name, frames in (("a", a), ("b", b)):
+        write_mp4(tmp_path / f"{name}.mp4", frames, FPS)
+    found = compare(Clip.of(tmp_path / "a.mp4"), Clip.of(tmp_path / "b.mp4"))
+    assert len(found.mse_by_frame) == 5 and found.rounded and 20 < found.psnr < 40
+    same = compare(Clip.of(tmp_path / "b.mp4"), Clip.of(tmp_path / "b.mp4"))
+    assert same.identical
+
+
+def test_sizes_and_lengths_that_differ_are_refused(clips, tmp_path, noisy):
+    with pytest.raises(UsageError, match=r"a\.h5 is 24x16, 3 frames; b\.h5 is 16x16, 3 frames"):
+        compare(*clips(np.zeros((3, 16, 24, 3)), np.zeros((3, 16, 16, 3))))
+    with pytest.raises(UsageError, match=r"3 frames.*5 frames"):
+        compare(*clips(np.zeros((3, 16, 16, 3)), np.zeros((5, 16, 16, 3))))
+    write_mp4(tmp_path / "a.mp4", noisy[0], FPS)
+    write_mp4(tmp_path / "b.mp4", noisy[0][:3], FPS)
+    with pytest.raises(UsageError, match=r"a\.mp4 has 5 frames, b.mp4 3"):
+        compare(Clip.of(tmp_path / "a.mp4"), Clip.of(tmp_path / "b.mp4"))
+    with pytest.raises(UsageError, match="smaller than SSIM"):
+        compare(*clips(np.zeros((3, 8, 24, 3)), np.zeros((3, 8, 24, 3))))
+
+
+def test_damaged_files_are_refused(tmp_path, noisy):
+    for name, data in (("text.mp4", b"no video at all"), ("empty.mp4", b"")):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(WanlabError, match="no video that ffmpeg can read"):
+            Clip.of(tmp_path / name)
+    write_mp4(tmp_path / "whole.mp4", noisy[0], FPS)
+    data = bytearray((tmp_path / "whole.mp4").read_bytes())
+    at = data.index(b"mdat") + 900
+    data[at : at + 1500] = b"\xa5" * 1500
+    (tmp_path / "hurt.mp4").write_bytes(data)
+    with pytest.raises(WanlabError, match=r"damaged|differ in length|can read"):
+        compare(Clip.of(tmp_path / "hurt.mp4"), Clip.of(tmp_path / "whole.mp4"))
+    with pytest.raises(WanlabError, match="there is no file"):
+        Clip.of(tmp_path / "absent.mp4")
+
+
+def test_steadiness_by_hand(tmp_path):
+    """A clip that brightens by .1 a frame differs by .1, of which no motion explains anything."""
+    frames = np.stack([np.full((24, 32, 3), 0.1 * t) for t in range(4)])
+    found = steadiness(run_of(tmp_path / "up.h5", frames))
+    assert found.difference == pytest.approx(0.1, abs=1e-6)
+    assert found.warping_error == pytest.approx(0.1, abs=1e-6)
+    assert len(found.difference_by_pair) == 3
+    one = steadiness(run_of(tmp_path / "one.h5", frames[:1]))
+    assert math.isnan(one.difference) and math.isnan(one.warping_error)
+
+
+def test_motion_is_no_unsteadiness(tmp_path):
+    """A soft blob that moves two pixels a frame changes every pixel near it; moved back, it is almost itself."""
+    yy, xx = np.mgrid[:48, :64]
+    frames = np.stack([np.exp(-((xx - 20 - 2 * t) ** 2 + (yy - 24) ** 2) / 60) for t in range(4)])[..., None].repeat(3, -1)  # fmt: skip
+    found = steadiness(run_of(tmp_path / "move.h5", frames))
+    assert found.warping_error < 0.1 * found.difference
+
+
+def test_memory_does_not_grow_with_length(tmp_path):
+    """Eight times the frames at the same peak, within a frame's worth of values."""
+    peaks = []
+    for frames in (4, 32):
+        x = np.random.default_rng(0).integers(0, 256, (frames, 96, 128, 3), np.uint8)
+        clip = run_of(tmp_path / f"{frames}.h5", x)
+        tracemalloc.start()
+        compare(clip, clip)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < peaks[0] + 96 * 128 * 3 * 8
