@@ -6,7 +6,8 @@ BIN := $(VENV)/bin
 .PHONY: demo test slow clean
 
 demo: $(VENV)/.installed
-	$(BIN)/wanlab generate --prompt "a large red circle moving right on a black background" --out runs/demo
+	$(BIN)/wanlab generate --prompt "a large red circle moving right on a black background"
+	$(BIN)/wanlab compare --mode cfg_vs_baseline
 
 test: $(VENV)/.tested
 	$(BIN)/ruff check .

@@ -1,5 +1,5 @@
 """Fixtures that every room's tests share."""
 
-from tests.engine.conftest import checkpoint
+from tests.engine.conftest import checkpoint, single_checkpoint
 
-__all__ = ["checkpoint"]
+__all__ = ["checkpoint", "single_checkpoint"]

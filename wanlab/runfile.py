@@ -918,6 +918,10 @@ class Data:
                 break
         return found
 
+    def shape_at(self, step: int) -> tuple[int, ...]:
+        """The shape of what per-step data recorded at a step: smaller than `shape` where lengths vary."""
+        return self._shapes.get(step, self.shape[1:])
+
     def __getitem__(self, key: Any) -> Array:
         if self._by_step and isinstance(key, (int, np.integer)):
             k = int(key) + (self.shape[0] if key < 0 else 0)

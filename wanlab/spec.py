@@ -51,7 +51,13 @@ class RecordSpec:
     video: str = "uint8"
     """"uint8": the frames as they are shown; "float32" keeps them also before rounding."""
     probe: bool = False
-    """Evaluate the branches that a policy skips, for the record only; neither used nor counted."""
+    """Evaluate the branches that a policy skips, for the record only; neither used nor counted. At level "all" also
+    the other expert, at the two steps around the expert switch."""
+
+    @property
+    def other_expert(self) -> bool:
+        """Whether the other expert is evaluated around the expert switch."""
+        return self.probe and self.level == "all"
 
     def __post_init__(self) -> None:
         _choice("--record", self.level, LEVELS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -20,17 +20,15 @@ FPS = 16  # Wan's native rate
 
 def write_mp4(path: Path, frames: np.ndarray, fps: int) -> None:
     """H.264 of frames [T,H,W,3] uint8. Raises WanlabError when the encoder or the disk fails."""
+    write_mp4_from(path, frames, (frames.shape[2], frames.shape[1]), fps)
+
+
+def write_mp4_from(path: Path, frames: Iterable[np.ndarray], size: tuple[int, int], fps: int) -> None:
+    """H.264 of frames [H,W,3] uint8, one at a time; size is (W, H). Raises WanlabError."""
     part = path.with_name(f".{path.stem}.part.mp4")
-    height, width = frames.shape[1:3]
     try:
         writer = imageio_ffmpeg.write_frames(
-            str(part),
-            (width, height),
-            fps=fps,
-            codec="libx264",
-            quality=8,
-            macro_block_size=2,
-            ffmpeg_log_level="error",
+            str(part), size, fps=fps, codec="libx264", quality=8, macro_block_size=2, ffmpeg_log_level="error"
         )
         writer.send(None)
         for frame in frames:

@@ -14,6 +14,8 @@ from typing import NoReturn
 import typer
 
 from wanlab import __version__
+from wanlab.cli.compare import compare
+from wanlab.cli.continuity import continuity
 from wanlab.cli.generate import generate
 from wanlab.cli.inspect import inspect
 from wanlab.cli.render import complain
@@ -27,6 +29,8 @@ app = typer.Typer(
     help="The laboratory bench for video-diffusion sampling: what a trick on Wan2.2 does to quality, time consistency and cost.",
 )
 app.command()(generate)
+app.command()(compare)
+app.command()(continuity)
 app.command()(inspect)
 
 
@@ -53,6 +57,7 @@ ALIASES = {
     "--sample-solver": "--solver",
     "--sample-guide-scale": "--guidance",
     "--base-seed": "--seed",
+    "--comparison-mode": "--mode",
 }
 
 

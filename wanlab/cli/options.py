@@ -26,13 +26,24 @@ from wanlab.registry import suggest
 from wanlab.spec import PolicySpec, RecordSpec, RunSpec, parse_guidance, parse_size
 
 MAX_PROMPT_FILE = 64 * 2**20
-# What `--task` sets where the command line says nothing: the official configurations.
+# `sample_neg_prompt` of wan/configs/shared_config.py, the same in Wan 2.1 and 2.2. The official program puts it in the
+# place of an empty negative prompt.
+NEGATIVE = (
+    "色调艳丽，过曝，静态，细节模糊不清，字幕，风格，作品，画作，画面，静止，整体发灰，最差质量，低质量，JPEG压缩残留，丑陋的，"
+    "残缺的，多余的手指，画得不好的手部，画得不好的脸部，畸形的，毁容的，形态畸形的肢体，手指融合，静止不动的画面，杂乱的背景，"
+    "三条腿，背景人很多，倒着走"
+)
+# What `--task` sets where the command line says nothing; docs/models.md gives the sources.
 TASKS: dict[str, dict[str, Any]] = {
-    "t2v-A14B": {"size": "832x480", "frames": 81, "steps": 40, "shift": 12.0, "guidance": "3,4"},
+    "t2v-A14B": {"size": "832x480", "frames": 81, "steps": 40, "shift": 12.0, "guidance": "3,4", "negative": NEGATIVE},
+    "ti2v-5B": {"size": "1280x704", "frames": 121, "steps": 50, "shift": 5.0, "guidance": "5", "negative": NEGATIVE},
+    "t2v-1.3B": {"size": "832x480", "frames": 81, "steps": 50, "shift": 8.0, "guidance": "6", "negative": NEGATIVE},
+    "t2v-14B": {"size": "832x480", "frames": 81, "steps": 50, "shift": 5.0, "guidance": "5", "negative": NEGATIVE},
     "tiny": {},
 }
-TINY: dict[str, Any] = {"size": "144x80", "frames": 49, "steps": 20, "shift": None, "guidance": "4"}
+TINY: dict[str, Any] = {"size": "144x80", "frames": 49, "steps": 20, "shift": None, "guidance": "4", "negative": ""}
 
+_TASK_HELP = f"A model's official settings as defaults: {', '.join(name for name in TASKS if name != 'tiny')}."
 _SAMPLING, _METHOD, _OUTPUT = "Sampling", "Method", "Output"
 KEEPS = ("uncond", "cond", "reuse")
 
@@ -42,7 +53,8 @@ def option(*names: str, panel: str, help: str, **more: Any) -> Any:
 
 
 def with_options(command: Callable[..., int]) -> Callable[..., int]:
-    """The command with every parameter that is a dataclass replaced by the dataclass's fields."""
+    """The command with every parameter that is a dataclass replaced by the dataclass's fields, except those that the
+    command has a parameter of its own for: these stay at their defaults."""
     own = inspect.signature(command, eval_str=True).parameters
     groups: dict[str, Any] = {n: p.annotation for n, p in own.items() if dataclasses.is_dataclass(p.annotation)}
     shown: list[inspect.Parameter] = []
@@ -54,11 +66,15 @@ def with_options(command: Callable[..., int]) -> Callable[..., int]:
         shown += [
             inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
             for f in dataclasses.fields(groups[name])
+            if f.name not in own
         ]
 
     @functools.wraps(command)
     def called(**given: Any) -> int:
-        made = {n: g(**{f.name: given.pop(f.name) for f in dataclasses.fields(g)}) for n, g in groups.items()}
+        made = {
+            n: g(**{f.name: given.pop(f.name) for f in dataclasses.fields(g) if f.name not in own})
+            for n, g in groups.items()
+        }
         return command(**made, **given)
 
     called.__signature__ = inspect.Signature(shown, return_annotation=int)  # type: ignore[attr-defined]
@@ -90,20 +106,20 @@ class Form:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Method:
-    """One way to sample, as policies."""
+class Shortcuts:
+    """The options that the experiment guide gives to its methods."""
 
     cfg_truncate_steps: Annotated[
-        int, option("--cfg-truncate-steps", panel=_METHOD, help="One branch only in this many last steps.")
-    ] = 0
+        int | None, option("--cfg-truncate-steps", panel=_METHOD, help="One branch only in this many last steps.")
+    ] = None
     cfg_truncate_high_noise_steps: Annotated[
-        int,
+        int | None,
         option(
             "--cfg-truncate-high-noise-steps",
             panel=_METHOD,
             help="And in this many last steps before the expert switch.",
         ),
-    ] = 0
+    ] = None
     cfg_keep: Annotated[
         str,
         option(
@@ -128,6 +144,22 @@ class Method:
             help="Pair frames at the expert switch (policy paired).",
         ),
     ] = False
+
+    def cfg(self, last: int = 0, high: int = 0) -> PolicySpec | None:
+        """CFG truncation by these options, `last` and `high` where they are not given; None for none."""
+        if self.cfg_keep not in KEEPS:
+            raise UsageError(
+                f"--cfg-keep '{render.plain(self.cfg_keep, 40)}' is unknown", suggest(self.cfg_keep, KEEPS)
+            )
+        last = last if self.cfg_truncate_steps is None else self.cfg_truncate_steps
+        high = high if self.cfg_truncate_high_noise_steps is None else self.cfg_truncate_high_noise_steps
+        return PolicySpec("cfg", {"last": last, "high": high, "keep": self.cfg_keep}) if last or high else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Shortcuts):
+    """One way to sample, as policies."""
+
     policy: Annotated[
         list[str] | None,
         option(
@@ -140,13 +172,8 @@ class Method:
     def policies(self) -> tuple[PolicySpec, ...]:
         """Those of `--policy`, then those with an option of their own. Raises UsageError."""
         made = [PolicySpec.parse(p) for p in self.policy or []]
-        if self.cfg_truncate_steps or self.cfg_truncate_high_noise_steps:
-            last, high = self.cfg_truncate_steps, self.cfg_truncate_high_noise_steps
-            made.append(PolicySpec("cfg", {"last": last, "high": high, "keep": self.cfg_keep}))
-        elif self.cfg_keep not in KEEPS:
-            raise UsageError(
-                f"--cfg-keep '{render.plain(self.cfg_keep, 40)}' is unknown", suggest(self.cfg_keep, KEEPS)
-            )
+        cfg = self.cfg()
+        made += [cfg] if cfg else []
         made += [PolicySpec("half")] * self.enable_half_frame_generation
         made += [PolicySpec("paired")] * self.enable_improved_frame_completion
         return tuple(made)
@@ -168,14 +195,17 @@ class Sampling:
         ),
     ] = None
     negative_prompt: Annotated[
-        str, option("--negative-prompt", panel=_SAMPLING, help="What the unconditional branch is given.")
-    ] = ""
+        str | None,
+        option(
+            "--negative-prompt", panel=_SAMPLING, help="What the unconditional branch is given.  [default: nothing]"
+        ),
+    ] = None
     model: Annotated[
         str,
         option("--model", "-m", panel=_SAMPLING, help="tiny (in the package), a checkpoint directory, or a hub id."),
     ] = "tiny"
     revision: Annotated[str, option("--revision", panel=_SAMPLING, help="A revision on the hub.")] = ""
-    task: Annotated[str | None, option("--task", panel=_SAMPLING, help="Defaults of a task: t2v-A14B.")] = None
+    task: Annotated[str | None, option("--task", panel=_SAMPLING, help=_TASK_HELP)] = None
     seed: Annotated[
         list[str] | None,
         option("--seed", panel=_SAMPLING, help="A seed or a range 0:8 (0 to 7). Repeat for several.  [default: 0]"),
@@ -223,7 +253,8 @@ class Sampling:
         preset = TINY | TASKS.get(self.task or "", {})
         width, height = parse_size(self.size or preset["size"])
         common: dict[str, Any] = dict(
-            negative_prompt=self.negative_prompt, model=self.model, revision=self.revision, width=width, height=height,
+            negative_prompt=preset["negative"] if self.negative_prompt is None else self.negative_prompt,
+            model=self.model, revision=self.revision, width=width, height=height,
             frames=preset["frames"] if self.frames is None else self.frames,
             steps=preset["steps"] if self.steps is None else self.steps,
             shift=preset["shift"] if self.shift is None else self.shift, solver=self.solver, schedule=self.schedule,

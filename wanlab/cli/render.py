@@ -65,15 +65,23 @@ def size(count: float) -> str:
     return f"{count:.2f} TB"
 
 
-def table(rows: Rows, *, title: str = "", left: Sequence[str] = (), caption: str = "") -> Table:
-    """A table of equal rows; columns named in `left` are aligned left, the others right."""
+def table(
+    rows: Rows, *, title: str = "", left: Sequence[str] = (), caption: str = "", styles: Sequence[str] = ()
+) -> Table:
+    """A table of equal rows; columns named in `left` are aligned left, the others right; `styles` are the rows'. A
+    second line in a cell is shown below the first, dimmed."""
     made = Table(title=Text(plain(title)) if title else None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False,
                  caption=Text(plain(caption, 400)) if caption else None, caption_justify="left")  # fmt: skip
     for name in rows[0] if rows else ():
         made.add_column(name, justify="left" if name in left else "right", overflow="fold")
-    for row in rows:
-        made.add_row(*(Text(plain(v)) for v in row.values()))
+    for k, row in enumerate(rows):
+        made.add_row(*map(_cell, row.values()), style=styles[k] if styles else None)
     return made
+
+
+def _cell(value: Any) -> Text:
+    first, newline, second = str(value).partition("\n")
+    return Text.assemble(plain(first), newline, (plain(second), "dim"))
 
 
 def show(*things: Any) -> None:
@@ -94,13 +102,18 @@ def emit(rows: Rows, form: str, whole: Any = None) -> None:
         writer.writerows(rows)
         sys.stdout.write(buffer.getvalue())
     else:
-        names = list(rows[0]) if rows else []
-        lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
-        lines += [
-            "| " + " | ".join(plain(v).replace("\\", "\\\\").replace("|", "\\|") for v in row.values()) + " |"
-            for row in rows
-        ]
-        sys.stdout.write("\n".join(lines) + "\n")
+        sys.stdout.write(markdown(rows))
+
+
+def markdown(rows: Rows) -> str:
+    """Rows as a Markdown table."""
+    names = list(rows[0]) if rows else []
+    lines = ["| " + " | ".join(names) + " |", "|" + " --- |" * len(names)]
+    lines += [
+        "| " + " | ".join(plain(v).replace("\\", "\\\\").replace("|", "\\|") for v in row.values()) + " |"
+        for row in rows
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def finite(value: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial, reduce
 
 import torch
@@ -26,13 +27,15 @@ def denoise(
     x0_pred: Tensor | None = None,
     batched: bool = False,
     probe: bool = False,
+    both_experts: bool = False,
 ) -> Iterator[StepRecord]:
     """Sample from x = x_t of step `start`, yielding each step's record; the last one's `x_next` is the result.
 
-    evaluate  the transformer: Call -> velocities [B,C,F,H,W]
-    x0_pred   of step start - 1, when start > 0
-    batched   evaluate the branches of a step in one call
-    probe     evaluate the branches that the plan skips too, after the step and for the record only
+    evaluate      the transformer: Call -> velocities [B,C,F,H,W]
+    x0_pred       of step start - 1, when start > 0
+    batched       evaluate the branches of a step in one call
+    probe         evaluate the branches that the plan skips too, after the step and for the record only
+    both_experts  likewise the other expert, at the last step before the expert switch and the first after it
     """
     for ctx in env.steps[start:]:
         plan = make_plan(env, sessions, ctx)
@@ -51,9 +54,12 @@ def denoise(
         if probe:
             skipped = tuple(b for b in BOTH if b not in plan.branches)
             probes = evaluate_branches(skipped, ctx, x, nest(sessions, evaluate), batched=False, probe=True)
+        other = None
+        if both_experts and env.switch is not None and ctx.index in (env.switch - 1, env.switch):
+            other = other_expert(plan, ctx, x, nest(sessions, evaluate))
         record = StepRecord(
             ctx=ctx, plan=plan, x_t=x, predictions=predictions, probes=probes, velocity=velocity,
-            x0_pred=x0_pred, x_next=x_next, passes=ran.passes, tokens=ran.tokens, seconds=seconds,
+            x0_pred=x0_pred, x_next=x_next, passes=ran.passes, tokens=ran.tokens, seconds=seconds, other=other,
         )  # fmt: skip
         for session in sessions:
             session.after(record)
@@ -84,6 +90,12 @@ def evaluate_branches(
             raise WanlabError(f"step {ctx.index}: velocities {tuple(velocities.shape)} for latents {tuple(x.shape)}")
         fresh |= {b: velocities[i : i + 1] for i, b in enumerate(group)}
     return fresh
+
+
+def other_expert(plan: StepPlan, ctx: StepContext, x: Tensor, inner: Inner) -> Tensor:
+    """The velocity [1,C,F,H,W] that the other expert gives in this one's place: the same branches, guided alike."""
+    swapped = replace(ctx, expert={"high": "low", "low": "high"}[ctx.expert])
+    return guide(evaluate_branches(plan.branches, swapped, x, inner, batched=False, probe=True), plan)
 
 
 def guide(predictions: Mapping[str, Tensor], plan: StepPlan) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from wanlab.engine import models, observers, policies
 from wanlab.engine.loop import make_plan, tokens
 from wanlab.engine.models import TEXT_TOKENS, Checkpoint
+from wanlab.engine.observers.latents import OTHER_EXPERT
 from wanlab.engine.solvers import Solver, step_contexts
 from wanlab.engine.types import BOTH, Env, StepContext, StepPlan
 from wanlab.spec import RunSpec
@@ -119,17 +120,19 @@ def _row(made: StepPlan, ctx: StepContext, env: Env, found: Checkpoint) -> Row:
     passes = len(made.branches)
     return Row(
         step=ctx.index, timestep=ctx.timestep, sigma=ctx.sigma, expert=ctx.expert, branches=made.branches,
-        guidance=made.guidance, frames=made.frames, tokens=n, passes=passes, flops=passes * flops(config, n),
+        guidance=made.guidance, frames=made.frames, tokens=n, passes=passes,
+        flops=passes * flops(config, n, per_token=found.expand_timesteps),
         lift=made.lift is not None,
     )  # fmt: skip
 
 
-def flops(config: Mapping[str, Any], n: int, text: int = TEXT_TOKENS) -> float:
+def flops(config: Mapping[str, Any], n: int, text: int = TEXT_TOKENS, *, per_token: bool = False) -> float:
     """Floating-point operations of one pass of n tokens (a multiply-add is two), matrix products only.
 
     With width D, feed-forward width M and L text tokens, a block costs 8nD² for self-attention's four projections,
     4n²D for its two products, 4nD² and 4LD² for cross-attention's projections, 4nLD for its products and 4nDM for
-    the feed-forward; around the blocks 2nDP in and out (P = patch values) and 2LD(T + D) for the text.
+    the feed-forward; around the blocks 2nDP in and out (P = patch values) and 2LD(T + D) for the text. A timestep
+    for each token (TI2V) costs 2nD(E + 7D), E being the width of its sinusoids; one for the sample costs nothing.
     """
     width = int(config.get("num_attention_heads") or 40) * int(config.get("attention_head_dim") or 128)
     inner, layers = int(config.get("ffn_dim") or 13824), int(config.get("num_layers") or 40)
@@ -137,6 +140,8 @@ def flops(config: Mapping[str, Any], n: int, text: int = TEXT_TOKENS) -> float:
     channels = int(config.get("in_channels") or 16), int(config.get("out_channels") or 16)
     block = 12 * n * width**2 + 4 * n**2 * width + 4 * text * width**2 + 4 * n * text * width + 4 * n * width * inner
     around = 2 * n * width * 4 * sum(channels) + 2 * text * width * (text_width + width)
+    if per_token:
+        around += 2 * n * width * (int(config.get("freq_dim") or 256) + 7 * width)
     return float(layers * block + around)
 
 
@@ -150,6 +155,8 @@ def _memory(spec: RunSpec, found: Checkpoint, env: Env, counted: Mapping[str, in
     # Alive at once in a block: the residual stream, two float32 copies of it (norm and modulation), and either
     # query, key, value and output, or the feed-forward's inner values.
     per_token = width * main + 2 * width * 4 + max(4 * width, inner + width) * main
+    if found.expand_timesteps:  # six modulations of every token, as they are and in float32
+        per_token += 6 * width * (main + 4)
     return held | {"activations": batch * tokens(env.shape[1:]) * per_token}
 
 
@@ -162,5 +169,7 @@ def _disk(spec: RunSpec, env: Env) -> int:
     for observer in observers.begin(spec.record, env.total):
         for f in observer.fields:
             steps = env.total if not f.dims else len({*range(0, env.total, spec.record.every), env.total - 1})
+            if f.name == OTHER_EXPERT:
+                steps = 2 if env.switch is not None else 0
             total += steps * f.stored.itemsize * (values if f.dims else 1)
     return total

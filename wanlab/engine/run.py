@@ -30,7 +30,7 @@ from wanlab.engine.types import BOTH, COND, UNCOND, Call, Env, Observer, Session
 from wanlab.errors import UsageError, WanlabError
 from wanlab.runfile import Field, Run, RunWriter
 from wanlab.spec import RunSpec
-from wanlab.video import FPS, write_gif, write_mp4
+from wanlab.video import write_gif, write_mp4
 
 PROCESS = uuid.uuid4().hex  # runs of one process can be timed against each other
 ATTENTION = {
@@ -84,6 +84,23 @@ def resolve(spec: RunSpec, found: Checkpoint) -> RunSpec:
     )
 
 
+def resolved(spec: RunSpec) -> RunSpec:
+    """The spec as a run of it would name it: device, dtypes and shift. Raises UsageError as the run would."""
+    return resolve(spec, models.describe(spec.model, spec.revision))
+
+
+def operations_per_second(spec: RunSpec) -> float:
+    """This machine's rate at one large matrix product in a resolved spec's dtype: no transformer runs faster."""
+    device, dtype = torch.device(spec.device), models.DTYPES[spec.dtype]
+    n = 8192 if device.type == "cuda" else 1024
+    x = torch.randn(n, n, device=device, dtype=dtype)
+    for _ in range(2):  # the first includes one-off work
+        began = time.perf_counter()
+        (x @ x).sum().item()
+        seconds = time.perf_counter() - began
+    return 2 * n**3 / seconds
+
+
 def plan(spec: RunSpec) -> Plan:
     """What a run of `spec` would do and cost, from configurations only. Raises as the run itself would."""
     found = models.describe(spec.model, spec.revision)
@@ -133,7 +150,7 @@ def execute(
     asked, spec = spec, resolve(spec, found)
     full_plan = make_full_plan(spec, found)
     if not force and out.exists() and _is_done(out, spec, fingerprint(found)):
-        _write_videos(out, None, gif)
+        _write_videos(out, None, gif, found.fps)
         return out
     timing: dict[str, float] = {}
     peak = _reset_peak(spec.device)
@@ -198,7 +215,7 @@ def _run(
         began = time.perf_counter()
         steps = denoise(
             x, env, solver, denoiser, sessions, start=start, x0_pred=x0_pred, batched=spec.batch_cfg,
-            probe=spec.record.probe,
+            probe=spec.record.probe, both_experts=spec.record.other_expert,
         )  # fmt: skip
         for record in steps:
             values: dict[str, Any] = {}
@@ -231,7 +248,7 @@ def _run(
         progress(Progress(phase="write", step=env.total, total=env.total, memory=peak()))
         pixels = (frames * 255).round().astype(np.uint8)
         with _timed(timing, "write"):
-            _write_videos(out, pixels, gif)
+            _write_videos(out, pixels, gif, model.checkpoint.fps)
         final: dict[Field, Any] = {LATENT: x[0].float().cpu().numpy(), VIDEO: pixels}
         if spec.record.video == "float32":
             final[VIDEO_FLOAT] = frames
@@ -306,7 +323,7 @@ def unpack(packed: dict[str, Any], device: torch.device) -> State:
 def fingerprint(found: Checkpoint) -> str:
     """Changes when a checkpoint's weights are others: of each file its name, size, header and 16 blocks spread over it."""
     digest = hashlib.sha256(found.revision.encode())
-    for path in sorted(found.path.rglob("*.safetensors")):
+    for path in sorted(p for p in found.path.rglob("*") if p.suffix in (".safetensors", ".pth")):
         size = path.stat().st_size
         digest.update(f"{path.relative_to(found.path)} {size} ".encode())
         with open(path, "rb") as file:
@@ -341,7 +358,7 @@ def check_output(out: Path) -> None:
         raise UsageError(f"cannot write to {there}", "choose another --out")
 
 
-def _write_videos(out: Path, pixels: np.ndarray | None, gif: bool) -> None:
+def _write_videos(out: Path, pixels: np.ndarray | None, gif: bool, fps: int) -> None:
     """The .mp4 (and .gif) beside the run file; without pixels, those of a finished run that are not there."""
     wanted = [(out.with_suffix(".mp4"), write_mp4)] + ([(out.with_suffix(".gif"), write_gif)] if gif else [])
     if pixels is None:
@@ -351,7 +368,7 @@ def _write_videos(out: Path, pixels: np.ndarray | None, gif: bool) -> None:
         with Run(out) as run:
             pixels = np.asarray(run["video"][...])
     for path, write in wanted:
-        write(path, pixels, FPS)
+        write(path, pixels, fps)
 
 
 def _attrs(
@@ -382,7 +399,8 @@ def _attrs(
         "prompt_tokens": given,
         "scheduler": {k: v for k, v in model.checkpoint.scheduler.items() if isinstance(v, str | int | float | bool)},
         "boundary": model.checkpoint.boundary if model.checkpoint.boundary is not None else "none",
-        "fps": FPS,
+        "fps": model.checkpoint.fps,
+        "layout": model.checkpoint.layout,
         "shift": float(spec.shift or 0),
     }
 

@@ -127,6 +127,8 @@ class StepRecord:
     tokens: int
     """Transformer tokens summed over passes."""
     seconds: float
+    other: Tensor | None = None
+    """The velocity that the other expert gives in this one's place, guided alike: for the record only."""
 
     @property
     def eps_pred(self) -> Tensor:

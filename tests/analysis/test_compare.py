@@ -1,0 +1,190 @@
+"""Pairs, summaries and verdicts, from run files written by hand."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from wanlab.analysis.compare import Comparison, Result, apart, failures, measure, pareto, parse_condition
+from wanlab.errors import UsageError
+from wanlab.runfile import Field, RunWriter
+from wanlab.spec import RunSpec
+
+STEPS = 4
+SCALARS = {"sigma": "float64", "seconds": "float64", "expert": "S6", "passes": "int32", "tokens": "int64",
+           "frames": "int32", "frame_stride": "int32"}  # fmt: skip
+
+
+def write(path, *, value=0.5, prompt="a ball", seed=0, passes=(2, 2, 2, 2), seconds=(1.0, 1, 1, 1), flops=None, strides=(1, 1, 1, 1),
+          x=None, process="here", resumed=0):  # fmt: skip
+    """A run of four steps on latents [1,4,2,2]; its video is of one grey value."""
+    spec = RunSpec(prompt=prompt, seed=seed, width=16, height=16, frames=13, steps=STEPS)
+    dims = ("channel", "latent_frame", "latent_height", "latent_width")
+    fields = [Field(n, (), d, "1", n) for n, d in SCALARS.items()] + [Field("x_t", dims, "float32", "1", "x")]
+    x = np.ones((STEPS + 1, 1, 4, 2, 2), np.float32) if x is None else x
+    video = np.broadcast_to(np.float32(value), (13, 16, 16, 3)).copy()
+    flops = [float(p) for p in passes] if flops is None else flops
+    attrs = {"timing_seconds": {"encode": 0.5, "decode": 1.0, "write": 0.5}, "predicted": {"flops_by_step": flops},
+             "process": process, "resumed_from_step": resumed}  # fmt: skip
+    with RunWriter(path, spec_json=spec.to_json(), digest=spec.digest(), attrs=attrs, fields=fields) as writer:
+        for k in range(STEPS):
+            kept = x[k][:, :: strides[k]]
+            writer.step(k, {"sigma": 1 - k / 4, "seconds": seconds[k], "expert": "high" if k < 2 else "low", "passes": passes[k],
+                            "tokens": 10 * passes[k], "frames": kept.shape[1], "frame_stride": strides[k], "x_t": kept})  # fmt: skip
+        final = {Field("latent", dims, "float32", "1", "latent"): x[STEPS],
+                 Field("video", ("frame", "height", "width", "rgb"), "uint8", "1", "v"): (video * 255).round().astype(np.uint8),
+                 Field("video_float", ("frame", "height", "width", "rgb"), "float32", "1", "v"): video}  # fmt: skip
+        writer.finish(final, {})
+    return path
+
+
+def test_a_pair_by_hand(tmp_path):
+    """Passes 2,2,1,1 against 2,2,2,2; 6 against 8 operations. Sampling 3 s against 4 s, end to end 5 s against 6 s."""
+    b = write(tmp_path / "b.h5", value=0.5)
+    x = np.ones((STEPS + 1, 1, 4, 2, 2), np.float32)
+    x[3:] += 0.5  # the latents part when step 3 (from 1) is done
+    a = write(tmp_path / "a.h5", value=0.6, passes=(2, 2, 1, 1), seconds=(1, 1, 0.5, 0.5), x=x)
+    pair = measure(a, b)
+    f = pair.figures
+    assert (f["passes"], f["passes_baseline"], f["tokens"], f["tokens_baseline"]) == (6, 8, 60, 80)
+    assert f["speedup_predicted"] == pytest.approx(8 / 6)
+    assert f["mse"] == pytest.approx(0.01, rel=1e-5) and f["psnr"] == pytest.approx(20, abs=1e-4)
+    assert pair.divergence.error.tolist() == pytest.approx([0, 0, 0, 0.5, 0.5])
+    assert (pair.divergence.parted, pair.divergence.switch, pair.divergence.truncated) == (3, 2, (2, 3))
+    s = Result(label="A", pairs=(pair,)).summary
+    assert s["speedup"].mean == pytest.approx(4 / 3) and s["speedup_total"].mean == pytest.approx(6 / 5)
+    assert pair.steady_a.difference == 0
+
+
+def test_half_the_frames_are_held_against_the_same_frames(tmp_path):
+    """Frames 0 and 2 of four, equal to B's: no difference until they are completed."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((STEPS + 1, 1, 4, 2, 2)).astype(np.float32)
+    a = write(tmp_path / "a.h5", x=x, strides=(2, 2, 1, 1))
+    b = write(tmp_path / "b.h5", x=x)
+    assert measure(a, b).divergence.error.tolist() == [0] * 5
+
+
+def test_apart_by_hand():
+    """(3,4) against (4,3): |(-1,1)|/5, cosine 24/25."""
+    assert apart(np.array([3.0, 4]), np.array([4.0, 3])) == pytest.approx((math.sqrt(2) / 5, 0.96))
+    assert math.isnan(apart(np.zeros(2), np.ones(2))[0])
+
+
+def many(tmp_path, values, prompts=None, base=0.5, **more):
+    prompts = prompts or [f"p{k}" for k in range(len(values))]
+    pairs = []
+    for k, value in enumerate(values):
+        b = write(tmp_path / f"b{k}.h5", value=base, prompt=prompts[k], seed=k)
+        a = write(tmp_path / f"a{k}-{value}.h5", value=value, prompt=prompts[k], seed=k, **more)
+        pairs.append(measure(a, b))
+    return Result(label=f"by {values[0]}", pairs=tuple(pairs))
+
+
+def test_verdicts(tmp_path):
+    """Offsets of .01 are 40 dB with SSIM .9998, offsets of .1 are 20 dB."""
+    near, far = many(tmp_path, [0.51, 0.511, 0.509, 0.51]), many(tmp_path, [0.6, 0.61])
+    same = many(tmp_path, [0.5, 0.5])
+    floor = many(tmp_path, [0.515, 0.515])
+    plain = Comparison(baseline="baseline", results=(near, far, same))
+    assert plain.verdict(near) == "minimal loss, structure kept"
+    assert plain.verdict(far).startswith("loss")
+    assert plain.verdict(same) == "identical"
+    floored = Comparison(baseline="baseline", results=(near, far, same), floors=(floor,))
+    assert floored.verdict(near) == "indistinguishable (under by 0.515)" and floored.verdict(far).startswith("loss")
+    assert floored.verdict(same) == "identical"
+
+
+def test_an_interval_across_the_threshold_decides_nothing(tmp_path):
+    """PSNR of offsets .01 and .03: 40 and 30.5 dB, mean 35.2; two values say nothing about 35."""
+    both = many(tmp_path, [0.51, 0.53])
+    assert "undecided at 35 dB" in Comparison(baseline="baseline", results=(both,)).verdict(both)
+
+
+def test_identical_pairs_in_every_export(tmp_path):
+    same = many(tmp_path, [0.5, 0.5, 0.5])
+    plain = Comparison(baseline="baseline", results=(same,)).to_dict()
+    text = json.dumps(plain, allow_nan=True)
+    assert "Infinity" not in text
+    (method,) = plain["methods"]
+    assert method["identical"] and method["summary"]["psnr"]["mean"] == "identical"
+    assert method["summary"]["mse"]["mean"] == 0 and method["summary"]["ssim"]["mean"] == pytest.approx(1)
+    assert method["pairs"][0]["psnr"] == "identical" and method["verdict"] == "identical"
+    # Some identical, some not: PSNR of the mean MSE, .01²/2, and no interval.
+    mixed = many(tmp_path, [0.5, 0.51]).summary["psnr"]
+    assert mixed.mean == pytest.approx(-10 * math.log10(0.01**2 / 2), abs=1e-3) and not mixed.known
+
+
+def test_only_runs_of_one_process_are_timed(tmp_path):
+    b = write(tmp_path / "b.h5", process="one")
+    apart_, together = (
+        write(tmp_path / "a1.h5", process="two"),
+        write(tmp_path / "a2.h5", process="one", seconds=(2, 2, 2, 2)),
+    )
+    resumed = write(tmp_path / "a3.h5", process="one", resumed=2)
+    for path, timed in ((apart_, 0), (together, 1), (resumed, 0)):
+        result = Result(label="A", pairs=(measure(path, b),))
+        assert len(result.timed) == timed and result.summary["speedup"].n == timed
+    assert Result(label="A", pairs=(measure(together, b),)).summary["speedup"].mean == pytest.approx(0.5)
+    said = Comparison(baseline="baseline", results=(Result(label="A", pairs=(measure(apart_, b),)),)).remarks()
+    assert any("--force" in line for line in said)
+
+
+def test_where_the_time_went(tmp_path):
+    """Half the operations in the last two steps, which yet take .9 s each: .4 s more a step than at B's pace."""
+    b = write(tmp_path / "b.h5")
+    slow = write(tmp_path / "a.h5", passes=(2, 2, 1, 1), seconds=(1, 1, 0.9, 0.9))
+    said = Result(label="A", pairs=(measure(slow, b),)).where_time_went()
+    assert said == ("A: 1.33x predicted from operations, 1.05x measured; its steps of 4 latent frames and 1 pass took "
+                    "0.80 s more than at the baseline's pace")  # fmt: skip
+    as_predicted = write(tmp_path / "c.h5", passes=(2, 2, 1, 1), seconds=(1, 1, 0.5, 0.5))
+    assert Result(label="A", pairs=(measure(as_predicted, b),)).where_time_went() == ""
+
+
+def test_by_prompt_and_units(tmp_path):
+    result = many(tmp_path, [0.51, 0.53, 0.51, 0.51], prompts=["x", "x", "y", "y"])
+    assert result.units == (4, "pairs")
+    rows = result.by_prompt()
+    assert [r["prompt"] for r in rows] == ["x", "y"] and rows[0]["mse"] == pytest.approx(
+        (0.01**2 + 0.03**2) / 2, rel=1e-3
+    )
+    assert result.worst.seed == 1
+
+
+def test_the_cheapest_within_a_loss(tmp_path):
+    """Cheaper is worse here. 40 dB costs 6 operations of 8, 20 dB costs 4."""
+    near = many(tmp_path, [0.51, 0.51], passes=(2, 2, 1, 1))
+    far = many(tmp_path, [0.6, 0.6], passes=(1, 1, 1, 1))
+    both = Comparison(baseline="baseline", results=(near, far))
+    assert both.cheapest("psnr", 35) == (near, near)
+    assert both.cheapest("psnr", 15) == (far, far)
+    assert both.cheapest("psnr", 45) == (None, None)
+
+
+def test_pareto_by_hand():
+    """(2, 5) is beaten by (1, 5); (3, 4) by (1, 5); (4, 9) by nobody."""
+    assert pareto([(2, 5), (1, 5), (3, 4), (4, 9)]) == [1, 3]
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=30))
+def test_every_point_is_on_the_front_or_beaten(points):
+    front = pareto(points)
+    for k, (cost, quality) in enumerate(points):
+        beaten = any(points[f][0] <= cost and points[f][1] >= quality for f in front)
+        assert beaten, (k, front)
+    costs, qualities = zip(*(points[k] for k in front), strict=True)
+    assert list(costs) == sorted(set(costs)) and list(qualities) == sorted(set(qualities))
+
+
+def test_conditions(tmp_path):
+    result = many(tmp_path, [0.6, 0.6])
+    assert parse_condition(" PSNR <= 35.5") == ("psnr", "<=", 35.5)
+    assert failures([result], [("psnr", "<", 35.0)]) == ["by 0.6: psnr is 20, < 35"]
+    assert failures([result], [("psnr", "<", 15.0), ("ssim", ">", 2)]) == []
+    assert failures([result], [("vmaf", "<", 90.0)])  # a figure that is not there meets no threshold
+    for text in ("psnr", "psnr<x", "speed<2", "psnr=35"):
+        with pytest.raises(UsageError):
+            parse_condition(text)

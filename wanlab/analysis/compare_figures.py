@@ -1,0 +1,157 @@
+"""Figures and films of a comparison. Text from a user is never read as mathematics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from wanlab.analysis.compare import THRESHOLDS, Comparison, Pair, Result, pareto
+from wanlab.analysis.fidelity import Clip
+from wanlab.analysis.figures import HIGH, INK, LOW, QUIET, save, shorten
+from wanlab.video import FPS, write_mp4_from
+
+AMPLIFIED = 8  # times the difference in the side-by-side film
+
+
+def _axes(ax: Axes, title: str, x: str, y: str) -> None:
+    ax.set_title(title, color=INK, fontsize=11, loc="left", parse_math=False)
+    ax.set_xlabel(x)
+    ax.set_ylabel(y)
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.grid(axis="y", color="#e4e7eb", linewidth=0.8)
+    ax.set_axisbelow(True)
+
+
+def per_frame(result: Result, path: Path) -> Path:
+    """PSNR and SSIM of every frame: a thin line a pair, the worst pair in front, the guide's thresholds dotted."""
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    worst = result.worst
+    for ax, name, unit in zip(figure.subplots(1, 2), ("psnr", "ssim"), ("PSNR, dB", "SSIM"), strict=True):
+        _axes(ax, unit.split(",")[0] + " by frame", "frame", unit)
+        for pair in result.pairs:
+            values = getattr(pair.fidelity, f"{name}_by_frame")
+            last = pair is worst
+            ax.plot(
+                np.where(np.isinf(values), np.nan, values), color=HIGH if last else QUIET, linewidth=1.6 if last else 0.8,
+                zorder=3 if last else 2, label=shorten(f"worst pair: {pair.prompt}, seed {pair.seed}", 60) if last else None,
+            )  # fmt: skip
+        ax.axhline(THRESHOLDS[name], color=LOW, linestyle=":", linewidth=1)
+        ax.annotate(f"{THRESHOLDS[name]:g}", (0, THRESHOLDS[name]), xycoords=("axes fraction", "data"), fontsize=8,
+                    color=LOW, xytext=(2, 2), textcoords="offset points")  # fmt: skip
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.margins(y=0.1)
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    for text in figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize=8).get_texts():
+        text.set_parse_math(False)
+    figure.suptitle(shorten(f"{result.label}: {len(result.pairs)} pairs"), fontsize=10, color=INK, parse_math=False)
+    return save(figure, path)
+
+
+def divergence(result: Result, path: Path) -> Path | None:
+    """Where the trajectories part: |a - b| / |b| of the latents at each step; None when no latents were recorded."""
+    known = [p for p in result.pairs if p.divergence is not None]
+    if not known:
+        return None
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    first = known[0].divergence
+    assert first is not None
+    steps = np.arange(1, len(first.error) + 1)
+    _axes(left, "How far A is from B", "latents at the beginning of step (the last: the result)", "|a - b| / |b|")
+    _axes(right, "Angle between A and B", "latents at the beginning of step (the last: the result)", "1 - cosine")
+    for ax, name in ((left, "error"), (right, "cosine")):
+        highest = 0.0
+        for pair in known:
+            assert pair.divergence is not None
+            values = getattr(pair.divergence, name)
+            values = values if name == "error" else 1 - values
+            seen = np.where(values > 0, values, np.nan)  # before they part there is nothing to show on a log scale
+            highest = max(highest, float(np.nanmax(values, initial=0)))
+            worst = pair is result.worst
+            ax.plot(steps, seen, color=HIGH if worst else QUIET, linewidth=1.6 if worst else 0.8, marker=".",
+                    markersize=5 if worst else 2)  # fmt: skip
+        for k in first.truncated:
+            ax.axvspan(k + 0.5, k + 1.5, color="#f1f3f5", zorder=0, linewidth=0)
+        if first.truncated:
+            ax.annotate("fewer passes", (np.mean(first.truncated) + 1, 0), xycoords=("data", "axes fraction"), xytext=(0, 4),
+                        textcoords="offset points", ha="center", fontsize=8, color="#616e7c")  # fmt: skip
+        if first.switch is not None:
+            ax.axvline(first.switch + 0.5, color=QUIET, linestyle=":", linewidth=1)
+            ax.annotate("switch", (first.switch + 0.5, 1), xycoords=("data", "axes fraction"), xytext=(3, -9),
+                        textcoords="offset points", fontsize=8, color="#616e7c")  # fmt: skip
+        if highest > 0:
+            ax.set_yscale("log")
+        ax.set_xlim(0.5, len(steps) + 0.5)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.suptitle(shorten(f"{result.label}: {len(known)} pairs"), fontsize=10, color=INK, parse_math=False)
+    return save(figure, path)
+
+
+def worst_frame(pair: Pair, path: Path, label: str) -> Path:
+    """The worst frame of A and of B, and where they differ."""
+    at = pair.fidelity.worst_frame
+    a, b = (_frame(p, at) for p in (pair.a, pair.b))
+    error = np.abs(a - b).mean(axis=-1)
+    aspect = a.shape[0] / a.shape[1]
+    figure = Figure(figsize=(12, 4 * aspect + 0.8), layout="constrained")
+    panels = figure.subplots(1, 3)
+    for ax, image, name in ((panels[0], a, label), (panels[1], b, "baseline")):
+        ax.imshow(image.clip(0, 1), interpolation="nearest")
+        ax.set_title(shorten(name, 40), fontsize=9, color=INK, parse_math=False)
+    shown = panels[2].imshow(error, cmap="magma", vmin=0, vmax=max(float(error.max()), 1e-6), interpolation="nearest")
+    panels[2].set_title("mean |a - b| over colours", fontsize=9, color=INK)
+    figure.colorbar(shown, ax=panels[2], shrink=0.8)
+    for ax in panels:
+        ax.axis("off")
+    figure.suptitle(shorten(f"frame {at}: {pair.prompt}, seed {pair.seed}"), fontsize=10, color=INK, parse_math=False)
+    return save(figure, path)
+
+
+def _frame(path: Path, at: int) -> NDArray[np.float64]:
+    with Clip.of(path).read() as frames:
+        for k, frame in enumerate(frames):
+            if k == at:
+                return frame
+    raise IndexError(at)
+
+
+def side_by_side(pair: Pair, path: Path) -> Path:
+    """A film of A, B and 8 times their absolute difference, next to each other."""
+
+    def frames() -> Iterator[NDArray[np.uint8]]:
+        with Clip.of(pair.a).read() as xs, Clip.of(pair.b).read() as ys:
+            for x, y in zip(xs, ys, strict=True):
+                joined = np.concatenate([x, y, np.abs(x - y) * AMPLIFIED], axis=1)
+                yield (joined.clip(0, 1) * 255).round().astype(np.uint8)
+
+    clip = Clip.of(pair.a)
+    write_mp4_from(path, frames(), (3 * clip.width, clip.height), FPS)
+    return path
+
+
+def front(comparison: Comparison, path: Path) -> Path:
+    """Quality against cost of every method: PSNR with its interval over operations; the Pareto front joined."""
+    results = [r for r in comparison.results if not math.isinf(r.summary["psnr"].mean)]
+    points = [(1 / r.summary["speedup_predicted"].mean, r.summary["psnr"].mean) for r in results]
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    ax = figure.subplots()
+    _axes(ax, "Quality against cost", "operations, the baseline's being 1", "PSNR against the baseline, dB")
+    best = pareto(points)
+    for k, (result, (cost, quality)) in enumerate(zip(results, points, strict=True)):
+        s = result.summary["psnr"]
+        if s.known:
+            ax.plot([cost, cost], [s.low, s.high], color=QUIET, linewidth=1, zorder=1)
+        ax.plot([cost], [quality], "o", color=HIGH if k in best else QUIET, markersize=5, zorder=3)
+    ax.plot([points[k][0] for k in best], [points[k][1] for k in best], color=HIGH, linewidth=1, zorder=2)
+    for k in best:
+        ax.annotate(shorten(results[k].label, 40), points[k], xytext=(5, -3), textcoords="offset points", fontsize=7,
+                    color=INK, parse_math=False)  # fmt: skip
+    ax.axhline(comparison.thresholds["psnr"], color=LOW, linestyle=":", linewidth=1)
+    return save(figure, path)

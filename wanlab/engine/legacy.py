@@ -1,0 +1,156 @@
+"""Folders of `latent_step_XX.pt`, one file a step, as the experiment guide's own scripts write them.
+
+A file is a dictionary: step, timestep, sigma (may be missing), x_t, x0_pred, eps_pred; tensors [C,F,H,W] or [1,C,F,H,W].
+In the guide's files `x0_pred` is the solver's next latent and `eps_pred` the velocity. Files whose names mean what
+they say, such as those that `write` makes, are told by x_t = (1-σ) x0_pred + σ eps_pred.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from wanlab.errors import UsageError, WanlabError
+from wanlab.runfile import Run
+
+_NAME = re.compile(r"latent_step_(\d{1,6})\.pt\Z")
+_TENSORS = ("x_t", "x0_pred", "eps_pred", "velocity")
+GUIDES = (
+    "x0_pred in these files is the solver's next latent and eps_pred the velocity; read as what they are, with"
+    " x0_pred = x_t - sigma velocity and eps_pred = x_t + (1 - sigma) velocity"
+)
+NO_SIGMA = "these files have no sigma: timestep / 1000 is taken for it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavedStep:
+    """One file, its arrays [C,F,H,W] float32 under names that mean what they say; `latent` is x_t of the next step."""
+
+    timestep: float
+    sigma: float
+    arrays: dict[str, np.ndarray]
+    notes: tuple[str, ...]
+
+
+def files(folder: Path) -> list[Path]:
+    """The folder's files in the order of their numbers; none when there are none. Raises UsageError for a number
+    that is there twice."""
+    found = {p: int(m[1]) for p in folder.iterdir() if (m := _NAME.match(p.name))}
+    ordered = sorted(found, key=lambda p: (found[p], p.name))
+    for a, b in pairwise(ordered):
+        if found[a] == found[b]:
+            raise UsageError(f"{a} and {b.name} are the same step", "remove one of them")
+    return ordered
+
+
+def read(folder: Path) -> Iterator[SavedStep]:
+    """The steps of a folder, one file in memory at a time. Raises WanlabError for a file that is not such a step."""
+    guides = None
+    shape: tuple[int, ...] = ()
+    for path in files(folder):
+        saved = _load(path)
+        notes = []
+        timestep = _number(path, saved, "timestep")
+        if saved.get("sigma") is None:
+            saved["sigma"] = timestep / 1000
+            notes.append(NO_SIGMA)
+        sigma = _number(path, saved, "sigma")
+        arrays = {name: _array(path, saved, name) for name in _TENSORS if saved.get(name) is not None}
+        if "x_t" not in arrays:
+            raise WanlabError(f"{path} has no x_t", "name a folder of latent_step_XX.pt files")
+        here = arrays["x_t"].shape
+        if any(a.shape != here for a in arrays.values()) or (shape and (here[0], *here[2:]) != (shape[0], *shape[2:])):
+            raise WanlabError(f"{path} has tensors of different shapes", "name the files of one run")
+        shape = here
+        if {"x0_pred", "eps_pred"} <= set(arrays):
+            if guides is None:  # told at the first step, where the two readings differ most
+                guides = not _true_names(arrays, sigma)
+            if guides:
+                velocity = arrays["eps_pred"]
+                notes.append(GUIDES)
+                arrays |= {
+                    "latent": arrays["x0_pred"], "velocity": velocity,
+                    "x0_pred": arrays["x_t"] - np.float32(sigma) * velocity,
+                    "eps_pred": arrays["x_t"] + np.float32(1 - sigma) * velocity,
+                }  # fmt: skip
+            else:
+                arrays["latent"] = arrays["x0_pred"]  # where σ goes to 0 next, every solver's last step ends there
+        yield SavedStep(timestep=timestep, sigma=sigma, arrays=arrays, notes=tuple(notes))
+
+
+def write(run: Run, folder: Path) -> list[Path]:
+    """`latent_step_01.pt` and on: what a run file recorded of each step, under names that mean what they say."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = []
+    for k in range(run.steps):
+        names = [n for n in _TENSORS if n in run and k in run[n].recorded]
+        if not names:
+            continue
+        saved: dict[str, Any] = {n: torch.from_numpy(np.array(run[n][k])) for n in names}
+        saved |= {"step": k + 1, "timestep": float(run["timestep"][k]), "sigma": float(run["sigma"][k])}
+        path = folder / f"latent_step_{k + 1:02d}.pt"
+        part = path.with_suffix(".pt.part")
+        torch.save(saved, part)
+        part.replace(path)
+        made.append(path)
+    return made
+
+
+def _true_names(arrays: dict[str, np.ndarray], sigma: float) -> bool:
+    x = arrays["x_t"].astype(np.float64)
+    mixed = (1 - sigma) * arrays["x0_pred"].astype(np.float64) + sigma * arrays["eps_pred"].astype(np.float64)
+    return bool(np.linalg.norm(x - mixed) <= 0.02 * np.linalg.norm(x))  # bfloat16 keeps 1 in 256
+
+
+def _load(path: Path) -> dict[str, Any]:
+    remedy = "save it again with torch.save, tensors and numbers only"
+    try:
+        if not zipfile.is_zipfile(path):
+            raise WanlabError(f"{path} is no file of torch.save (its zip format)", remedy)
+        with zipfile.ZipFile(path) as archive:
+            if any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist()):
+                raise WanlabError(f"{path} is compressed, which torch.save never does", remedy)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise WanlabError(f"{path} is refused: it holds objects that could run code when loaded", remedy) from error
+    except (OSError, RuntimeError, zipfile.BadZipFile, EOFError, ValueError, KeyError, TypeError) as error:
+        said = " ".join(str(error).split())[:120] or type(error).__name__
+        raise WanlabError(f"cannot read {path}: {said}", "get the file again") from error
+    if not isinstance(saved, dict):
+        raise WanlabError(f"{path} holds no dictionary", remedy)
+    size = path.stat().st_size
+    for value in saved.values():
+        # A view may repeat one stored number without end.
+        if isinstance(value, Tensor) and value.numel() * value.element_size() > size:
+            raise WanlabError(f"{path} declares more values than it stores", remedy)
+    return saved
+
+
+def _number(path: Path, saved: dict[str, Any], name: str) -> float:
+    value = saved.get(name)
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+        raise WanlabError(f"{path} has no number '{name}'", "name a folder of latent_step_XX.pt files")
+    return float(value)
+
+
+def _array(path: Path, saved: dict[str, Any], name: str) -> np.ndarray:
+    value = saved[name]
+    if isinstance(value, Tensor) and value.ndim == 5 and value.shape[0] == 1:
+        value = value[0]
+    plain = isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
+    if not plain or value.ndim != 4 or not value.numel():
+        raise WanlabError(f"{path}: '{name}' is no latent [C,F,H,W]", "name a folder of latent_step_XX.pt files")
+    array: np.ndarray = value.detach().float().contiguous().numpy()
+    return array
