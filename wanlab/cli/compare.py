@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 MODES = ("cfg_vs_baseline", "half_vs_baseline", "improved_vs_baseline", "combined_vs_baseline", "cfg_vs_half")
 VIDEOS = (".h5", ".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")
 MANY_RUNS = 1000  # more new runs than this ask for --yes
+WIDE = 125  # columns that the whole table needs
 DETAILED = 8  # more methods than this get figures of their own only on the Pareto front
 _WHAT, _HOW, _OUTPUT = "What is compared", "How", "Output"
 
@@ -456,16 +457,18 @@ def _finish(
             f"{'files' if not k else '':<6}{folder}: {', '.join(names)}"
             for k, (folder, names) in enumerate(folders.items())
         ]
-        styled = [_styled(r) for r in rows]
-        render.show(Text(""), Text(title, style="bold"), Text(described), render.table(rows, left=("method", "verdict"), styles=styled),
+        styles = [_style(str(r["verdict"])) for r in rows]
+        if render.output().width < WIDE:  # a narrow terminal: what decides stays, the verdicts go below
+            lines = [*(f"{r['method']}: {r['verdict']}" for r in rows if r["verdict"]), *lines]
+            rows = [{k: v for k, v in r.items() if k not in ("end to end", "verdict")} for r in rows]
+        render.show(Text(""), Text(title, style="bold"), Text(described), render.table(rows, left=("method", "verdict"), styles=styles),
                     Text("\n".join(lines)))  # fmt: skip
     for text in missed:
         render.complain(f"a stated threshold was missed: {text}")
     return 4 if missed else 0
 
 
-def _styled(row: dict[str, Any]) -> str:
-    verdict = str(row["verdict"])
+def _style(verdict: str) -> str:
     return "dim" if not verdict else "green" if verdict in ("identical", "minimal loss, structure kept") else ""
 
 
@@ -498,7 +501,8 @@ def _value(s: Interval | None, form: str, unit: str = "", *, spread: bool = True
     mean = f"{s.mean:{form}}{unit}"
     if not s.known or not spread:
         return mean
-    return f"{mean}\n{s.low:{form}} to {s.high:{form}}" if lines else f"{mean} ({s.low:{form}} to {s.high:{form}})"
+    bounds = f"{s.low:{form}}{'–' if s.low >= 0 else ' to '}{s.high:{form}}"
+    return f"{mean}\n{bounds}" if lines else f"{mean} ({bounds})"
 
 
 def _rows(comparison: Comparison) -> list[dict[str, Any]]:

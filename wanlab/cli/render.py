@@ -84,9 +84,14 @@ def _cell(value: Any) -> Text:
     return Text.assemble(plain(first), newline, (plain(second), "dim"))
 
 
+def output() -> Console:
+    """stdout; a pipe gets no colour and as much width as is needed."""
+    return Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=240, no_color=True)
+
+
 def show(*things: Any) -> None:
-    """Print rich things on stdout; a pipe gets them without colour and as wide as they need."""
-    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=240, no_color=True)
+    """Print rich things on stdout."""
+    console = output()
     for thing in things:
         console.print(thing)
 

@@ -7,7 +7,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 
 from wanlab.cli import render
 from wanlab.errors import WanlabError
@@ -76,19 +84,20 @@ def _progress(runs: int) -> Iterator[Callable[[RunSpec], Callable[[Report], None
     console = render.talk()
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         done = 0
+        row: TaskID | None = None
 
         def begin(spec: RunSpec) -> Callable[[Report], None]:
-            nonlocal done
+            nonlocal done, row
             done += 1
             name = f"[{done}/{runs}] " if runs > 1 else ""
-            row = bar.add_task(f"{name}{render.plain(spec.prompt, 28)}", total=spec.steps, pace="")
+            if row is not None:
+                bar.remove_task(row)
+            current = row = bar.add_task(f"{name}{render.plain(spec.prompt, 28)}", total=spec.steps, pace="")
 
             def report(p: Report) -> None:
                 pace = f"{p.phase} {p.seconds:.2f} s/step" if p.phase == "sample" and p.seconds else p.phase
                 memory = f" {render.size(p.memory)}" if p.memory else ""
-                bar.update(row, completed=p.step, pace=pace + memory)
-                if p.phase == "write":
-                    bar.remove_task(row)
+                bar.update(current, completed=p.step, pace=pace + memory)
 
             return report
 
