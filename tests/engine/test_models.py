@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 import shutil
 
 import pytest
@@ -50,9 +51,6 @@ def test_unknown_models(name, says):
 
 def test_no_checkpoint_in_the_directory(tmp_path):
     with pytest.raises(UsageError, match="no model_index"):
-        models.describe(str(tmp_path))
-    (tmp_path / "high_noise_model").mkdir()
-    with pytest.raises(WanlabError, match="-Diffusers"):
         models.describe(str(tmp_path))
     (tmp_path / "a").write_text("")
     with pytest.raises(UsageError, match="is a file"):
@@ -117,14 +115,69 @@ def test_weights_that_do_not_fit(copy, change, says):
         weights["proj_out.bias"] = torch.zeros(3)
     save_file(weights, copy / WEIGHTS)
     with pytest.raises(WanlabError, match=says):
-        models.load(str(copy))
+        models.describe(str(copy))  # from the headers, before weights are read
 
 
-@pytest.mark.parametrize(("key", "value"), [("_class_name", "WanImageToVideoPipeline"), ("expand_timesteps", True)])
-def test_other_pipelines(copy, key, value):
-    index = json.loads((copy / "model_index.json").read_text())
-    (copy / "model_index.json").write_text(json.dumps(index | {key: value}))
+def change(file, **values):
+    file.write_text(json.dumps(json.loads(file.read_text()) | values))
+
+
+def test_other_pipelines(copy):
+    change(copy / "model_index.json", _class_name="WanImageToVideoPipeline")
     with pytest.raises(UsageError, match="T2V"):
+        models.describe(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("file", "values", "says"),
+    [
+        ("model_index.json", {"boundary_ratio": 875}, "boundary_ratio 875"),
+        ("model_index.json", {"boundary_ratio": "x"}, "boundary_ratio 'x'"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": 500}, "500 timesteps, not 1000"),
+        ("scheduler/scheduler_config.json", {"flow_shift": "much"}, "flow shift 'much'"),
+        ("scheduler/scheduler_config.json", {"flow_shift": float("nan")}, "flow shift nan"),
+        ("transformer/config.json", {"num_layers": 10**9}, "num_layers is 1000000000, not 1 to 256"),
+        ("transformer_2/config.json", {"ffn_dim": True}, "transformer_2/ffn_dim is True"),
+        ("transformer/config.json", {"attention_head_dim": 13}, "heads of 13 are not even"),
+        ("transformer/config.json", {"patch_size": [1, 4, 4]}, "not 1x2x2"),
+        ("transformer/config.json", {"patch_size": 2}, "not 1x2x2"),
+        ("transformer/config.json", {"in_channels": 36}, "36 channels in, 16 out, 16 in the VAE"),
+        ("transformer/config.json", {"image_dim": 1280}, "takes images too"),
+        ("transformer/config.json", {"text_dim": 4096}, "texts of width 4096, the text encoder writes 16"),
+        ("vae/config.json", {"z_dim": 48}, "latents_mean is not 48 numbers"),
+        ("vae/config.json", {"latents_std": [0.0] * 16}, "latents_std is not 16 numbers"),
+        ("vae/config.json", {"scale_factor_spatial": 16}, "strides are 8 and 4, it says 16 and 4"),
+        ("vae/config.json", {"dim_mult": [1] * 30}, "dim_mult"),
+        ("vae/config.json", {"temperal_downsample": [True]}, "for 4 levels"),
+        ("text_encoder/config.json", {"vocab_size": -1}, "vocab_size is -1"),
+        ("text_encoder/config.json", {"layer_norm_epsilon": "x"}, "text_encoder: epsilon 'x'"),
+        ("transformer_2/config.json", {"eps": 5}, "transformer_2: epsilon 5"),
+        ("tokenizer/tokenizer_config.json", {"auto_map": {"AutoTokenizer": ["a.B", None]}}, "code of its own"),
+    ],
+)
+def test_configurations_that_no_model_has(copy, file, values, says):
+    """Refused before a module is made of them."""
+    change(copy / file, **values)
+    with pytest.raises(UsageError, match=re.escape(says)) as caught:
+        models.describe(str(copy))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tied_weight_may_be_there_once_under_either_name_or_twice(copy):
+    file = copy / "text_encoder" / "model.safetensors"
+    weights = load_file(file)
+    weights.pop("encoder.embed_tokens.weight", None)
+    words = weights.pop("shared.weight")
+    for given in (
+        {"shared.weight": words},
+        {"encoder.embed_tokens.weight": words},
+        {"shared.weight": words, "encoder.embed_tokens.weight": words.clone()},
+    ):
+        save_file(weights | given, file)
+        encoder = models.load(str(copy)).text_encoder
+        assert torch.equal(encoder.encoder.embed_tokens.weight, words) and torch.equal(encoder.shared.weight, words)
+    save_file(weights, file)
+    with pytest.raises(WanlabError, match=r"1 missing \(text_encoder: shared\.weight\)"):
         models.describe(str(copy))
 
 

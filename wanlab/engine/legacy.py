@@ -89,8 +89,8 @@ def read(folder: Path) -> Iterator[SavedStep]:
 
 
 def write(run: Run, folder: Path) -> list[Path]:
-    """`latent_step_01.pt` and on: what a run file recorded of each step, under names that mean what they say."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """`latent_step_01.pt` and on: what a run file recorded of each step, under names that mean what they say. Raises
+    WanlabError when they cannot be written."""
     made = []
     for k in range(run.steps):
         names = [n for n in _TENSORS if n in run and k in run[n].recorded]
@@ -100,8 +100,15 @@ def write(run: Run, folder: Path) -> list[Path]:
         saved |= {"step": k + 1, "timestep": float(run["timestep"][k]), "sigma": float(run["sigma"][k])}
         path = folder / f"latent_step_{k + 1:02d}.pt"
         part = path.with_suffix(".pt.part")
-        torch.save(saved, part)
-        part.replace(path)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.save(saved, part)
+            part.replace(path)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
+            part.unlink(missing_ok=True)
+            raise WanlabError(
+                f"cannot write {path}: {str(error)[:120]}", "free some space, or choose another --out"
+            ) from error
         made.append(path)
     return made
 

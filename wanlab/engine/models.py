@@ -1,7 +1,13 @@
 """Checkpoints: find them, judge them from their small files, load them, encode prompts, evaluate an expert.
 
-With `solvers` the only place that knows diffusers and transformers. Layout (diffusers'): `model_index.json`, and a
-directory each for tokenizer, text_encoder, vae, scheduler, transformer and, with two experts, transformer_2.
+With `solvers` and `convert` the only place that knows diffusers and transformers. Two layouts are read. diffusers':
+`model_index.json`, and a directory each for tokenizer, text_encoder, vae, scheduler, transformer and, with two experts,
+transformer_2. And the original one (convert.py), whose tensors are given their names in diffusers while they load.
+
+Both load alike: a module is made without memory, its tensors are compared with what the files hold, by name and shape,
+and then read one at a time to the device, in the dtype that is asked for. So loading needs the memory of the result
+and of one tensor; a tensor that stays on the CPU in its own dtype stays in the mapped file, as the libraries leave it
+(where its bytes lie decides which kernel multiplies by it, and so the last bit of the result).
 """
 
 from __future__ import annotations
@@ -9,15 +15,17 @@ from __future__ import annotations
 import contextlib
 import functools
 import json
+import math
 import re
-import struct
 import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from diffusers.utils import logging as diffusers_logging
@@ -26,6 +34,7 @@ from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from wanlab.embedded import tiny_path
+from wanlab.engine import convert, weights
 from wanlab.engine.types import Call
 from wanlab.errors import UsageError, WanlabError
 from wanlab.registry import suggest
@@ -40,14 +49,28 @@ _WEIGHTS = {
     "transformer": "diffusion_pytorch_model",
     "transformer_2": "diffusion_pytorch_model",
 }
+_KINDS = {"text_encoder": UMT5EncoderModel, "vae": AutoencoderKLWan, "transformer": WanTransformer3DModel}
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-_ORIGINAL = (
-    "high_noise_model",
-    "low_noise_model",
-    "Wan2.1_VAE.pth",
-    "Wan2.2_VAE.pth",
-    "models_t5_umt5-xxl-enc-bf16.pth",
-)
+_ORIGINAL = (convert.TEXT_ENCODER, *convert.VAES)  # the pickles that belong to a checkpoint
+_TIED = {"encoder.embed_tokens.weight": "shared.weight"}  # UMT5's word embeddings have two names
+# The least and most that a configuration may say: generous, and small enough that no memory is lost to a false one.
+_LIMITS = {
+    "transformer": {
+        "num_attention_heads": (1, 256), "attention_head_dim": (2, 512), "in_channels": (1, 512),
+        "out_channels": (1, 512), "text_dim": (1, 2**16), "freq_dim": (2, 2**16), "ffn_dim": (1, 2**18),
+        "num_layers": (1, 256), "rope_max_seq_len": (1, 2**16),
+    },
+    "vae": {
+        "base_dim": (1, 4096), "decoder_base_dim": (1, 4096), "z_dim": (1, 512), "num_res_blocks": (1, 16),
+        "in_channels": (1, 512), "out_channels": (1, 512), "patch_size": (1, 16), "scale_factor_spatial": (1, 256),
+        "scale_factor_temporal": (1, 64),
+    },
+    "text_encoder": {
+        "vocab_size": (1, 2**21), "d_model": (1, 2**16), "d_kv": (1, 1024), "num_heads": (1, 256), "d_ff": (1, 2**18),
+        "num_layers": (1, 256), "relative_attention_num_buckets": (2, 4096),
+        "relative_attention_max_distance": (2, 2**16),
+    },
+}  # fmt: skip
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z", re.ASCII)
 
 
@@ -66,6 +89,19 @@ class Checkpoint:
     """The scheduler's configuration."""
     boundary: float | None
     """Noise level at which the high-noise expert takes over (.875), None with one expert."""
+    layout: str = "diffusers"
+    """"diffusers" or "original"."""
+    expand_timesteps: bool = False
+    """Whether the transformer is given a timestep for each token (TI2V) instead of one for the sample."""
+    tokenizer: Path = Path("tokenizer")
+    """The tokenizer's directory, within `path`."""
+    files: Mapping[str, tuple[Path, ...]] = field(default_factory=dict, repr=False)
+    """The files of weights by component; none of a checkpoint on the hub."""
+
+    @property
+    def fps(self) -> int:
+        """Frames a second that the model was trained on (`sample_fps` in the official wan/configs)."""
+        return 24 if self.expand_timesteps else 16
 
     @property
     def experts(self) -> dict[str, str]:
@@ -133,12 +169,18 @@ class Denoiser:
     def __init__(self, model: Model, embeds: Mapping[str, Tensor]) -> None:
         """embeds  by branch, each [1,512,D]"""
         self._model, self._embeds = model, embeds
+        self._per_token = model.checkpoint.expand_timesteps
 
     def __call__(self, call: Call) -> Tensor:
         expert = self._model.experts[call.ctx.expert]
         batch = len(call.branches)
         x = call.x.to(expert.dtype)
-        t = call.ctx.t.expand(batch)
+        if self._per_token:
+            # As the official code and WanPipeline have it, though from text alone every token's timestep is the same.
+            patches = x.shape[2] * (x.shape[3] // 2) * (x.shape[4] // 2)
+            t = (torch.ones(patches, device=x.device) * call.ctx.t).expand(batch, -1)
+        else:
+            t = call.ctx.t.expand(batch)
         if batch == 1:
             text = self._embeds[call.branches[0]]
         else:
@@ -213,74 +255,145 @@ def load(
     vae_dtype: torch.dtype | None = None,
     revision: str = "",
 ) -> Model:
-    """Load a checkpoint's weights (safetensors only). Raises as `describe` does, and WanlabError for weights that do
-    not fit their configuration."""
-    found = name if isinstance(name, Checkpoint) else describe(name, revision)
+    """Load a checkpoint's weights. Raises as `describe` does, and WanlabError for weights that do not fit their
+    configuration."""
+    found = fetched(name if isinstance(name, Checkpoint) else describe(name, revision))
     device = torch.device(device)
-    path = found.path
-    if not found.local:
-        wanted = ["*.json", "*/*.json", "*/*.safetensors", "tokenizer/*"]
-        path = Path(_snapshot(found.name, found.revision, wanted))
-        _check_weights(path, found.configs)
     with _loading(found.name):
-        tokenizer = AutoTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
-        text_encoder, info = UMT5EncoderModel.from_pretrained(
-            path / "text_encoder", dtype=dtype, use_safetensors=True, local_files_only=True, output_loading_info=True
+        tokenizer = AutoTokenizer.from_pretrained(
+            found.path / found.tokenizer, local_files_only=True, trust_remote_code=False
         )
-        _complete(path / "text_encoder", info)
-        vae = _diffusers(AutoencoderKLWan, path, "vae", vae_dtype or dtype)
-        experts = {
-            expert: _diffusers(WanTransformer3DModel, path, component, dtype)
-            for expert, component in found.experts.items()
-        }
-        for module in (text_encoder, vae, *experts.values()):
-            module.eval().requires_grad_(False).to(device)
+        known = _expected(found.name, "text_encoder", found.configs["text_encoder"])["shared.weight"][0]
+        if len(tokenizer) > known:
+            raise WanlabError(
+                f"{found.path}: the tokenizer has {len(tokenizer)} words, the text encoder {known}",
+                "get the checkpoint again",
+            )
+    text_encoder = load_component(found, "text_encoder", device, dtype)
+    vae = load_component(found, "vae", device, vae_dtype or dtype)
+    experts = {expert: load_component(found, component, device, dtype) for expert, component in found.experts.items()}
     return Model(found, tokenizer, text_encoder, vae, experts, device, dtype)
+
+
+def fetched(found: Checkpoint) -> Checkpoint:
+    """A checkpoint of the hub with its weights here and judged; a local one as it is. Raises as `load` does."""
+    if found.files:
+        return found
+    path = Path(_snapshot(found.name, found.revision, ["*.json", "*/*.json", "*/*.safetensors", "tokenizer/*"]))
+    found = replace(found, path=path, files=_weight_files(path, found.configs))
+    _fit(found, {component: weights.heads(files) for component, files in found.files.items()})
+    return found
+
+
+def load_component(found: Checkpoint, component: str, device: torch.device | str, dtype: torch.dtype) -> Any:
+    """One component (a key of `found.configs`) of a fetched checkpoint on the device, ready to be evaluated.
+
+    Parameters that the libraries keep in float32 stay so. Raises WanlabError for weights that do not fit.
+    """
+    with _loading(found.name):
+        module = _blank(component, found.configs[component])
+        exact = _kept_in_float32(module, dtype)
+        places = _places(found, component, weights.heads(found.files[component]))
+        for name, tensor in weights.stream(found.files[component]):
+            if name not in places:
+                continue
+            place = places[name]
+            kept = torch.float32 if exact & set(place.split(".")) else dtype
+            parameter = nn.Parameter(tensor.to(device, kept), requires_grad=False)
+            for known_as in (place, *(alias for alias, real in _TIED.items() if real == place)):
+                owner, _, leaf = known_as.rpartition(".")
+                setattr(module.get_submodule(owner), leaf, parameter)
+        lacking = [name for name, p in module.named_parameters() if p.is_meta]
+        if lacking:
+            raise WanlabError(f"{found.name}: no weights for {', '.join(lacking[:8])}", "get the checkpoint again")
+        return module.eval().requires_grad_(False).to(device)
 
 
 def parameters(found: Checkpoint) -> dict[str, int]:
     """Parameters by component. Raises WanlabError for a configuration that makes no model."""
-    with _loading(found.name):
-        return {name: _count(name, json.dumps(found.configs[name])) for name in found.configs}
+    return {
+        name: sum(math.prod(shape) for shape in _expected(found.name, name, config).values())
+        for name, config in found.configs.items()
+    }
+
+
+def _blank(component: str, config: Mapping[str, Any]) -> nn.Module:
+    """A component with parameters that have a shape and no memory."""
+    with init_empty_weights(include_buffers=False):
+        if component == "text_encoder":
+            encoder: nn.Module = UMT5EncoderModel(UMT5Config(**config))
+            return encoder
+        made: nn.Module = _KINDS[component.removesuffix("_2")].from_config(dict(config))
+        return made
+
+
+def _expected(name: str, component: str, config: Mapping[str, Any]) -> Mapping[str, tuple[int, ...]]:
+    """The shape of every parameter, by name. Raises WanlabError for a configuration that makes no model."""
+    with _loading(name):
+        return _shapes(component.removesuffix("_2"), json.dumps(config))
 
 
 @functools.lru_cache(maxsize=32)
-def _count(component: str, config: str) -> int:
-    """Counted on a model without memory."""
-    plain = json.loads(config)
-    with torch.device("meta"):
-        if component == "text_encoder":
-            module: nn.Module = UMT5EncoderModel(UMT5Config(**plain))
-        else:
-            module = (AutoencoderKLWan if component == "vae" else WanTransformer3DModel).from_config(plain)
-    return sum(p.numel() for p in module.parameters())
+def _shapes(component: str, config: str) -> dict[str, tuple[int, ...]]:
+    state = _blank(component, json.loads(config)).state_dict()
+    return {name: tuple(value.shape) for name, value in state.items() if name not in _TIED}
 
 
-def _diffusers(kind: Any, path: Path, component: str, dtype: torch.dtype) -> Any:
-    module, info = kind.from_pretrained(
-        path, subfolder=component, torch_dtype=dtype, use_safetensors=True, local_files_only=True,
-        output_loading_info=True,
-    )  # fmt: skip
-    _complete(path / component, info)
-    return module
+def _kept_in_float32(module: nn.Module, dtype: torch.dtype) -> set[str]:
+    """The parts of names whose parameters stay in float32, as the libraries' own loading has them."""
+    if isinstance(module, UMT5EncoderModel) and dtype != torch.float16:
+        return set()  # transformers means these for float16 alone
+    return set(getattr(module, "_keep_in_fp32_modules", None) or ())
 
 
-def _complete(where: Path, info: Mapping[str, Any]) -> None:
-    """Raise WanlabError when weights were missing (they would be random) or left over, or had another shape."""
-    wrong = {
-        "missing": sorted(info.get("missing_keys") or ()),
-        "unexpected": sorted(info.get("unexpected_keys") or ()),
-        "of another shape": sorted(str(k[0] if isinstance(k, tuple) else k) for k in info.get("mismatched_keys") or ()),
-    }
-    said = [
-        f"{len(keys)} {what} ({', '.join(keys[:3])}{', …' if len(keys) > 3 else ''})"
-        for what, keys in wrong.items()
-        if keys
-    ]
-    if said:
+def _places(found: Checkpoint, component: str, held: Mapping[str, weights.Head]) -> dict[str, str]:
+    """Where each tensor of the files goes: the parameter's name by the tensor's, without those that have no place."""
+    names = convert.names(component, held) if found.layout == "original" else {name: name for name in held}
+    names = {old: new if _TIED.get(new) in held else _TIED.get(new, new) for old, new in names.items()}
+    expected = _expected(found.name, component, found.configs[component])
+    return {old: new for old, new in names.items() if new in expected}
+
+
+def _fit(found: Checkpoint, held: Mapping[str, Mapping[str, weights.Head]]) -> None:
+    """Raise WanlabError unless the files hold every parameter, in its shape, and nothing else. It names all that is
+    wrong in every component: a missing tensor as the module calls it, others as their file does."""
+    wrong: dict[str, list[str]] = {"missing": [], "unexpected": [], "of another shape": [], "not in floating point": []}
+    for component, heads in held.items():
+        expected = _expected(found.name, component, found.configs[component])
+        places = _places(found, component, heads)
+        times = Counter(places.values())
+        wrong["missing"] += [f"{component}: {name}" for name in expected if name not in times]
+        for name, head in heads.items():
+            said = f"{component}: {weights.shown(name)}"
+            if name not in places:
+                if not _is_surplus(component, name):
+                    wrong["unexpected"].append(said)
+            elif times[places[name]] > 1:
+                wrong["unexpected"].append(f"{said}, twice")
+            elif head.shape != expected[places[name]]:
+                wrong["of another shape"].append(f"{said} {_by(head.shape)}, not {_by(expected[places[name]])}")
+            elif not head.is_float:
+                wrong["not in floating point"].append(f"{said} {head.dtype}")
+    listed = [f"{len(them)} {what} ({_first(them)})" for what, them in wrong.items() if them]
+    if listed:
         raise WanlabError(
-            f"the weights in {where} do not fit its config.json: {'; '.join(said)}", "get the checkpoint again"
+            f"the weights in {found.path} do not fit its configuration: {'; '.join(listed)}", "get the checkpoint again"
         )
+
+
+def _is_surplus(component: str, name: str) -> bool:
+    """Whether the libraries leave this tensor of their own checkpoints aside: a second name, or another model's."""
+    kind = _KINDS[component.removesuffix("_2")]
+    ignored = getattr(kind, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return (component == "text_encoder" and name in _TIED) or any(re.search(pattern, name) for pattern in ignored)
+
+
+def _first(names: Sequence[str], most: int = 8) -> str:
+    return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")
+
+
+def _by(shape: Sequence[int]) -> str:
+    return "x".join(map(str, shape)) or "one number"
 
 
 @contextlib.contextmanager
@@ -304,18 +417,35 @@ def _loading(name: str) -> Iterator[None]:
 
 
 def _read(name: str, path: Path, local: bool, revision: str) -> Checkpoint:
-    if not (path / "model_index.json").is_file():
-        if name == "tiny":
-            raise UsageError("the embedded checkpoint is not installed", "install wanlab again")
-        if any((path / there).exists() for there in _ORIGINAL):
-            raise UsageError(f"{path} is in the original layout", "use the checkpoint whose name ends in -Diffusers")
-        raise UsageError(f"{path} holds no checkpoint: no model_index.json", "name a directory in diffusers' layout")
+    if (path / "model_index.json").is_file():
+        found = _read_diffusers(name, path, local, revision)
+    elif name == "tiny":
+        raise UsageError("the embedded checkpoint is not installed", "install wanlab again")
+    elif convert.is_original(path):
+        if not local:
+            raise UsageError(
+                f"{name} is in the original layout on the hub",
+                f"use {name}-Diffusers, or download it and name the directory",
+            )
+        found = _read_original(name, path)
+    else:
+        raise UsageError(
+            f"{path} holds no checkpoint: no model_index.json",
+            "name a directory in diffusers' layout or in the original one",
+        )
+    _check_configs(found)
+    if "auto_map" in _json(path / found.tokenizer / "tokenizer_config.json"):
+        raise UsageError(f"{path}: the tokenizer is code of its own, which is not run", "get Wan's own checkpoint")
+    if local:
+        _fit(found, {component: weights.heads(files) for component, files in found.files.items()})
+    return found
+
+
+def _read_diffusers(name: str, path: Path, local: bool, revision: str) -> Checkpoint:
     index = _json(path / "model_index.json")
     kind = index.get("_class_name")
     if kind != "WanPipeline":
         raise UsageError(f"{path} is a {kind}, not a Wan text-to-video checkpoint", "use a T2V checkpoint")
-    if index.get("expand_timesteps"):
-        raise UsageError(f"{path} has per-token timesteps (TI2V), which are not supported", "use a T2V checkpoint")
     boundary = index.get("boundary_ratio")
     names = ["text_encoder", "vae", "transformer"] + (["transformer_2"] if boundary is not None else [])
     needed = [
@@ -323,12 +453,105 @@ def _read(name: str, path: Path, local: bool, revision: str) -> Checkpoint:
     ]  # fmt: skip
     _there(path, needed)
     configs = {n: _json(path / n / "config.json") for n in names}
-    if local:
-        _check_weights(path, configs)
     return Checkpoint(
         name=name, path=path, local=local, revision=revision, configs=configs,
         scheduler=_json(path / "scheduler" / "scheduler_config.json"), boundary=boundary,
+        expand_timesteps=bool(index.get("expand_timesteps")), files=_weight_files(path, configs) if local else {},
     )  # fmt: skip
+
+
+def _read_original(name: str, path: Path) -> Checkpoint:
+    parts = convert.find(path)
+    plain = {component: _json(folder / "config.json") for component, folder in parts.transformers.items()}
+    files = {"text_encoder": (parts.text_encoder,), "vae": (parts.vae,)} | {
+        component: _shards(folder, "diffusion_pytorch_model") for component, folder in parts.transformers.items()
+    }
+    held = {component: weights.heads(of_it) for component, of_it in files.items()}
+    configs = {
+        "text_encoder": convert.text_encoder_config(held["text_encoder"], parts.text_encoder),
+        "vae": convert.vae_config(held["vae"], parts.vae),
+    } | {
+        component: convert.transformer_config(plain[component], held[component], folder)
+        for component, folder in parts.transformers.items()
+    }
+    kinds = {str(p["model_type"]) for p in plain.values()}
+    return Checkpoint(
+        name=name, path=path, local=True, revision="", configs=configs, layout="original", files=files,
+        scheduler=convert.scheduler_config(kinds, len(plain)), boundary=convert.BOUNDARY if len(plain) == 2 else None,
+        expand_timesteps="ti2v" in kinds, tokenizer=parts.tokenizer.relative_to(path),
+    )  # fmt: skip
+
+
+def _check_configs(found: Checkpoint) -> None:
+    """Raise UsageError for configurations that no text-to-video model has, or that do not go together: before modules
+    are made of them, and before the sizes in them are trusted."""
+    wrong = [
+        f"{component}/{key} is {value!r}, not {low} to {high}"
+        for component, config in found.configs.items()
+        for key, (low, high) in _LIMITS[component.removesuffix("_2")].items()
+        if (value := config.get(key)) is not None and (type(value) is not int or not low <= value <= high)
+    ]
+    text, vae = found.configs["text_encoder"], found.configs["vae"]
+    if not wrong:
+        width, latents = text.get("d_model", 512), vae.get("z_dim") or 16
+        for component in found.experts.values():
+            config = found.configs[component]
+            patch, ins = config.get("patch_size") or (1, 2, 2), config.get("in_channels") or 16
+            outs = config.get("out_channels") or ins
+            checks = {
+                f"patches are {patch!r}, not 1x2x2": tuple(patch) != (1, 2, 2) if isinstance(patch, list | tuple) else True,
+                f"heads of {config.get('attention_head_dim')} are not even": (config.get("attention_head_dim") or 128) % 2,
+                "it takes images too": any(config.get(k) for k in ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len")),
+                f"{ins} channels in, {outs} out, {latents} in the VAE": not ins == outs == latents,
+                f"it reads texts of width {config.get('text_dim')}, the text encoder writes {width}": (config.get("text_dim") or 4096) != width,
+            }  # fmt: skip
+            wrong += [f"{component}: {said}" for said, holds in checks.items() if holds]
+        wrong += [f"vae: {said}" for said in _wrong_in_vae(vae, latents)]
+    for component, config in found.configs.items():
+        epsilon = config.get("layer_norm_epsilon" if component == "text_encoder" else "eps")
+        if epsilon is not None and not _is_number(epsilon, 0, 0.1):
+            wrong.append(f"{component}: epsilon {epsilon!r}, not 0 to .1")
+    trained = found.scheduler.get("num_train_timesteps", TRAIN_TIMESTEPS)
+    if trained != TRAIN_TIMESTEPS:
+        wrong.append(f"scheduler: {trained!r} timesteps, not {TRAIN_TIMESTEPS}")
+    shift = found.scheduler.get("flow_shift", found.scheduler.get("shift"))
+    if shift is not None and not _is_number(shift, 0.01, 1000):
+        wrong.append(f"scheduler: flow shift {shift!r}, not .01 to 1000")
+    if found.boundary is not None and not _is_number(found.boundary, 0, 1):
+        wrong.append(f"boundary_ratio {found.boundary!r}, not 0 to 1")
+    if wrong:
+        listed = weights.shown(_first(wrong), 800)
+        raise UsageError(f"{found.path} is no Wan text-to-video checkpoint: {listed}", "use a T2V checkpoint")
+
+
+def _wrong_in_vae(vae: Mapping[str, Any], channels: int) -> list[str]:
+    """What does not go together in an autoencoder's configuration."""
+    wrong = []
+    levels, strides = vae.get("dim_mult") or [1, 2, 4, 4], vae.get("temperal_downsample") or [False, True, True]
+    if not isinstance(levels, list) or not all(type(n) is int and 0 < n <= 64 for n in levels) or len(levels) > 8:
+        return [f"dim_mult is {levels!r}"]
+    if not isinstance(strides, list) or len(strides) != len(levels) - 1 or not all(type(b) is bool for b in strides):
+        return [f"temperal_downsample is {strides!r} for {len(levels)} levels"]
+    spatial, temporal = 2 ** len(strides) * (vae.get("patch_size") or 1), 2 ** sum(strides)
+    said = vae.get("scale_factor_spatial") or 8, vae.get("scale_factor_temporal") or 4
+    if said != (spatial, temporal):
+        wrong.append(f"its strides are {spatial} and {temporal}, it says {said[0]} and {said[1]}")
+    for name, low in (("latents_mean", -1000.0), ("latents_std", 1e-6)):
+        values = vae.get(name)
+        if values is None:
+            if channels != 16:
+                wrong.append(f"no {name}")
+        elif (
+            not isinstance(values, list)
+            or len(values) != channels
+            or not all(_is_number(value, low, 1000) for value in values)
+        ):
+            wrong.append(f"{name} is not {channels} numbers")
+    return wrong
+
+
+def _is_number(value: object, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
 
 
 def _there(path: Path, needed: list[str]) -> None:
@@ -339,41 +562,31 @@ def _there(path: Path, needed: list[str]) -> None:
         )
 
 
-def _check_weights(path: Path, components: Mapping[str, Any]) -> None:
-    """Raise WanlabError unless each component's safetensors are all there and as long as they say."""
-    missing: list[str] = []
-    for component in components:
-        stem, where = _WEIGHTS[component], path / component
-        index = where / f"{stem}.safetensors.index.json"
-        files = sorted(set(_json(index).get("weight_map", {}).values())) if index.is_file() else [f"{stem}.safetensors"]
-        if any("/" in f or "\\" in f for f in files):
-            raise UsageError(f"{index} names files elsewhere", "get the checkpoint again")
-        absent = [f for f in files if not (where / f).is_file()]
-        pickles = sorted(f.name for f in where.iterdir() if f.suffix in _PICKLES)
-        if absent and pickles:
-            raise UsageError(
-                f"{where / pickles[0]} is a pickle, which can run code when it is loaded",
-                f"convert it to {files[0]}, or get the checkpoint's safetensors",
-            )
-        missing += [f"{component}/{f}" for f in absent]
-        for name in set(files) - set(absent):
-            _check_safetensors(where / name)
-    _there(path, missing)
+def _weight_files(path: Path, components: Mapping[str, Any]) -> dict[str, tuple[Path, ...]]:
+    """Each component's safetensors in diffusers' layout. Raises UsageError when some are missing, or are pickles."""
+    return {component: _shards(path / component, _WEIGHTS[component]) for component in components}
 
 
-def _check_safetensors(path: Path) -> None:
-    size = path.stat().st_size
-    try:
-        with open(path, "rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            if not 2 <= length <= min(100 << 20, size - 8):
-                raise ValueError("its header is no safetensors header")
-            header = json.loads(file.read(length))
-        ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
-        if size != 8 + length + max(ends, default=0):
-            raise ValueError(f"it has {size} bytes, its header says {8 + length + max(ends, default=0)}")
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, struct.error) as error:
-        raise UsageError(f"{path} is damaged: {error}", "get the file again") from error
+def _shards(where: Path, stem: str) -> tuple[Path, ...]:
+    """The safetensors of one module. Raises UsageError when some are missing, or are pickles."""
+    index = where / f"{stem}.safetensors.index.json"
+    names = [f"{stem}.safetensors"]
+    if index.is_file():
+        listed = _json(index).get("weight_map")
+        if not isinstance(listed, dict) or not all(isinstance(n, str) for n in listed.values()):
+            raise UsageError(f"cannot read {index}: it has no weight_map", "get the checkpoint again")
+        names = sorted(set(listed.values()))
+    if any("/" in n or "\\" in n or not n.endswith(".safetensors") for n in names):
+        raise UsageError(f"{index} names files elsewhere", "get the checkpoint again")
+    absent = [n for n in names if not (where / n).is_file()]
+    pickles = sorted(f.name for f in where.iterdir() if f.suffix in _PICKLES and f.name not in _ORIGINAL)
+    if absent and pickles:
+        raise UsageError(
+            f"{where / pickles[0]} is a pickle, which can run code when it is loaded",
+            f"convert it to {names[0]}, or get the checkpoint's safetensors",
+        )
+    _there(where, names)
+    return tuple(where / n for n in names)
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -5,7 +5,9 @@ Shapes: video [B,3,T,H,W] in [-1,1]; latents [B,C,F,h,w] with T = 4(F-1)+1, H = 
 The Wan autoencoder is causal in time and treats the first frame apart; every later chunk of four
 frames continues through a cache of the last two feature frames of each convolution. A causal
 convolution over one long chunk sees exactly what it would see over many short ones, so the first
-frame and then *all* the rest give the same result with F/2 times fewer kernel launches.
+frame and then *all* the rest give the same result with F/2 times fewer kernel launches. The rest is
+cut only where a feature would have more elements than 32 bits can count (`LARGEST`). Wan 2.2's own
+autoencoder, which gathers pixels into patches (H = 16h), works through the same functions.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from __future__ import annotations
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
+
+LARGEST = 2**31 - 1  # elements of one tensor
 
 
 def latent_stats(vae: AutoencoderKLWan, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -40,9 +44,22 @@ def decode_raw(vae: AutoencoderKLWan, z: torch.Tensor) -> torch.Tensor:
     cache: list[torch.Tensor | None] = [None] * vae._cached_conv_counts["decoder"]
     out = [vae.decoder(x[:, :, :1], feat_cache=cache, feat_idx=[0], first_chunk=True)]
     if x.shape[2] > 1:
-        out.append(vae.decoder(x[:, :, 1:], feat_cache=cache, feat_idx=[0]))
+        for part in x[:, :, 1:].split(frames_at_once(vae, x), dim=2):
+            out.append(vae.decoder(part, feat_cache=cache, feat_idx=[0]))
     y = torch.cat(out, dim=2)
     return y if vae.config.patch_size is None else unpatchify(y, vae.config.patch_size)
+
+
+def frames_at_once(vae: AutoencoderKLWan, z: torch.Tensor) -> int:
+    """How many frames of the latents [B,C,F,h,w] may be decoded together: the decoder's widest feature, which enters
+    its last level at full size, has at most `LARGEST` elements."""
+    config = vae.config
+    base: int = config.decoder_base_dim or config.base_dim
+    levels: list[int] = config.dim_mult
+    entering = levels[min(1, len(levels) - 1)] // (1 if config.is_residual else 2)
+    pixels = z.shape[3] * z.shape[4] * 4 ** (len(levels) - 1)
+    each = z.shape[0] * base * max(levels[0], entering) * config.scale_factor_temporal * pixels
+    return max(1, LARGEST // int(each))
 
 
 @torch.no_grad()
