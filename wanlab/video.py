@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
@@ -23,7 +24,7 @@ def write_mp4(path: Path, frames: np.ndarray, fps: int) -> None:
     write_mp4_from(path, frames, (frames.shape[2], frames.shape[1]), fps)
 
 
-def write_mp4_from(path: Path, frames: Iterable[np.ndarray], size: tuple[int, int], fps: int) -> None:
+def write_mp4_from(path: Path, frames: Iterable[np.ndarray], size: tuple[int, int], fps: float) -> None:
     """H.264 of frames [H,W,3] uint8, one at a time; size is (W, H). Raises WanlabError."""
     part = path.with_name(f".{path.stem}.part.mp4")
     try:
@@ -55,8 +56,8 @@ def write_gif(path: Path, frames: np.ndarray, fps: int) -> None:
 
 
 @contextmanager
-def read_mp4(path: Path) -> Iterator[tuple[tuple[int, int], Iterator[np.ndarray]]]:
-    """((width, height), frames [H,W,3] uint8 one at a time) of a video file. Raises WanlabError when it is no video,
+def read_mp4(path: Path) -> Iterator[tuple[dict[str, Any], Iterator[np.ndarray]]]:
+    """(what imageio-ffmpeg says of it: size (W, H), fps, …; frames [H,W,3] uint8 one at a time) of a video file. Raises WanlabError when it is no video,
     or is damaged: ffmpeg stops there and says so."""
     if not path.is_file():
         raise WanlabError(f"there is no file {path}", "check the path")
@@ -77,7 +78,7 @@ def read_mp4(path: Path) -> Iterator[tuple[tuple[int, int], Iterator[np.ndarray]
                     f"{path} is damaged: {' '.join(str(error).split())[-120:]}", "make it again"
                 ) from error
 
-        yield (width, height), frames()
+        yield meta, frames()
     finally:
         reader.close()
 

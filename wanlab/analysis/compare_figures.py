@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from wanlab.analysis.compare import THRESHOLDS, Comparison, Pair, Result, pareto
 from wanlab.analysis.fidelity import Clip
 from wanlab.analysis.figures import HIGH, INK, LOW, QUIET, save, shorten
-from wanlab.video import FPS, write_mp4_from
+from wanlab.video import write_mp4_from
 
 AMPLIFIED = 8  # times the difference in the side-by-side film
 
@@ -132,7 +132,7 @@ def side_by_side(pair: Pair, path: Path) -> Path:
                 yield (joined.clip(0, 1) * 255).round().astype(np.uint8)
 
     clip = Clip.of(pair.a)
-    write_mp4_from(path, frames(), (3 * clip.width, clip.height), FPS)
+    write_mp4_from(path, frames(), (3 * clip.width, clip.height), clip.fps)
     return path
 
 

@@ -31,7 +31,7 @@ from skimage.transform import resize, warp
 
 from wanlab.errors import UsageError
 from wanlab.runfile import Run
-from wanlab.video import ffmpeg_compare, has_filter, read_mp4
+from wanlab.video import FPS, ffmpeg_compare, has_filter, read_mp4
 
 Floats = NDArray[np.float64]
 EPSILON = 1e-8
@@ -50,6 +50,7 @@ class Clip:
     height: int
     rounded: bool
     """Whether its values were rounded to 8 bits (an mp4 was also compressed)."""
+    fps: float
 
     @classmethod
     def of(cls, path: str | Path) -> Clip:
@@ -59,9 +60,13 @@ class Clip:
             with Run(path) as run:
                 kept = run[_best(run)]
                 frames, height, width = kept.shape[:3]
-                return cls(path=path, frames=frames, width=width, height=height, rounded=kept.dtype == np.uint8)
-        with read_mp4(path) as ((width, height), _):
-            return cls(path=path, frames=0, width=width, height=height, rounded=True)
+                fps = float(run.attrs.get("fps", FPS))
+                return cls(
+                    path=path, frames=frames, width=width, height=height, rounded=kept.dtype == np.uint8, fps=fps
+                )
+        with read_mp4(path) as (meta, _):
+            width, height = meta["size"]
+            return cls(path=path, frames=0, width=width, height=height, rounded=True, fps=float(meta.get("fps") or FPS))
 
     @contextmanager
     def read(self) -> Iterator[Iterator[Floats]]:
