@@ -34,11 +34,25 @@ def from_pipeline(pipeline, solver, steps, low, high, negative, seed=3):
         pipeline.scheduler = plain
 
 
+@pytest.fixture(scope="module", params=["small", "tiny"])
+def both(request):
+    """(our model, WanPipeline, path): of random weights, and the shipped ones."""
+    if request.param == "small":
+        return tuple(request.getfixturevalue(n) for n in ("model", "pipeline", "checkpoint"))
+    from wanlab.embedded import tiny_path
+    from wanlab.engine import models
+
+    pipe = WanPipeline.from_pretrained(tiny_path(), torch_dtype=torch.float32)
+    pipe.set_progress_bar_config(disable=True)
+    return models.load("tiny"), pipe, tiny_path()
+
+
 @pytest.mark.parametrize("negative", [None, "blurry and blue"])
 @pytest.mark.parametrize(("low", "high"), [(1.0, 1.0), (4.0, 4.0), (3.0, 4.0)])
 @pytest.mark.parametrize("steps", [1, 20])
 @pytest.mark.parametrize("solver", list(SCHEDULERS))
-def test_bit_identical_to_wan_pipeline(model, pipeline, checkpoint, solver, steps, low, high, negative):
+def test_bit_identical_to_wan_pipeline(both, solver, steps, low, high, negative):
+    model, pipeline, checkpoint = both
     expected = from_pipeline(pipeline, solver, steps, low, high, negative)
     spec = make_spec(
         checkpoint, solver=solver, steps=steps, guidance=(low, high), negative_prompt=negative or "", seed=3

@@ -280,10 +280,7 @@ def measure(
     last = list(final) or None if final is not None else None
     counts = np.max([np.isfinite(s.power).sum(1) for s in spaces.values()], axis=0)
     full = len(last) if last is not None else int(counts.max())
-    stride = np.array(
-        [s.stride if s.stride is not None else 2 if n and n == (full + 1) // 2 != full else 1
-         for s, n in zip(seen, counts, strict=True)], np.int64,
-    )  # fmt: skip
+    stride = np.array([_stride(s.stride, int(n), full) for s, n in zip(seen, counts, strict=True)], np.int64)
     sigma = np.array([s.sigma for s in seen])
     return Continuity(
         **{**about, "frames": about.get("frames") or 4 * (full - 1) + 1},
@@ -293,6 +290,13 @@ def measure(
         video=None if video is None else space([adjacent(video, "the video")]),
         theory=None if last is None else _theory(sigma, stride, spaces, last, max((s.values for s in seen), default=0)),
     )  # fmt: skip
+
+
+def _stride(said: int | None, count: int, full: int) -> int:
+    """Told from the number of frames where it is not said, and 1 where it does not fit them."""
+    if said is None:
+        said = 2 if count == (full + 1) // 2 else 1
+    return said if not count or count == -(-full // max(1, said)) else 1
 
 
 def _theory(

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from wanlab.analysis.continuity import Continuity, Group
 
 BOUNDARY = 875  # the timestep from which on Wan2.2-T2V-A14B's high-noise expert works, for files that do not say
+DRAWN = 24  # groups of runs in a figure
 _WHAT, _OUTPUT = "What is analysed", "Output"
 
 
@@ -102,7 +103,7 @@ def continuity(
             render.complain(f"{source.path}: {error.message}", error.hint)
     if not results:
         return 1
-    _report(results, sources, out, shown_as, debug_latents)
+    _report(results, out, shown_as, debug_latents)
     return 3 if failed else 0
 
 
@@ -214,12 +215,12 @@ def _folder(folder: Path) -> Continuity:
             yield Step(
                 timestep=saved.timestep, sigma=saved.sigma, expert="high" if saved.timestep >= BOUNDARY else "low",
                 stride=None, values=saved.arrays["x_t"][:, 0].size,
-                spaces={n: (a[:, f] for f in range(a.shape[1])) for n, a in saved.arrays.items() if n in SPACES},
+                spaces={n: list(a.swapaxes(0, 1)) for n, a in saved.arrays.items() if n in SPACES},
             )  # fmt: skip
 
     def final() -> Iterator[Any]:
-        latent = newest.get("latent")
-        yield from () if latent is None else (latent[:, f] for f in range(latent.shape[1]))
+        if "latent" in newest:
+            yield from newest["latent"].swapaxes(0, 1)
 
     about = dict(
         source=str(folder), prompt="", seed=None, model="", method=folder.resolve().name, settings="", lifted=None
@@ -241,16 +242,15 @@ def _make(out: Path) -> None:
         raise UsageError(f"cannot write to {out}: {error.strerror}", "choose another --out") from error
 
 
-def _report(
-    results: Sequence[Continuity], sources: Sequence[Source], out: Path, form: str, debug_latents: bool
-) -> None:
+def _report(results: Sequence[Continuity], out: Path, form: str, debug_latents: bool) -> None:
     from wanlab.analysis import continuity
 
     groups = continuity.group(results)
     whole = continuity.statistics(groups, __version__)
     files = _write(groups, whole, out)
     if debug_latents:
-        files += _debug_latents([s.path for s in sources if s.path.is_file()], out / "debug_latents")
+        runs = dict.fromkeys(Path(r.source) for r in results)
+        files += _debug_latents([p for p in runs if p.is_file()], out / "debug_latents")
     files += [Path(r.source) for r in results]
     if form == "paths":
         sys.stdout.write("".join(f"{path}\n" for path in dict.fromkeys(files)))
@@ -272,6 +272,9 @@ def _write(groups: Sequence[Group], whole: dict[str, Any], out: Path) -> list[Pa
         place = out / "continuity_statistics.json"
         place.write_text(json.dumps(whole, allow_nan=False, ensure_ascii=True, separators=(",", ":")) + "\n")
         made = [place]
+        if len(groups) > DRAWN:
+            render.say(f"note: the figures show the first {DRAWN} of {len(groups)} methods and frame counts")
+        groups = groups[:DRAWN]
         drawn = [g for g in groups if g.has("x_t")]
         if drawn:
             made += [
@@ -296,9 +299,12 @@ def _debug_latents(runs: Sequence[Path], folder: Path) -> list[Path]:
     from wanlab.runfile import Run
 
     made: list[Path] = []
+    names: set[str] = set()
     for path in runs:
+        name = next(n for k in range(len(runs)) if (n := path.stem + f"-{k + 1}" * (k > 0)) not in names)
+        names.add(name)
         with Run(path) as run:
-            made += legacy.write(run, folder / path.stem if len(runs) > 1 else folder)
+            made += legacy.write(run, folder / name if len(runs) > 1 else folder)
     return made
 
 

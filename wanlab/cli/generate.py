@@ -39,7 +39,11 @@ def generate(
     ] = "float32",
     probe: Annotated[
         bool,
-        option("--probe", panel=_RECORD, help="Evaluate skipped branches for the record, neither used nor counted."),
+        option(
+            "--probe",
+            panel=_RECORD,
+            help="Evaluate skipped branches, and with --record all the other expert at the switch, for the record only.",
+        ),
     ] = False,
     enable_debug: Annotated[
         bool, option("--enable-debug/--no-error-analysis", panel=_RECORD, help="Write the error analysis of guidance.")
