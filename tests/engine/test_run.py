@@ -258,3 +258,24 @@ def test_attention_kernels_agree_and_the_absent_are_refused(checkpoint, tmp_path
     assert np.abs(finals["auto"] - finals["math"]).max() < 1e-4 * scale
     with pytest.raises(UsageError, match="does not run on the CPU"):
         run.plan(make_spec(checkpoint, attention="cudnn"))
+
+
+def test_timing_names_what_took_it(checkpoint, tmp_path):
+    """Each phase once; the experts' shares, the switch between them and recording add up to the sampling loop."""
+    path = run.execute(make_spec(checkpoint, policies=["half"], steps=6), tmp_path / "half.h5")
+    with Run(path) as made:
+        timing = made.attrs["timing_seconds"]
+        seconds = float(np.asarray(made["seconds"]).sum())
+    assert list(timing) == [
+        "load",
+        "encode",
+        "warm-up",
+        "sample high",
+        "switch",
+        "sample low",
+        "recording",
+        "decode",
+        "write",
+    ]
+    assert timing["sample high"] + timing["switch"] + timing["sample low"] == pytest.approx(seconds, abs=1e-5)
+    assert min(timing.values()) >= 0 and timing["switch"] > 0

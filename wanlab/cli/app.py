@@ -90,6 +90,8 @@ def _terminate(number: int, frame: FrameType | None) -> NoReturn:
 def main(args: list[str] | None = None) -> NoReturn:
     """Run one command and exit."""
     signal.signal(signal.SIGTERM, _terminate)
+    # Threads that wait by spinning starve each other where a core is shared; read when torch is first imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = sys.argv[1:] if args is None else args
     try:
         code = app(spelled(given) or ["--help"], prog_name="wanlab", standalone_mode=False)

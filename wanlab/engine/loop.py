@@ -44,6 +44,7 @@ def denoise(
             x = plan.lift.apply(x, x0_pred)
             if plan.lift.restart:
                 solver.restart(ctx.index)
+        switching = clock(x) - began if plan.lift is not None else 0.0
         ran = Counted(evaluate)
         predictions = evaluate_branches(plan.branches, ctx, x, nest(sessions, ran), batched=batched)
         velocity = guide(predictions, plan)
@@ -59,7 +60,8 @@ def denoise(
             other = other_expert(plan, ctx, x, nest(sessions, evaluate))
         record = StepRecord(
             ctx=ctx, plan=plan, x_t=x, predictions=predictions, probes=probes, velocity=velocity,
-            x0_pred=x0_pred, x_next=x_next, passes=ran.passes, tokens=ran.tokens, seconds=seconds, other=other,
+            x0_pred=x0_pred, x_next=x_next, passes=ran.passes, tokens=ran.tokens, seconds=seconds, switching=switching,
+            other=other,
         )  # fmt: skip
         for session in sessions:
             session.after(record)

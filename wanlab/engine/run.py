@@ -225,7 +225,9 @@ def _run(
             state = save(solver, sessions, watching) | {"x": x, "x0_pred": x0_pred, "identity": identity}
             writer.step(record.ctx.index, values, pack(state))
             name = f"sample {record.ctx.expert}"
-            timing[name] = timing.get(name, 0.0) + record.seconds
+            timing[name] = timing.get(name, 0.0) + record.seconds - record.switching
+            if record.ctx.index == env.switch or record.plan.lift is not None:
+                timing["switch"] = timing.get("switch", 0.0) + record.switching
             done = record.ctx.index + 1
             progress(
                 Progress(
@@ -238,7 +240,8 @@ def _run(
                 )
             )
         sampling = time.perf_counter() - began
-        timing["recording"] = sampling - sum(v for k, v in timing.items() if k.startswith("sample "))
+        steps_took = sum(v for k, v in timing.items() if k == "switch" or k.startswith("sample "))
+        timing["recording"] = sampling - steps_took
 
         progress(Progress(phase="decode", step=env.total, total=env.total, memory=peak()))
         with _timed(timing, "decode"):

@@ -127,6 +127,9 @@ class StepRecord:
     tokens: int
     """Transformer tokens summed over passes."""
     seconds: float
+    """Time of the step, the device synchronised, without recording and probing."""
+    switching: float = 0.0
+    """The part of it that completing frames took."""
     other: Tensor | None = None
     """The velocity that the other expert gives in this one's place, guided alike: for the record only."""
 
