@@ -19,6 +19,19 @@ from wanlab.spec import RecordSpec, RunSpec
 if TYPE_CHECKING:
     from wanlab.engine.plan import Plan
 
+# In the order in which they happen.
+PHASES = (
+    "load",
+    "encode",
+    "warm-up",
+    "sample single",
+    "sample high",
+    "switch",
+    "sample low",
+    "recording",
+    "decode",
+    "write",
+)
 _RECORD, _OUTPUT = "What is recorded", "Output"
 
 
@@ -144,7 +157,8 @@ def summarise(path: Path, *, analyse: bool, alone: bool) -> dict[str, Any]:
 
     with Run(path) as run:
         g = guidance.analyse(run)
-        prompt, timing = run.spec.prompt, run.attrs.get("timing_seconds", {})
+        prompt, took = run.spec.prompt, run.attrs.get("timing_seconds", {})
+        timing = {k: took[k] for k in (*PHASES, *took) if k in took}
         sheet = figures.contact_sheet(np.asarray(run.video), path.with_suffix(".png"), title=prompt)
         files = {"run": path, "video": path.with_suffix(".mp4"), "contact_sheet": sheet}
         if analyse:
