@@ -266,16 +266,7 @@ def test_timing_names_what_took_it(checkpoint, tmp_path):
     with Run(path) as made:
         timing = made.attrs["timing_seconds"]
         seconds = float(np.asarray(made["seconds"]).sum())
-    assert list(timing) == [
-        "load",
-        "encode",
-        "warm-up",
-        "sample high",
-        "switch",
-        "sample low",
-        "recording",
-        "decode",
-        "write",
-    ]
+    phases = {"load", "encode", "warm-up", "sample high", "switch", "sample low", "recording", "decode", "write"}
+    assert set(timing) == phases
     assert timing["sample high"] + timing["switch"] + timing["sample low"] == pytest.approx(seconds, abs=1e-5)
     assert min(timing.values()) >= 0 and timing["switch"] > 0
