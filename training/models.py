@@ -15,6 +15,7 @@ from wanlab.embedded import world
 
 PAD, EOS, UNK = 0, 1, 2
 TEXT_LENGTH = 512  # WanPipeline pads every prompt's embeddings with zeros to this length
+WORDS = 28  # tokens of the longest caption, and two to spare
 BOUNDARY = 0.875
 FLOW_SHIFT = 12.0
 VAE = dict(base_dim=32, decoder_base_dim=56, z_dim=16, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[True, True],
@@ -131,7 +132,7 @@ class ShortText:
     So `LENGTH` positions and a bias stand for 512, and a training step skips a fifth of its work.
     """
 
-    LENGTH = 48
+    LENGTH = 32
 
     def __init__(self) -> None:
         self.bias: torch.Tensor | None = None

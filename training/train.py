@@ -15,8 +15,10 @@ import itertools
 import json
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,9 @@ from wanlab.embedded import world
 from wanlab.engine.vae import latent_stats
 
 W, H = world.NATIVE_SIZE
+
+
+Loss = Callable[..., dict[str, Tensor]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,55 +56,149 @@ class Recipe:
     kl: float = 2e-4
     # Clips whose latents the experts learn from: (width, height, frames, clips, clips a step, share of steps).
     buckets: tuple[tuple[int, int, int, int, int, float], ...] = (
-        (W, H, 49, 40_000, 128, 0.64),
-        (W, H, 17, 6_000, 256, 0.06),
-        (W, H, 81, 4_000, 80, 0.08),
-        (W, H, 121, 3_000, 56, 0.08),
-        (128, 96, 49, 3_000, 128, 0.05),
-        (96, 96, 49, 3_000, 144, 0.03),
-        (80, 144, 49, 3_000, 128, 0.03),
-        (176, 96, 33, 3_000, 128, 0.03),
+        (W, H, 49, 40_000, 40, 0.64),
+        (W, H, 17, 6_000, 100, 0.06),
+        (W, H, 81, 4_000, 25, 0.08),
+        (W, H, 121, 3_000, 17, 0.08),
+        (128, 96, 49, 3_000, 38, 0.05),
+        (96, 96, 49, 3_000, 50, 0.03),
+        (80, 144, 49, 3_000, 40, 0.03),
+        (176, 96, 33, 3_000, 40, 0.03),
     )
     # Base curriculum: (latent frames, clips a step, steps); the first latents of a causal autoencoder are the
     # latents of the first frames. 0 frames: whole clips of every bucket, as many a step as the bucket says.
-    base_phases: tuple[tuple[int, int, int], ...] = ((1, 768, 800), (5, 256, 1000), (0, 0, 3200))
-    base_lr: float = 1.5e-3
-    expert_steps: int = 1_400
-    expert_lr: float = 6e-4
+    base_phases: tuple[tuple[int, int, int], ...] = ((1, 256, 2000), (5, 100, 2000), (0, 0, 20_000))
+    base_lr: float = 1.2e-3
+    expert_steps: int = 8_000
+    expert_lr: float = 5e-4
     transformer: dict[str, int] = field(default_factory=dict)  # changes to `models.TRANSFORMER`
     no_caption: float = 0.12
     captions: int = 3  # wordings a clip
 
 
+class Muon(torch.optim.Optimizer):
+    """Momentum whose every update is orthogonalised, for weight matrices inside a network.
+
+    K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); the update is
+    scaled to AdamW's usual size, 0.2 a weight, as in J. Liu et al., "Muon is scalable for LLM
+    training" (2025), so one learning rate serves both. Matrices of one shape go through the
+    Newton-Schulz iteration as one batch and nothing waits for the host, so a CUDA graph can hold it;
+    `torch.optim.Muon` does one matrix at a time.
+    """
+
+    def __init__(self, matrices: list[Tensor], lr: float | Tensor, momentum: float, weight_decay: float) -> None:
+        shapes: dict[torch.Size, list[Tensor]] = {}
+        for m in matrices:
+            shapes.setdefault(m.shape, []).append(m)
+        groups = [{"params": same} for same in shapes.values()]
+        super().__init__(groups, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        for group in self.param_groups:
+            params, state = group["params"], self.state[group["params"][0]]
+            grad = torch.stack([p.grad for p in params])  # [n,rows,columns]
+            kept = state.setdefault("momentum", torch.zeros_like(grad)).lerp_(grad, 1 - group["momentum"])
+            x = grad.lerp(kept, group["momentum"])  # Nesterov
+            tall = x.shape[1] > x.shape[2]
+            x = (x.mT if tall else x).bfloat16()
+            x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+            for _ in range(5):  # singular values to about 1; the quintic's coefficients are Jordan's
+                a = x @ x.mT
+                x = 3.4445 * x + (-4.7750 * a + 2.0315 * (a @ a)) @ x
+            x = (x.mT if tall else x).float() * (0.2 * math.sqrt(max(x.shape[1:])) * group["lr"])
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+            torch._foreach_sub_(params, list(x.unbind()))
+
+
 class Stage:
-    """Optimiser, average and step counter of one stage, saved and resumed as a whole."""
+    """Optimiser, average and step counter of one stage, saved and resumed as a whole.
+
+    `graphs`: record one optimiser step of each kind as a CUDA graph and replay it. Networks this
+    small wait for kernel launches otherwise; replayed, a step costs its arithmetic.
+    """
 
     def __init__(
-        self, name: str, module: nn.Module, steps: int, lr: float, out: Path, warmup: int = 300, ema: float = 0.999
+        self,
+        name: str,
+        module: nn.Module,
+        steps: int,
+        lr: float,
+        out: Path,
+        warmup: int = 300,
+        ema: float = 0.999,
+        graphs: bool = False,
     ) -> None:
         self.name, self.module, self.steps, self.lr, self.warmup, self.decay = name, module, steps, lr, warmup, ema
         self.file = out / f"state-{name}.pt"
         self.params = [p for p in module.parameters() if p.requires_grad]
-        self.opt = torch.optim.AdamW(
-            self.params, lr=lr, betas=(0.9, 0.98), weight_decay=0.01, fused=self.params[0].is_cuda
-        )
+        cuda = self.params[0].is_cuda
+        rate = torch.tensor(lr, device="cuda") if cuda else lr  # a recorded step reads the tensor
+        inside = {id(p) for n, p in module.named_parameters() if p.ndim == 2 and "blocks." in n}
+        matrices = [p for p in self.params if id(p) in inside]
+        others = [p for p in self.params if id(p) not in inside]
+        self.opts: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.01, fused=cuda, capturable=cuda)
+        ]
+        if matrices:
+            self.opts.append(Muon(matrices, rate, momentum=0.95, weight_decay=0.01))
         self.average = [p.detach().clone() for p in self.params]
         self.step = 0
+        self.graphs = graphs and cuda
+        self.visits: Counter[Hashable] = Counter()
+        self.recorded: dict[Hashable, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], dict[str, Tensor]]] = {}
         if self.file.exists():
             state = torch.load(self.file, map_location=self.params[0].device, weights_only=True)
             module.load_state_dict(state["module"])
-            self.opt.load_state_dict(state["opt"])
+            for opt, saved in zip(self.opts, state["opts"], strict=True):
+                opt.load_state_dict(saved)
             self.average, self.step = [a.detach() for a in state["average"]], state["step"]
 
-    def run(self, loss_of: Callable[[int], dict[str, Tensor]], deadline: float) -> bool:
-        """Train to the end, or until `deadline` (monotonic seconds): then save and return False."""
-        start, first, seen = time.monotonic(), self.step, {}
+    def update(self, loss_of: Loss, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """One step of the optimiser; what `loss_of` returned, and the gradient's norm."""
+        for p in self.params:
+            p.grad = None
+        parts = loss_of(*inputs)
+        parts["loss"].backward()
+        norm = nn.utils.clip_grad_norm_(self.params, 1.0)
+        for opt in self.opts:
+            opt.step()
+        return {k: v.detach() for k, v in (parts | {"grad": norm}).items()}
+
+    def replay(self, kind: Hashable, loss_of: Loss, inputs: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """`update`, recorded the fourth time a kind of step comes and replayed from then on."""
+        self.visits[kind] += 1
+        if self.visits[kind] <= 3:  # recording wants everything compiled and chosen, on a stream of its own
+            side = torch.cuda.Stream()
+            side.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(side):
+                parts = self.update(loss_of, inputs)
+            torch.cuda.current_stream().wait_stream(side)
+            return parts
+        if kind not in self.recorded:
+            graph, held = torch.cuda.CUDAGraph(), tuple(i.clone() for i in inputs)
+            with torch.cuda.graph(graph):
+                parts = self.update(loss_of, held)
+            self.recorded[kind] = graph, held, parts
+        graph, held, parts = self.recorded[kind]
+        for mine, given in zip(held, inputs, strict=True):
+            mine.copy_(given)
+        graph.replay()
+        return parts
+
+    def run(self, prepare: Callable[[int], tuple[Hashable, Loss, tuple[Tensor, ...]]], deadline: float) -> bool:
+        """Train to the end, or until `deadline` (monotonic seconds): then save and return False.
+
+        `prepare(step)`: what kind of step it is, its loss, and the loss's inputs.
+        """
+        start = last = time.monotonic()
+        seen: dict[str, Tensor] = {}
         while self.step < self.steps:
             if time.monotonic() > deadline:
                 torch.save(
                     {
                         "module": self.module.state_dict(),
-                        "opt": self.opt.state_dict(),
+                        "opts": [opt.state_dict() for opt in self.opts],
                         "average": self.average,
                         "step": self.step,
                     },
@@ -110,26 +209,26 @@ class Stage:
             rate = (
                 self.lr * min(1.0, (self.step + 1) / self.warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
             )
-            for group in self.opt.param_groups:
-                group["lr"] = rate
-            parts = loss_of(self.step)
-            parts["loss"].backward()
-            parts["grad"] = nn.utils.clip_grad_norm_(self.params, 1.0)
-            self.opt.step()
-            self.opt.zero_grad(set_to_none=True)
+            for group in itertools.chain(*(opt.param_groups for opt in self.opts)):
+                if isinstance(group["lr"], Tensor):
+                    group["lr"].fill_(rate)
+                else:
+                    group["lr"] = rate
+            kind, loss_of, inputs = prepare(self.step)
+            parts = self.replay(kind, loss_of, inputs) if self.graphs else self.update(loss_of, inputs)
             with torch.no_grad():
                 torch._foreach_lerp_(self.average, self.params, 1 - min(self.decay, (self.step + 1) / (self.step + 10)))
             for k, v in parts.items():
-                seen[k] = seen.get(k, 0.0) + v.detach()
+                seen[k] = seen.get(k, 0.0) + v
             self.step += 1
             if self.step % 100 == 0:
                 said = "  ".join(f"{k} {float(v) / 100:.5f}" for k, v in seen.items())
-                pace = (time.monotonic() - start) / (self.step - first)
+                now = time.monotonic()
                 print(
-                    f"{self.name} {self.step}/{self.steps}  {said}  {pace * 1e3:.1f} ms/step  {time.monotonic() - start:.0f} s",
+                    f"{self.name} {self.step}/{self.steps}  {said}  {(now - last) * 10:.1f} ms/step  {now - start:.0f} s",
                     flush=True,
                 )
-                seen = {}
+                seen, last = {}, now
         for p, a in zip(self.params, self.average, strict=True):
             p.data.copy_(a)
         self.file.unlink(missing_ok=True)
@@ -148,11 +247,14 @@ def train_vae(recipe: Recipe, out: Path, device: torch.device, deadline: float) 
     plan = [(t, b) for t, b, n in recipe.vae_phases for _ in range(n)]
     stage = Stage("vae", vae, len(plan), recipe.vae_lr, out, warmup=200)
 
-    def loss_of(step: int) -> dict[str, Tensor]:
+    def prepare(step: int) -> tuple[Hashable, Loss, tuple[Tensor, ...]]:
         frames, clips = plan[step]
         rng = np.random.default_rng((recipe.seed, step))
         pick = torch.from_numpy(rng.integers(len(rows), size=clips)).to(device)
         x = render.draw(rows[pick], W, H, frames, start=int(rng.integers(0, 80))) * 2 - 1
+        return frames, loss_of, (x,)
+
+    def loss_of(x: Tensor) -> dict[str, Tensor]:
         with torch.autocast(device.type, torch.bfloat16):
             h = fast_vae.encode_moments(vae, x)
             mean, logvar = h.float().chunk(2, dim=1)
@@ -166,7 +268,7 @@ def train_vae(recipe: Recipe, out: Path, device: torch.device, deadline: float) 
         loss = d.abs().mean() + 10 * mse + low + recipe.kl * kl
         return {"loss": loss, "psnr": -10 * torch.log10(mse / 4), "kl": kl}
 
-    if not stage.run(loss_of, deadline):
+    if not stage.run(prepare, deadline):
         return False
     # Latents leave the autoencoder with zero mean and unit variance a channel.
     with torch.no_grad():
@@ -192,7 +294,11 @@ class Bucket:
 
 
 def make_buckets(recipe: Recipe, folder: Path, device: torch.device) -> tuple[list[Bucket], list[float]]:
-    """Render, encode and caption every clip."""
+    """Render, encode and caption every clip, once: the result is kept in `latents.pt` beside the checkpoint."""
+    kept, shares = folder.parent / "latents.pt", [b[-1] for b in recipe.buckets]
+    if kept.exists():
+        stored = torch.load(kept, map_location=device, weights_only=True)
+        return [Bucket(*b) for b in stored], shares
     vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.bfloat16).to(device)
     fast_vae.channels_last(vae)
     words, buckets = models.tokenizer(), []
@@ -202,7 +308,7 @@ def make_buckets(recipe: Recipe, folder: Path, device: torch.device) -> tuple[li
         rows = render.place_all(scenes, seed, w, h, frames).to(device)
         rng = np.random.default_rng(seed)
         texts = [world.caption(s, rng) for s in scenes for _ in range(recipe.captions)]
-        ids = torch.tensor(words(texts, padding="max_length", max_length=40).input_ids)
+        ids = torch.tensor(words(texts, padding="max_length", max_length=models.WORDS).input_ids)
         n = max(1, 16 * 49 * W * H // (frames * w * h))
         latents = []
         for i in range(0, count, n):
@@ -212,7 +318,8 @@ def make_buckets(recipe: Recipe, folder: Path, device: torch.device) -> tuple[li
             mean, std = latent_stats(vae, z)
             latents.append(((z - mean) / std).contiguous())
         buckets.append(Bucket(torch.cat(latents), ids.view(count, recipe.captions, -1).to(device), clips))
-    return buckets, [b[-1] for b in recipe.buckets]
+    torch.save([(b.latents, b.ids, b.clips) for b in buckets], kept)
+    return buckets, shares
 
 
 def shifted(u: Tensor, shift: Tensor | float) -> Tensor:
@@ -246,11 +353,11 @@ def train_denoiser(
     data: tuple[list[Bucket], list[float]],
     out: Path,
     deadline: float,
+    compiled: bool,
 ) -> bool:
     """Flow matching, v = noise - x0, on this part's noise levels. The text encoder learns with the base only."""
     buckets, shares = data
     device = buckets[0].latents.device
-    torch.manual_seed(recipe.seed + {"base": 1, "high": 2, "low": 3}[part])
     learns_text = part == "base"
     encoder.requires_grad_(learns_text)
     both = nn.ModuleDict({"model": model, "text": encoder}) if learns_text else model
@@ -258,18 +365,22 @@ def train_denoiser(
         (recipe.base_phases, recipe.base_lr) if part == "base" else (((0, 0, recipe.expert_steps),), recipe.expert_lr)
     )
     plan = [(frames, clips) for frames, clips, steps in phases for _ in range(steps)]
-    stage = Stage(part, both, len(plan), lr, out)
+    stage = Stage(part, both, len(plan), lr, out, ema=0.9995, graphs=compiled)
+    torch.manual_seed(1000 * recipe.seed + 10 * stage.step + {"base": 1, "high": 2, "low": 3}[part])
     short = models.ShortText()
     short.install(model)
     p = np.array(shares) / sum(shares)
 
-    def loss_of(step: int) -> dict[str, Tensor]:
+    def prepare(step: int) -> tuple[Hashable, Loss, tuple[Tensor, ...]]:
         rng = np.random.default_rng((recipe.seed, {"base": 1, "high": 2, "low": 3}[part], step))
         frames, clips = plan[step]
-        bucket = buckets[0 if frames else int(rng.choice(len(buckets), p=p))]
-        clips = clips or bucket.clips
-        pick = torch.from_numpy(rng.integers(len(bucket.latents), size=clips)).to(device)
+        k = 0 if frames else int(rng.choice(len(buckets), p=p))
+        clips = clips or buckets[k].clips
+        pick = torch.from_numpy(rng.integers(len(buckets[k].latents), size=clips)).to(device)
         which = torch.from_numpy(rng.integers(recipe.captions, size=clips)).to(device)
+        return (k, frames), partial(loss_of, buckets[k], frames), (pick, which)
+
+    def loss_of(bucket: Bucket, frames: int, pick: Tensor, which: Tensor) -> dict[str, Tensor]:
         ids = bucket.ids[pick, which]
         ids = blur_words(ids, torch.rand(ids.shape, device=device))
         silent = torch.rand(len(ids), 1, device=device) < recipe.no_caption
@@ -280,30 +391,30 @@ def train_denoiser(
         noise = torch.randn_like(x0)
         sigma = noise_levels(part, len(x0), device)
         s = sigma.view(-1, 1, 1, 1, 1)
-        usual = "default" if bucket is buckets[0] and not frames else "force_eager"
-        with torch.autocast(device.type, torch.bfloat16), torch.compiler.set_stance(usual):
+        # The cache of cast weights would outlive a recorded step.
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
             v = model((1 - s) * x0 + s * noise, sigma * 1000, short.embed(encoder, ids), return_dict=False)[0].float()
         return {"loss": F.mse_loss(v, noise - x0)}
 
-    return stage.run(loss_of, deadline)
+    return stage.run(prepare, deadline)
 
 
 def train_transformers(recipe: Recipe, out: Path, device: torch.device, deadline: float, compiled: bool) -> bool:
     tiny, start = out / "tiny", time.monotonic()
     data = make_buckets(recipe, tiny, device)
-    print(f"{sum(len(b.latents) for b in data[0])} clips encoded in {time.monotonic() - start:.0f} s", flush=True)
+    print(f"{sum(len(b.latents) for b in data[0])} clips ready after {time.monotonic() - start:.0f} s", flush=True)
 
     def ready(m: nn.Module) -> nn.Module:
         m.to(device)
         if compiled:
-            m.compile_repeated_blocks(dynamic=False)  # for the commonest shape; the others run as they are
+            m.compile_repeated_blocks(dynamic=True)  # one compilation serves every size
         return m
 
     base_dir = out / "base"
     if not (base_dir / "transformer").exists():
         torch.manual_seed(recipe.seed + 10)
         model, encoder = ready(models.transformer(**recipe.transformer)), models.text_encoder().to(device)
-        if not train_denoiser("base", recipe, model, encoder, data, out, deadline):
+        if not train_denoiser("base", recipe, model, encoder, data, out, deadline, compiled):
             return False
         models.save(tiny, "text_encoder", encoder, torch.float32)
         models.save(base_dir, "transformer", model, torch.float32)
@@ -312,7 +423,7 @@ def train_transformers(recipe: Recipe, out: Path, device: torch.device, deadline
         if (tiny / component).exists():
             continue
         model = ready(WanTransformer3DModel.from_pretrained(base_dir / "transformer"))
-        if not train_denoiser(part, recipe, model, encoder, data, out, deadline):
+        if not train_denoiser(part, recipe, model, encoder, data, out, deadline, compiled):
             return False
         models.save(tiny, component, model)
     return True
@@ -326,7 +437,12 @@ def main() -> None:
     parser.add_argument(
         "--recipe", type=json.loads, default={}, help='changes to the recipe, as JSON: {"base_steps": 10}'
     )
-    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=torch.cuda.is_available())
+    parser.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=torch.cuda.is_available(),
+        help="compile the blocks, and replay every step as a CUDA graph",
+    )
     args = parser.parse_args()
     deadline = time.monotonic() + args.seconds
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -335,7 +451,10 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")
     recipe = Recipe(**args.recipe)
     args.out.mkdir(parents=True, exist_ok=True)
-    (args.out / "recipe.json").write_text(json.dumps(asdict(recipe), indent=2) + "\n")
+    written, noted = json.dumps(asdict(recipe), indent=2) + "\n", args.out / "recipe.json"
+    if noted.exists() and noted.read_text() != written:
+        parser.error(f"{args.out} holds a run of another recipe ({noted}); name another folder")
+    noted.write_text(written)
     models.save_frame(args.out / "tiny")
     stages: Iterator[tuple[str, Callable[[], bool]]] = iter([
         ("vae", lambda: (args.out / "tiny" / "vae").exists() or train_vae(recipe, args.out, device, deadline)),

@@ -47,7 +47,9 @@ def test_short_text_equals_512_positions() -> None:
     for p in model.parameters():
         p.data += 0.02 * torch.randn_like(p)
     words = models.tokenizer()(
-        ["a red ball", "a big blue star moving left on a black background", ""], padding="max_length", max_length=40
+        ["a red ball", "a big blue star moving left on a black background", ""],
+        padding="max_length",
+        max_length=models.WORDS,
     )
     ids = torch.tensor(words.input_ids)
     x, t = torch.randn(3, 16, 3, 10, 18), torch.tensor([900.0, 300.0, 20.0])
@@ -97,11 +99,13 @@ def test_a_stopped_stage_goes_on_to_the_same_result(tmp_path: Path, monkeypatch:
             line = Line()
             stage = train.Stage("line", line, 40, 0.1, folder, warmup=5)
 
-            def loss_of(step: int, line: Line = line) -> dict[str, torch.Tensor]:
-                noise = torch.from_numpy(np.random.default_rng(step).normal(size=3)).float()
+            def loss_of(noise: torch.Tensor, line: Line = line) -> dict[str, torch.Tensor]:
                 return {"loss": (line.w - target + 0.1 * noise).square().sum()}
 
-            if stage.run(loss_of, next(ticks) + seconds):
+            def prepare(step: int, loss: train.Loss = loss_of) -> tuple[int, train.Loss, tuple[torch.Tensor, ...]]:
+                return 0, loss, (torch.from_numpy(np.random.default_rng(step).normal(size=3)).float(),)
+
+            if stage.run(prepare, next(ticks) + seconds):
                 return line.w.detach(), calls
         raise AssertionError
 
@@ -122,3 +126,18 @@ def test_rendered_clips_wrap_round_and_keep_their_area() -> None:
     )
     area = red.sum((1, 2))  # every shape of a size has the area of a circle of its radius
     assert torch.allclose(area, torch.full_like(area, np.pi * world.SIZES["medium"] ** 2), rtol=0.02)
+
+
+def test_muon_steps_are_orthogonal_and_of_adamws_size() -> None:
+    torch.manual_seed(0)
+    wide, tall = torch.randn(24, 64), torch.randn(64, 24)
+    before, grads = [wide.clone(), tall.clone()], [torch.randn(24, 64), torch.randn(64, 24)]
+    for m, g in zip((wide, tall), grads, strict=True):
+        m.grad = g
+    train.Muon([wide, tall], 0.01, momentum=0.95, weight_decay=0.0).step()
+    for m, old, g in zip((wide, tall), before, grads, strict=True):
+        update = (old - m) / (0.01 * 0.2 * 8)  # 8 = sqrt(64)
+        values = torch.linalg.svdvals(update)  # 24 of them; the iteration leaves them near 1
+        assert float(values.min()) > 0.6 and float(values.max()) < 1.3
+        u, _, v = torch.linalg.svd(g, full_matrices=False)
+        assert float((update * (u @ v)).sum() / update.norm() / (u @ v).norm()) > 0.98
