@@ -33,7 +33,9 @@ def test_any_valid_spec_round_trips(prompt, seed, scale, steps):
 
 def test_digest_is_of_what_decides_the_result():
     spec = make()
-    same = dataclasses.replace(spec, record=RecordSpec(level="all", every=3, dtype="float16", probe=True))
+    same = dataclasses.replace(
+        spec, memory="swap", record=RecordSpec(level="all", every=3, dtype="float16", probe=True)
+    )
     assert same.digest() == spec.digest() and same.to_json() != spec.to_json()
     changes = {
         "prompt": "a blue ball", "negative_prompt": "blur", "model": "elsewhere", "revision": "main", "seed": 1, "width": 160,
@@ -41,7 +43,7 @@ def test_digest_is_of_what_decides_the_result():
         "batch_cfg": True, "policies": (PolicySpec("cfg"),), "device": "cpu", "dtype": "float32", "vae_dtype": "float32",
         "attention": "math",
     }  # fmt: skip
-    assert set(changes) | {"record"} == {f.name for f in dataclasses.fields(RunSpec)}
+    assert set(changes) | {"record", "memory"} == {f.name for f in dataclasses.fields(RunSpec)}
     digests = {dataclasses.replace(spec, **{k: v}).digest() for k, v in changes.items()}
     assert len(digests | {spec.digest()}) == len(changes) + 1
 

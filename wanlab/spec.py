@@ -25,6 +25,7 @@ SCHEDULES = ("diffusers", "wan")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LEVELS = ("metrics", "latents", "all")
 ATTENTIONS = ("auto", "math", "flash", "efficient", "cudnn")
+MEMORY_PLANS = ("resident", "swap", "offload")  # from fast to small
 RECORD_DTYPES = ("float32", "float16")
 VIDEOS = ("uint8", "float32")
 
@@ -166,6 +167,9 @@ class RunSpec:
     """The VAE's dtype; "auto" is bfloat16 on the CPU (float32 convolutions are slow there), else float32."""
     attention: str = "auto"
     """The attention kernel: torch's choice, or "math", "flash", "efficient" or "cudnn"."""
+    memory: str = "auto"
+    """Where the weights are: "resident", "swap" or "offload"; "auto" takes the fastest that fits the GPU. Not a part
+    of the digest: every plan computes the same."""
     record: RecordSpec = field(default_factory=RecordSpec)
     """What is written beside the result."""
 
@@ -201,6 +205,7 @@ class RunSpec:
         _choice("--dtype", self.dtype, DTYPES)
         _choice("--vae-dtype", self.vae_dtype, DTYPES)
         _choice("--attention", self.attention, ATTENTIONS)
+        _choice("--memory", self.memory, ("auto", *MEMORY_PLANS))
         if not isinstance(self.record, RecordSpec):
             raise UsageError("record is not a RecordSpec", "use RecordSpec(level=…)")
 
@@ -222,8 +227,9 @@ class RunSpec:
         return _canonical(self.to_dict())
 
     def digest(self) -> str:
-        """SHA-256 (hex) of the canonical JSON without `record`: equal for runs whose results must be equal."""
-        decides = {k: v for k, v in self.to_dict().items() if k != "record"}
+        """SHA-256 (hex) of the canonical JSON without `record` and `memory`: equal for runs whose results must be
+        equal."""
+        decides = {k: v for k, v in self.to_dict().items() if k not in ("record", "memory")}
         return hashlib.sha256(_canonical(decides).encode()).hexdigest()
 
     @classmethod

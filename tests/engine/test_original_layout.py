@@ -379,13 +379,14 @@ def test_decoding_is_that_of_diffusers(loaded_originals, monkeypatch, kind, fram
     mean, std = vae.latent_stats(module, z)
     expected = module.decode(z / (1 / std) + mean, return_dict=False)[0].clamp(-1, 1)
     assert torch.allclose(vae.decode(module, z), expected, rtol=0, atol=1e-13)
+    assert torch.equal(vae.decode(module, z, at_once=1), expected)
     channels = 2 * 6 if kind == "ti2v-5B" else 4  # entering the last level: twice the decoder's base, or the base
     each = channels * 4 * (4 * 8) * (2 * 8)  # by 4 frames and, as the last level sees them, 8 x 8 pixels a latent
     monkeypatch.setattr(vae, "LARGEST", 3 * each - 1)
-    assert vae.frames_at_once(module, z) == 2
+    assert vae.frames_at_once(module.config, z.shape) == 2
     assert torch.allclose(vae.decode(module, z), expected, rtol=0, atol=1e-13)
     monkeypatch.setattr(vae, "LARGEST", 1)
-    assert vae.frames_at_once(module, z) == 1
+    assert vae.frames_at_once(module.config, z.shape) == 1
     assert torch.equal(vae.decode(module, z), expected)
     encoded = module.encode(expected).latent_dist.mean
     assert torch.allclose(vae.encode_moments(module, expected).chunk(2, dim=1)[0], encoded, rtol=0, atol=1e-13)

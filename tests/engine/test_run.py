@@ -41,7 +41,7 @@ def test_result_and_files(tmp_path, model, loaded, checkpoint):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.gif", "r.h5", "r.mp4"]
     assert RunSpec.from_json(opened.spec_json) == run.resolve(spec, model.checkpoint)
     assert "steps" not in opened.attrs["defaulted"] and {"seed", "solver", "dtype"} <= set(opened.attrs["defaulted"])
-    assert opened.attrs["asked"] == {"dtype": "auto", "shift": None}
+    assert opened.attrs["asked"] == {"dtype": "auto", "memory": "auto", "shift": None}
     for name in ("versions", "device_name", "timing_seconds", "prompt_embeds_sha256", "predicted", "scheduler"):
         assert name in opened.attrs
     assert opened.attrs["prompt_tokens"] == {"cond": 6, "uncond": 1}
@@ -211,7 +211,7 @@ def test_plan_counts_parameters_and_disk(model, checkpoint):
 def test_models_are_loaded_once_and_only_when_needed(tmp_path, checkpoint, single_checkpoint, monkeypatch):
     seen = []
     real = run.models.load
-    monkeypatch.setattr(run.models, "load", lambda found, *a: seen.append(found.name) or real(found, *a))
+    monkeypatch.setattr(run.models, "load", lambda found, *a, **k: seen.append(found.name) or real(found, *a, **k))
     kept = run.Models()
     for name, spec in [
         ("a", make_spec(checkpoint, steps=1)),

@@ -103,8 +103,8 @@ def _dry_run(specs: Sequence[RunSpec], outs: Sequence[Path], form: str) -> int:
         lines = [
             f"passes      {p.passes} of {p.plain_passes} without policies; predicted speed-up {p.speedup:.2f}",
             f"operations  {p.flops / 1e12:.2f} TFLOP",
-            f"memory      {render.size(sum(p.memory_bytes.values()))}: "
-            + ", ".join(f"{k} {render.size(v)}" for k, v in p.memory_bytes.items()),
+            f"weights     {', '.join(f'{k} {render.size(v)}' for k, v in p.memory_bytes.items())}",
+            f"memory      {', '.join(f'{k} {render.size(v)}' for k, v in p.memory_plans.items())}; here {p.spec.memory}",
             f"disk        {render.size(p.disk_bytes)} a run"
             + (f", {render.size(p.disk_bytes * count)} for {count} runs" if count > 1 else ""),
         ]

@@ -232,6 +232,14 @@ class Sampling:
         ),
     ] = None
     batch_cfg: Annotated[bool, option("--batch-cfg", panel=_METHOD, help="Both branches in one forward.")] = False
+    memory: Annotated[
+        str,
+        option(
+            "--memory",
+            panel=_OUTPUT,
+            help="Where the weights are: resident, swap (one expert at a time), offload (block by block), or auto.",
+        ),
+    ] = "auto"
     attention: Annotated[
         str, option("--attention", panel=_OUTPUT, help="The kernel: auto, math, flash, efficient or cudnn.")
     ] = "auto"
@@ -260,7 +268,7 @@ class Sampling:
             shift=preset["shift"] if self.shift is None else self.shift, solver=self.solver, schedule=self.schedule,
             guidance=parse_guidance(self.guidance or preset["guidance"]), batch_cfg=self.batch_cfg,
             policies=tuple(policies), device=self.device, dtype=self.dtype, vae_dtype=self.vae_dtype,
-            attention=self.attention, record=record,
+            attention=self.attention, memory=self.memory, record=record,
         )  # fmt: skip
         given = self.prompt or (prompts if self.prompts is None else [])
         return list(expand(asked_for(given, self.prompts), parse_seeds(self.seed or ["0"]), common))

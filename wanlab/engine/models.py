@@ -35,6 +35,7 @@ from transformers.utils import logging as transformers_logging
 
 from wanlab.embedded import tiny_path
 from wanlab.engine import convert, weights
+from wanlab.engine.placement import Placement
 from wanlab.engine.types import Call
 from wanlab.errors import UsageError, WanlabError
 from wanlab.registry import suggest
@@ -145,6 +146,16 @@ class Model:
     experts: dict[str, WanTransformer3DModel]
     device: torch.device
     dtype: torch.dtype
+    memory: str = "resident"
+    """The plan by which the parts are on the device (placement.py)."""
+
+    def __post_init__(self) -> None:
+        parts = {"text_encoder": self.text_encoder, **self.experts, "vae": self.vae}
+        self._placement = Placement(self.memory, self.device, parts, self.experts)
+
+    def ready(self, part: str) -> Any:
+        """The text_encoder, vae or expert called `part`, on the device until another is asked for."""
+        return self._placement.ready(part)
 
     @torch.no_grad()
     def encode(self, prompt: str) -> Tensor:
@@ -154,7 +165,7 @@ class Model:
             add_special_tokens=True, return_attention_mask=True, return_tensors="pt",
         )  # fmt: skip
         ids, mask = given.input_ids.to(self.device), given.attention_mask.to(self.device)
-        hidden = self.text_encoder(ids, mask).last_hidden_state
+        hidden = self.ready("text_encoder")(ids, mask).last_hidden_state
         embeds: Tensor = hidden.masked_fill(mask.unsqueeze(-1) == 0, 0).to(self.dtype)
         return embeds
 
@@ -172,7 +183,7 @@ class Denoiser:
         self._per_token = model.checkpoint.expand_timesteps
 
     def __call__(self, call: Call) -> Tensor:
-        expert = self._model.experts[call.ctx.expert]
+        expert = self._model.ready(call.ctx.expert)
         batch = len(call.branches)
         x = call.x.to(expert.dtype)
         if self._per_token:
@@ -254,8 +265,9 @@ def load(
     dtype: torch.dtype = torch.float32,
     vae_dtype: torch.dtype | None = None,
     revision: str = "",
+    memory: str = "resident",
 ) -> Model:
-    """Load a checkpoint's weights. Raises as `describe` does, and WanlabError for weights that do not fit their
+    """Load a checkpoint's weights, placed by the plan `memory` (placement.py). Raises as `describe` does, and WanlabError for weights that do not fit their
     configuration."""
     found = fetched(name if isinstance(name, Checkpoint) else describe(name, revision))
     device = torch.device(device)
@@ -269,10 +281,11 @@ def load(
                 f"{found.path}: the tokenizer has {len(tokenizer)} words, the text encoder {known}",
                 "get the checkpoint again",
             )
-    text_encoder = load_component(found, "text_encoder", device, dtype)
-    vae = load_component(found, "vae", device, vae_dtype or dtype)
-    experts = {expert: load_component(found, component, device, dtype) for expert, component in found.experts.items()}
-    return Model(found, tokenizer, text_encoder, vae, experts, device, dtype)
+    place = device if memory == "resident" else torch.device("cpu")
+    text_encoder = load_component(found, "text_encoder", place, dtype)
+    vae = load_component(found, "vae", place, vae_dtype or dtype)
+    experts = {expert: load_component(found, component, place, dtype) for expert, component in found.experts.items()}
+    return Model(found, tokenizer, text_encoder, vae, experts, device, dtype, memory)
 
 
 def fetched(found: Checkpoint) -> Checkpoint:

@@ -8,7 +8,8 @@ from typing import Any
 
 import torch
 
-from wanlab.engine import models, observers, policies
+from wanlab.engine import models, observers, placement, policies
+from wanlab.engine import vae as wan_vae
 from wanlab.engine.loop import make_plan, tokens
 from wanlab.engine.models import TEXT_TOKENS, Checkpoint
 from wanlab.engine.observers.latents import OTHER_EXPERT
@@ -60,7 +61,10 @@ class Plan:
     parameters: Mapping[str, int]
     """By component."""
     memory_bytes: Mapping[str, int]
-    """By component: weights in their dtypes, all of them resident, and an estimate of the transformer's activations."""
+    """By component, weights in their dtypes; and estimates of the transformers' "activations" and of "decoding" one
+    latent frame."""
+    memory_plans: Mapping[str, int]
+    """The predicted peak on the device under each plan of placement.py."""
     disk_bytes: int
     """The run file's arrays before compression."""
 
@@ -68,6 +72,17 @@ class Plan:
     def speedup(self) -> float:
         """Predicted speed-up of the sampling loop over the same run without policies: the ratio of operations."""
         return self.plain_flops / self.flops
+
+    def decoded_at_once(self, device_bytes: int) -> int:
+        """How many latent frames to decode together on a device of that size: the more, the faster. It depends on
+        nothing that comes and goes, so that a run repeats."""
+        held, decoding = self.memory_bytes, self.memory_bytes["decoding"]
+        there = (
+            self.memory_plans["resident"] - max(held["activations"], decoding)
+            if self.spec.memory == "resident"
+            else held["vae"]
+        )
+        return max(1, int((placement.HEADROOM * device_bytes - there) // decoding))
 
     def totals(self) -> dict[str, Any]:
         """The figures that the run is compared with afterwards."""
@@ -106,11 +121,12 @@ def plan(spec: RunSpec, found: Checkpoint) -> Plan:
         rows.append(_row(make_plan(env, sessions, ctx), ctx, env, found))
         plain_rows.append(_row(make_plan(env, (), ctx), ctx, env, found))
     counted = models.parameters(found)
+    held = _memory(spec, found, env, counted)
     return Plan(
         spec=spec, model_path=str(found.path), boundary=found.boundary, shape=env.shape, rows=tuple(rows),
         passes=sum(r.passes for r in rows), plain_passes=sum(r.passes for r in plain_rows),
         flops=sum(r.flops for r in rows), plain_flops=sum(r.flops for r in plain_rows), parameters=counted,
-        memory_bytes=_memory(spec, found, env, counted), disk_bytes=_disk(spec, env),
+        memory_bytes=held, memory_plans=_peaks(held, found), disk_bytes=_disk(spec, env),
     )  # fmt: skip
 
 
@@ -157,7 +173,26 @@ def _memory(spec: RunSpec, found: Checkpoint, env: Env, counted: Mapping[str, in
     per_token = width * main + 2 * width * 4 + max(4 * width, inner + width) * main
     if found.expand_timesteps:  # six modulations of every token, as they are and in float32
         per_token += 6 * width * (main + 4)
-    return held | {"activations": batch * tokens(env.shape[1:]) * per_token}
+    *_, height, columns = env.shape
+    return held | {
+        "activations": batch * tokens(env.shape[1:]) * per_token,
+        # Alive at once where the decoder is widest: a block's input, its norm, a convolution's result and the cache.
+        "decoding": 4 * vae * wan_vae.widest(found.configs["vae"], height, columns),
+    }
+
+
+def _peaks(held: Mapping[str, int], found: Checkpoint) -> dict[str, int]:
+    """Bytes on the device at most, by plan."""
+    experts = {component: held[component] for component in found.experts.values()}
+    working, decoding = held["activations"], held["decoding"]
+    blocks = max(size / int(found.configs[c].get("num_layers") or 40) for c, size in experts.items())
+    weights = held["text_encoder"] + held["vae"] + sum(experts.values())
+    alone = max(held["text_encoder"], held["vae"] + decoding)
+    return {
+        "resident": weights + max(working, decoding),
+        "swap": max(alone, max(experts.values()) + working),
+        "offload": max(alone, int(3 * blocks) + working),
+    }
 
 
 def _disk(spec: RunSpec, env: Env) -> int:

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from wanlab.engine import models, observers, policies, vae
+from wanlab.engine import models, observers, placement, policies, vae
 from wanlab.engine.loop import denoise
 from wanlab.engine.models import Checkpoint, Denoiser, Model
 from wanlab.engine.plan import Plan, make_env
@@ -29,7 +29,7 @@ from wanlab.engine.solvers import Solver, default_shift
 from wanlab.engine.types import BOTH, COND, UNCOND, Call, Env, Observer, Session, State
 from wanlab.errors import UsageError, WanlabError
 from wanlab.runfile import Field, Run, RunWriter
-from wanlab.spec import RunSpec
+from wanlab.spec import MEMORY_PLANS, RunSpec
 from wanlab.video import write_gif, write_mp4
 
 PROCESS = uuid.uuid4().hex  # runs of one process can be timed against each other
@@ -75,13 +75,20 @@ def resolve(spec: RunSpec, found: Checkpoint) -> RunSpec:
     cpu = device == "cpu"
     if spec.attention not in ("auto", "math", *(("flash",) if cpu else ("flash", "efficient", "cudnn"))):
         raise UsageError(f"--attention {spec.attention} does not run on the CPU", "use auto, math or flash")
-    return dataclasses.replace(
+    spec = dataclasses.replace(
         spec,
         device=device,
         dtype=spec.dtype if spec.dtype != "auto" else "float32" if cpu else "bfloat16",
         vae_dtype=spec.vae_dtype if spec.vae_dtype != "auto" else "bfloat16" if cpu else "float32",
         shift=spec.shift if spec.shift is not None else default_shift(found.scheduler),
     )
+    if spec.memory != "auto":
+        return spec
+    if not device.startswith("cuda"):
+        return dataclasses.replace(spec, memory="resident")
+    # What this process holds already is its own to let go of.
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+    return dataclasses.replace(spec, memory=placement.choose(make_full_plan(spec, found).memory_plans, free))
 
 
 def resolved(spec: RunSpec) -> RunSpec:
@@ -118,10 +125,12 @@ class Models:
 
     def load(self, spec: RunSpec, found: Checkpoint) -> Model:
         """The model of a resolved spec, loaded unless it was the last one."""
-        key = (str(found.path), fingerprint(found), spec.device, spec.dtype, spec.vae_dtype)
+        key = (str(found.path), fingerprint(found), spec.device, spec.dtype, spec.vae_dtype, spec.memory)
         if self._model is None or key != self._key:
             self._model = None  # let go of the old one first: two may not fit
-            self._model = models.load(found, spec.device, models.DTYPES[spec.dtype], models.DTYPES[spec.vae_dtype])
+            self._model = models.load(
+                found, spec.device, models.DTYPES[spec.dtype], models.DTYPES[spec.vae_dtype], memory=spec.memory
+            )
             self._key, self.warm = key, set()
         return self._model
 
@@ -154,7 +163,7 @@ def execute(
         return out
     timing: dict[str, float] = {}
     peak = _reset_peak(spec.device)
-    with _out_of_memory():
+    with _out_of_memory(spec.memory):
         progress(Progress(phase="load", total=spec.steps))
         loaded = loaded or Models()
         with _timed(timing, "load"):
@@ -243,9 +252,12 @@ def _run(
         steps_took = sum(v for k, v in timing.items() if k == "switch" or k.startswith("sample "))
         timing["recording"] = sampling - steps_took
 
+        at_once = None
+        if device.type == "cuda":
+            at_once = full_plan.decoded_at_once(torch.cuda.get_device_properties(device).total_memory)
         progress(Progress(phase="decode", step=env.total, total=env.total, memory=peak()))
         with _timed(timing, "decode"):
-            frames = decode(model, x)
+            frames = decode(model, x, at_once)
         if not np.isfinite(frames).all():
             raise WanlabError("the video has values that are no numbers", "use --dtype or --vae-dtype float32")
         progress(Progress(phase="write", step=env.total, total=env.total, memory=peak()))
@@ -272,9 +284,9 @@ def initial_noise(seed: int, env: Env, device: torch.device) -> Tensor:
     return torch.randn((1, *env.shape), generator=generator, dtype=torch.float32).to(device)
 
 
-def decode(model: Model, latents: Tensor) -> np.ndarray:
-    """Frames [T,H,W,3] float32 in [0,1] of latents [1,C,F,H,W]."""
-    video = vae.decode(model.vae, latents)[0]
+def decode(model: Model, latents: Tensor, at_once: int | None = None) -> np.ndarray:
+    """Frames [T,H,W,3] float32 in [0,1] of latents [1,C,F,H,W], at most `at_once` latent frames at a time."""
+    video = vae.decode(model.ready("vae"), latents, at_once)[0]
     frames: np.ndarray = (video.float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 3, 0).contiguous().cpu().numpy()
     return frames
 
@@ -413,11 +425,12 @@ def _warm_up(
     denoiser: Denoiser, full_plan: Plan, env: Env, start: int, device: torch.device, warm: set[tuple[Any, ...]]
 ) -> None:
     """A forward of each expert, length and batch to come that has not run before, so that no step's time holds
-    one-off work."""
+    one-off work. Where experts take turns on the device the first one's serves for both, which are built alike."""
+    turns = full_plan.spec.memory not in ("auto", "resident")
     for ctx, row in zip(env.steps[start:], full_plan.rows[start:], strict=True):
         group = row.branches if full_plan.spec.batch_cfg else row.branches[:1]
         shape = (1, env.shape[0], row.frames, *env.shape[2:])
-        key = (ctx.expert, len(group), shape, full_plan.spec.attention)
+        key = ("" if turns else ctx.expert, len(group), shape, full_plan.spec.attention)
         if key not in warm:
             warm.add(key)
             denoiser(Call(ctx=ctx, branches=group, x=torch.zeros(shape, device=device)))
@@ -456,10 +469,14 @@ def _reset_peak(device: str) -> Callable[[], int]:
 
 
 @contextmanager
-def _out_of_memory() -> Iterator[None]:
+def _out_of_memory(plan: str) -> Iterator[None]:
+    """The plan to try next, when `plan` was too much for the device."""
     try:
         yield
     except torch.OutOfMemoryError as error:
+        smaller = MEMORY_PLANS[MEMORY_PLANS.index(plan) + 1 :]
+        try_next = f"--memory {smaller[0]}, or " if smaller else ""
         raise WanlabError(
-            "out of memory on the device", "use fewer frames, a smaller size, --dtype bfloat16, or --device cpu"
+            f"out of memory on the device, with the weights under plan {plan}",
+            f"use {try_next}fewer frames, a smaller size, or --dtype bfloat16",
         ) from error

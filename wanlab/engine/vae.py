@@ -12,6 +12,9 @@ autoencoder, which gathers pixels into patches (H = 16h), works through the same
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import patchify, unpatchify
@@ -38,28 +41,33 @@ def encode_moments(vae: AutoencoderKLWan, video: torch.Tensor) -> torch.Tensor:
     return moments
 
 
-def decode_raw(vae: AutoencoderKLWan, z: torch.Tensor) -> torch.Tensor:
-    """Video [B,3,T,H,W] of unnormalised latents, before clamping to [-1,1]."""
+def decode_raw(vae: AutoencoderKLWan, z: torch.Tensor, at_once: int | None = None) -> torch.Tensor:
+    """Video [B,3,T,H,W] of unnormalised latents, before clamping to [-1,1]. At most `at_once` latent frames go through
+    the decoder together, which bounds the memory; None: as many as may."""
     x = vae.post_quant_conv(z)
     cache: list[torch.Tensor | None] = [None] * vae._cached_conv_counts["decoder"]
     out = [vae.decoder(x[:, :, :1], feat_cache=cache, feat_idx=[0], first_chunk=True)]
     if x.shape[2] > 1:
-        for part in x[:, :, 1:].split(frames_at_once(vae, x), dim=2):
+        for part in x[:, :, 1:].split(min(frames_at_once(vae.config, x.shape), at_once or x.shape[2]), dim=2):
             out.append(vae.decoder(part, feat_cache=cache, feat_idx=[0]))
     y = torch.cat(out, dim=2)
     return y if vae.config.patch_size is None else unpatchify(y, vae.config.patch_size)
 
 
-def frames_at_once(vae: AutoencoderKLWan, z: torch.Tensor) -> int:
-    """How many frames of the latents [B,C,F,h,w] may be decoded together: the decoder's widest feature, which enters
-    its last level at full size, has at most `LARGEST` elements."""
-    config = vae.config
-    base: int = config.decoder_base_dim or config.base_dim
-    levels: list[int] = config.dim_mult
-    entering = levels[min(1, len(levels) - 1)] // (1 if config.is_residual else 2)
-    pixels = z.shape[3] * z.shape[4] * 4 ** (len(levels) - 1)
-    each = z.shape[0] * base * max(levels[0], entering) * config.scale_factor_temporal * pixels
-    return max(1, LARGEST // int(each))
+def widest(config: Mapping[str, Any], height: int, width: int) -> int:
+    """Elements of the decoder's widest feature, which enters its last level at full size, for one latent frame of
+    height x width latents."""
+    base = int(config.get("decoder_base_dim") or config.get("base_dim") or 96)
+    levels: Sequence[int] = config.get("dim_mult") or (1, 2, 4, 4)
+    entering = levels[min(1, len(levels) - 1)] // (1 if config.get("is_residual") else 2)
+    temporal = int(config.get("scale_factor_temporal") or 4)
+    return base * max(levels[0], entering) * temporal * height * width * int(4 ** (len(levels) - 1))
+
+
+def frames_at_once(config: Mapping[str, Any], shape: Sequence[int]) -> int:
+    """How many frames of latents [B,C,F,h,w] may be decoded together: the decoder's widest feature has at most
+    `LARGEST` elements."""
+    return max(1, LARGEST // (shape[0] * widest(config, shape[3], shape[4])))
 
 
 @torch.no_grad()
@@ -70,9 +78,10 @@ def encode(vae: AutoencoderKLWan, video: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def decode(vae: AutoencoderKLWan, latents: torch.Tensor) -> torch.Tensor:
-    """Video in [-1,1], [B,3,T,H,W], of normalised latents [B,C,F,h,w]; computed in the VAE's own dtype."""
+def decode(vae: AutoencoderKLWan, latents: torch.Tensor, at_once: int | None = None) -> torch.Tensor:
+    """Video in [-1,1], [B,3,T,H,W], of normalised latents [B,C,F,h,w]; computed in the VAE's own dtype. `at_once` as
+    in `decode_raw`."""
     z = latents.to(dtype=vae.dtype)
     mean, std = latent_stats(vae, z)
     # Divide by the reciprocal as WanPipeline does, so that both round alike.
-    return decode_raw(vae, z / (1.0 / std) + mean).clamp(-1.0, 1.0)
+    return decode_raw(vae, z / (1.0 / std) + mean, at_once).clamp(-1.0, 1.0)

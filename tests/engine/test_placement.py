@@ -1,0 +1,105 @@
+"""Where the weights are: every plan computes the same, and brings to the device only what is at work."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tests.engine.helpers import make_spec
+from wanlab.engine import models, placement, run
+from wanlab.errors import UsageError, WanlabError
+from wanlab.runfile import Run
+from wanlab.spec import MEMORY_PLANS
+
+PEAKS = {"resident": 70, "swap": 30, "offload": 12}
+
+
+@pytest.mark.parametrize(
+    ("free", "plan"),
+    [(75, "resident"), (74, "swap"), (32, "swap"), (31, "offload"), (1, "offload")],  # 70 / .94 = 74.5, 30 / .94 = 31.9
+)
+def test_the_fastest_plan_that_fits_is_chosen(free: int, plan: str) -> None:
+    assert placement.choose(PEAKS, free) == plan
+
+
+@pytest.mark.parametrize("plan", MEMORY_PLANS[1:])
+@pytest.mark.parametrize("kind", ["checkpoint", "single_checkpoint"])
+def test_every_plan_computes_the_same(plan, kind, request, tmp_path):
+    spec = make_spec(request.getfixturevalue(kind), steps=4)
+    finals, digests = [], []
+    for name in ("resident", plan):
+        made = run.execute(make_spec(spec.model, steps=4, memory=name, vae_dtype="float32"), tmp_path / f"{name}.h5")
+        with Run(made) as finished:
+            finals.append((np.asarray(finished["latent"]), np.asarray(finished["video"])))
+            digests.append(finished.digest)
+            assert finished.spec.memory == name
+    assert digests[0] == digests[1]
+    assert np.array_equal(finals[0][0], finals[1][0]) and np.array_equal(finals[0][1], finals[1][1])
+
+
+def test_one_part_at_a_time_is_on_the_device(checkpoint, tmp_path, monkeypatch):
+    there, most, order = set(), [], []
+    enter, leave = placement.Parked.enter, placement.Parked.leave
+
+    def entering(self):
+        there.add(self)
+        most.append(len(there))
+        order.append(type(self.module).__name__)
+        enter(self)
+
+    def leaving(self):
+        there.remove(self)
+        leave(self)
+
+    monkeypatch.setattr(placement.Parked, "enter", entering)
+    monkeypatch.setattr(placement.Parked, "leave", leaving)
+    run.execute(make_spec(checkpoint, steps=20, memory="swap"), tmp_path / "r.h5")
+    assert max(most) == 1
+    assert order == ["UMT5EncoderModel", "WanTransformer3DModel", "WanTransformer3DModel", "AutoencoderKLWan"]
+    order.clear()
+    run.execute(make_spec(checkpoint, steps=20, memory="offload"), tmp_path / "o.h5")
+    assert order == ["UMT5EncoderModel", "AutoencoderKLWan"]  # the experts' blocks come and go by diffusers' own hooks
+
+
+@pytest.mark.parametrize(("plan", "says"), [("resident", "--memory swap"), ("swap", "--memory offload"), ("offload", "use fewer frames")])  # fmt: skip
+def test_out_of_memory_names_the_plan_to_try(plan, says, checkpoint, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(models, "load", full)
+    with pytest.raises(WanlabError, match=f"under plan {plan}") as caught:
+        run.execute(make_spec(checkpoint, memory=plan), tmp_path / "r.h5")
+    assert says in caught.value.hint
+
+
+def test_peaks_by_hand(checkpoint):
+    """Two experts; what a plan needs at once, from the bytes of the parts."""
+    planned = run.plan(make_spec(checkpoint))
+    held = planned.memory_bytes
+    expert, text, autoencoder = held["transformer"], held["text_encoder"], held["vae"]
+    working, decoding = held["activations"], held["decoding"]
+    assert planned.memory_plans["resident"] == text + autoencoder + 2 * expert + max(working, decoding)
+    assert planned.memory_plans["swap"] == max(text, expert + working, autoencoder + decoding)
+    weights = text + autoencoder + 2 * expert
+    assert planned.decoded_at_once(int((weights + 3.5 * decoding) / placement.HEADROOM)) == 3
+    assert planned.decoded_at_once(0) == 1
+    assert planned.spec.memory == "resident"  # as always on the CPU
+
+
+def test_an_unknown_plan_is_refused(checkpoint):
+    with pytest.raises(UsageError, match="--memory 'swop'"):
+        make_spec(checkpoint, memory="swop")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_swapping_holds_less_on_the_gpu(tmp_path):
+    peaks = {}
+    for plan in MEMORY_PLANS:
+        spec = make_spec("tiny", width=144, height=80, frames=17, device="cuda", memory=plan)
+        with Run(run.execute(spec, tmp_path / f"{plan}.h5")) as made:
+            peaks[plan] = made.attrs["peak_memory_bytes"], np.asarray(made["latent"])
+        torch.cuda.empty_cache()
+    assert peaks["swap"][0] < peaks["resident"][0]
+    assert np.array_equal(peaks["swap"][1], peaks["resident"][1])
+    assert np.abs(peaks["offload"][1] - peaks["resident"][1]).max() < 1e-2
