@@ -97,7 +97,7 @@ def test_a_stopped_stage_goes_on_to_the_same_result(tmp_path: Path, monkeypatch:
         folder.mkdir()
         for calls in itertools.count(1):
             line = Line()
-            stage = train.Stage("line", line, 40, 0.1, folder, warmup=5)
+            stage = train.Stage("line", line, 40, (0.1, 0.0), folder, warmup=5)
 
             def loss_of(noise: torch.Tensor, line: Line = line) -> dict[str, torch.Tensor]:
                 return {"loss": (line.w - target + 0.1 * noise).square().sum()}
