@@ -71,6 +71,13 @@ def test_duplicated_frames_are_0_apart() -> None:
     assert cosine == pytest.approx([1, 0, 1, 0, 1], abs=1e-12)
 
 
+def test_bytes_are_multiples_of_a_255th():
+    """By hand: (51/255)² = .04 apart; mean squares .04 and .16."""
+    mse, cosine, distance, power = adjacent(np.array([[51, 51], [102, 102]], np.uint8))
+    assert mse == pytest.approx([0.04], rel=1e-7) and power == pytest.approx([0.04, 0.16], rel=1e-7)
+    assert cosine == pytest.approx([1.0]) and distance == pytest.approx([math.sqrt(0.04 / 0.2)])
+
+
 def test_linear_motion_by_hand() -> None:
     """(1,0) (1,1) (1,2): differences (0,1); products 1 and 3 of norms √1 √2 √5."""
     mse, cosine, distance, power = adjacent(np.array([[1.0, 0], [1, 1], [1, 2]]))

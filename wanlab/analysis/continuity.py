@@ -187,15 +187,16 @@ class Recovery:
 
 def adjacent(frames: Frames, what: str = "a frame") -> tuple[list[float], list[float], list[float], list[float]]:
     """(mse, cosine, normalised_l2) of each pair of neighbours, then each frame's mean square; two frames in memory.
-    cosine and normalised_l2 are NaN for frames of zeros. Raises WanlabError for values that are no numbers."""
+    Frames of bytes count as multiples of 1/255. cosine and normalised_l2 are NaN for frames of zeros. Raises WanlabError for values that are no numbers."""
     mse: list[float] = []
     cosine: list[float] = []
     distance: list[float] = []
     power: list[float] = []
     last = apart = np.empty(0, np.float32)
-    before = 0.0
+    before, unit = 0.0, 1.0
     for frame in frames:
         this = np.ascontiguousarray(frame).reshape(-1)
+        unit = 1 / 255**2 if this.dtype == np.uint8 else 1.0  # of a square: cheaper than to divide every value
         if this.dtype != np.float64:
             this = this.astype(np.float32, copy=False)
         square = dot(this, this)
@@ -205,10 +206,10 @@ def adjacent(frames: Frames, what: str = "a frame") -> tuple[list[float], list[f
             product = dot(this, last)
             apart = np.subtract(this, last, out=apart if apart.shape == this.shape else None)
             far = dot(apart, apart)
-            mse.append(far / this.size)
+            mse.append(unit * far / this.size)
             cosine.append(product / math.sqrt(square * before) if square * before else math.nan)
             distance.append(math.sqrt(far / (square + before)) if square + before else math.nan)
-        power.append(square / this.size)
+        power.append(unit * square / this.size)
         last, before = this, square
     return mse, cosine, distance, power
 
@@ -218,7 +219,7 @@ def dot(a: NDArray[Any], b: NDArray[Any]) -> float:
     within 1e-7 of the float64 product, for half the time."""
     whole = len(a) // 1024 * 1024
     with np.errstate(over="ignore", invalid="ignore"):
-        sums = np.einsum("ij,ij->i", a[:whole].reshape(-1, 1024), b[:whole].reshape(-1, 1024))
+        sums = np.matmul(a[:whole].reshape(-1, 1, 1024), b[:whole].reshape(-1, 1024, 1))  # faster than einsum
     rest = a[whole:].astype(np.float64) @ b[whole:].astype(np.float64)
     return float(sums.sum(dtype=np.float64) + rest)
 
@@ -259,7 +260,7 @@ def measure(
     """Read `steps` once, frame by frame. `about` holds the fields of `Continuity` that say which run it is.
 
     final  the final latent's frames [C,H,W]; asked for after the last step
-    video  its frames [H,W,3] in [0,1]
+    video  its frames [H,W,3] in [0,1], or bytes
 
     Raises WanlabError when there is nothing to compare.
     """
@@ -414,7 +415,7 @@ def _video(run: Run) -> Frames | None:
         return (run["video_float"][f] for f in range(len(run["video_float"])))
     if "video" not in run:
         return None
-    return (run["video"][f] / np.float32(255) for f in range(len(run["video"])))
+    return (run["video"][f] for f in range(len(run["video"])))
 
 
 def _other_experts(run: Run, made: Continuity) -> Iterator[OtherExpert]:
