@@ -67,12 +67,12 @@ class Recipe:
     )
     # Base curriculum: (latent frames, clips a step, steps); the first latents of a causal autoencoder are the
     # latents of the first frames. 0 frames: whole clips of every bucket, as many a step as the bucket says.
-    base_phases: tuple[tuple[int, int, int], ...] = ((1, 256, 2000), (5, 100, 2000), (0, 0, 20_000))
+    base_phases: tuple[tuple[int, int, int], ...] = ((1, 256, 8000), (5, 100, 6000), (0, 0, 18_000))
     # Learning rates: AdamW's, and Muon's for the matrices inside the blocks. On single frames Muon at 6e-3 was
     # in 200 steps where AdamW at 1.2e-3 was in 500.
-    base_lr: tuple[float, float] = (1.2e-3, 8e-3)
+    base_lr: tuple[float, float] = (1.2e-3, 1e-2)
     expert_steps: int = 8_000
-    expert_lr: tuple[float, float] = (4e-4, 2.5e-3)
+    expert_lr: tuple[float, float] = (4e-4, 3e-3)
     transformer: dict[str, int] = field(default_factory=dict)  # changes to `models.TRANSFORMER`
     no_caption: float = 0.12
     captions: int = 3  # wordings a clip
