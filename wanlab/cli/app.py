@@ -19,6 +19,7 @@ from wanlab.cli.continuity import continuity
 from wanlab.cli.generate import generate
 from wanlab.cli.inspect import inspect
 from wanlab.cli.render import complain
+from wanlab.cli.report import report
 from wanlab.errors import WanlabError
 
 app = typer.Typer(
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command()(generate)
 app.command()(compare)
 app.command()(continuity)
+app.command()(report)
 app.command()(inspect)
 
 

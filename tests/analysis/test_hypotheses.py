@@ -1,0 +1,184 @@
+"""Verdicts on either side of a threshold, and the guide's contradictions by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+
+from wanlab.analysis import hypotheses as h
+from wanlab.analysis.stats import Interval
+from wanlab.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def sampled(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real run, of random weights."""
+    from wanlab.engine.run import execute
+    from wanlab.spec import RunSpec
+
+    spec = RunSpec(prompt="a red ball", model=str(checkpoint), width=32, height=16, frames=17, steps=20, device="cpu")
+    return execute(spec, tmp_path_factory.mktemp("run") / "r.h5")
+
+
+def pair(prompt: str, seed: int, **figures: Any) -> dict[str, Any]:
+    return {"prompt": prompt, "seed": seed, "a": "gone.h5", "b": "gone too.h5"} | figures
+
+
+def comparison(folder: Path, label: str, values: list[float], quantity: str = "psnr", **more: Any) -> Path:
+    """A comparison.json of one method, a prompt a value."""
+    pairs = [pair(f"prompt {k}", 0, **{quantity: v}, **more) for k, v in enumerate(values)]
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "comparison.json"
+    path.write_text(json.dumps({"format": h.COMPARISON, "methods": [{"label": label, "pairs": pairs}]}))
+    return path
+
+
+def claims(path: Path, name: str, held: h.Thresholds | None = None) -> dict[str, h.Claim]:
+    judged = {x.name: x for x in h.judge(h.collect([path]), held or h.Thresholds())}
+    return {c.quantity: c for c in judged[name].claims}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "relation", "verdict"),
+    [
+        (36, 40, ">=", h.SUPPORTED), (35, 40, ">=", h.SUPPORTED), (34, 40, ">=", h.UNDECIDED), (30, 34.9, ">=", h.REFUTED),
+        (30, 35, ">", h.REFUTED), (35, 40, ">", h.UNDECIDED), (30, 35, "<=", h.SUPPORTED), (35.1, 40, "<=", h.REFUTED),
+        (34, 36, "<=", h.UNDECIDED), (math.nan, math.nan, ">=", h.UNDECIDED),
+    ],
+)  # fmt: skip
+def test_the_whole_interval_decides(low: float, high: float, relation: str, verdict: str) -> None:
+    assert h.decide(Interval((low + high) / 2, low, high, 8), relation, 35.0) == verdict
+
+
+def test_wilsons_interval_by_hand() -> None:
+    # 9 of 10: (.9 + z²/20 ± z sqrt(.09/10 + z²/400)) / (1 + z²/10), z = 1.96
+    found = h.share([True] * 9 + [False])
+    assert (found.mean, found.n) == (0.9, 10)
+    assert found.low == pytest.approx(0.5958, abs=1e-4) and found.high == pytest.approx(0.9821, abs=1e-4)
+    assert h.share([]).n == 0 and not h.share([]).known
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict"),
+    [([40.0, 40.2, 40.1, 40.3], h.SUPPORTED), ([20.0, 20.2, 20.1, 20.3], h.REFUTED), ([30.0, 50.0, 35.0, 45.0], h.UNDECIDED)],
+)  # fmt: skip
+def test_h1_follows_the_psnr(tmp_path: Path, values: list[float], verdict: str) -> None:
+    path = comparison(tmp_path, "cfg_truncated", values)
+    claim = claims(path, "H1")["psnr"]
+    assert claim.verdict == verdict and claim.decides
+    assert claim.value.mean == pytest.approx(np.mean(values))
+    assert (claim.value.n, claim.units) == (4, "prompts")
+    assert claim.threshold == 39.0 and claim.sources == (str(path),)
+    assert bool(claim.run) == (verdict == h.UNDECIDED)
+    assert claims(path, "H1")["mse"].verdict == h.UNDECIDED  # nothing of it in the file
+
+
+def test_an_identical_pair_counts(tmp_path: Path) -> None:
+    path = comparison(tmp_path, "cfg_truncated", ["identical"] * 4)  # type: ignore[list-item]
+    assert claims(path, "H1")["psnr"].value.mean == 120.0
+
+
+def test_a_variant_is_shown_and_does_not_decide(tmp_path: Path) -> None:
+    judged = h.judge(h.collect([comparison(tmp_path, "cfg:keep=cond,last=5", [20.0] * 4)]), h.Thresholds())
+    assert judged[0].verdict == h.UNDECIDED
+    assert [c.decides for c in judged[0].claims] == [False, False]
+    other = h.judge(h.collect([comparison(tmp_path / "b", "half+cfg:last=5", [20.0] * 4)]), h.Thresholds())
+    assert other[0].claims[0].value.n == 0  # two methods at once are evidence for neither
+
+
+def test_thresholds_turn_a_verdict(tmp_path: Path) -> None:
+    path = comparison(tmp_path, "half_frame", [0.90, 0.91, 0.92, 0.91], "ssim")
+    assert claims(path, "H2")["ssim"].verdict == h.REFUTED
+    (tmp_path / "t.toml").write_text("ssim = 0.8\n")
+    assert claims(path, "H2", h.thresholds(tmp_path / "t.toml"))["ssim"].verdict == h.SUPPORTED
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [("psrn = 35", "psnr"), ('psnr = "high"', "no number"), ("first_steps = 2.5", "whole number"), ("psnr = ", "cannot read"),
+     ("psnr = -1", "no number"), ("psnr = nan", "no number")],
+)  # fmt: skip
+def test_bad_thresholds_are_refused(tmp_path: Path, text: str, says: str) -> None:
+    (tmp_path / "t.toml").write_text(text)
+    with pytest.raises(UsageError) as caught:
+        h.thresholds(tmp_path / "t.toml")
+    assert says in f"{caught.value.message} {caught.value.hint}"
+
+
+def continuity(folder: Path, after: list[int | None], method: str = "half") -> Path:
+    runs = [{"method": method, "prompt": f"p{k}", "recovery": {"after": a}, "sigma": []} for k, a in enumerate(after)]
+    path = folder / "continuity_statistics.json"
+    path.write_text(json.dumps({"format": h.CONTINUITY, "groups": [], "runs": runs}))
+    return path
+
+
+def test_h2_counts_the_runs_that_recover(tmp_path: Path) -> None:
+    path = continuity(tmp_path, [7] * 40)
+    claim = claims(path, "H2")["share recovered"]
+    assert (claim.verdict, claim.value.mean, claim.value.n) == (h.SUPPORTED, 1.0, 40)  # Wilson's low bound: 40/43.84
+    assert claim.value.low == pytest.approx(40 / (40 + 1.96**2), abs=1e-4)
+    path = continuity(tmp_path, [8, None] * 20)
+    assert claims(path, "H2")["share recovered"].verdict == h.REFUTED
+    assert "continuity comparison_outputs" in claims(continuity(tmp_path, [7, 7]), "H2")["share recovered"].run
+
+
+def test_h3_and_h4_from_a_run_file(sampled: Path) -> None:
+    evidence = h.collect([sampled])
+    (run,) = evidence.runs
+    with h5py.File(sampled) as file:
+        sigma, expert = file["steps/sigma"][...], file["steps/expert"].asstr()[...].tolist()
+        mse = file["steps/mse"][...]
+        latent = file["final/latent"][...].astype(np.float64)
+    k = expert.index("low")
+    assert run.noise == pytest.approx(sigma[k] ** 2 / (sigma[k] ** 2 + (1 - sigma[k]) ** 2 * np.mean(latent**2)))
+    high, low = np.array(expert) == "high", np.array(expert) == "low"
+    assert run.high_over_low == pytest.approx(np.nanmean(mse[high]) / np.nanmean(mse[low]))
+
+
+def plain(prompt: str, mse: list[float], change: list[float], noise: float = 0.97) -> h.Measured:
+    return h.Measured(
+        path=Path(f"{prompt}.h5"), prompt=prompt, seed=0, model="m", policies=(), frames=49, steps=len(mse), shift=12.0, passes=40,
+        seconds=1.0, size=(144, 80), sigma=(1.0,), switch=2, noise=noise, mse=tuple(mse), change=tuple(change), high_over_low=8.0,
+    )  # fmt: skip
+
+
+def test_h4_by_hand() -> None:
+    """First 5 steps of mean 4, the rest of mean 1; change below mse at 4 of 5 steps that have one."""
+    nan = math.nan
+    runs = tuple(plain(f"p{k}", [4.0] * 5 + [1.0], [nan, 1, 1, 1, 1, 2]) for k in range(6))
+    found = {c.quantity: c for c in h.judge(h.Evidence(runs=runs), h.Thresholds())[3].claims}
+    assert (found["first over rest"].value.mean, found["first over rest"].verdict) == (4.0, h.SUPPORTED)
+    assert found["share of steps settled"].value.mean == pytest.approx(0.8)
+    assert found["share of steps settled"].verdict == h.REFUTED
+    assert found["high over low"].verdict == h.SUPPORTED
+    assert h.judge(h.Evidence(runs=runs), h.Thresholds())[2].verdict == h.SUPPORTED
+    few = h.judge(h.Evidence(runs=runs[:1]), h.Thresholds())[2]
+    assert few.verdict == h.UNDECIDED and few.claims[0].run.startswith("wanlab compare ")
+
+
+def test_the_guides_contradictions_are_computed() -> None:
+    assert h.shifted(13, 20, 12) == pytest.approx(4.8 / 5.4)  # u = .4: 12 x .4 / (1 + 11 x .4)
+    figures = {f.what: f for f in h.reproduce(h.Evidence())}
+    found = " ".join(f"{f.theory} {f.contradiction}" for f in figures.values())
+    # -10 log10(.000105) = 39.788; .010234² + .023456² = .000655; 10^-3.9 = .000126; 5/80; 2 x .8889² = 1.58
+    for number in ("39.79 dB", "0.000655", "20 dB", "0.000126", "6.25%", "1.067x", "0.889", "1.58", "20 - 13 = 7"):
+        assert number in found, number
+    assert all(f.measured.strip("–, ") == "" for f in figures.values())  # nothing was measured, and nothing is claimed
+
+
+def test_what_cannot_be_read_is_named(tmp_path: Path, sampled: Path) -> None:
+    (tmp_path / "broken.h5").write_bytes(b"no file of ours")
+    (tmp_path / "comparison.json").write_text('{"format": "wanlab-comparison/1"}')
+    (tmp_path / "r.h5.part").mkdir()
+    (tmp_path / "r.h5.part" / "x.h5").write_bytes(b"")
+    evidence = h.collect([tmp_path, sampled])
+    assert sorted(p.name for p, _ in evidence.problems) == ["broken.h5", "comparison.json"]
+    assert len(evidence.runs) == 1
+    with pytest.raises(UsageError, match="there is no"):
+        h.collect([tmp_path / "nowhere"])

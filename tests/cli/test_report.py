@@ -1,0 +1,216 @@
+"""`wanlab report` as its users run it, and its page in a real browser where there is one."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from wanlab.analysis import hypotheses as h
+from wanlab.cli.app import main
+
+HOSTILE = "<script>document.title='owned'</script> {{7*7}} [red] </style><img src=x onerror=alert(1)> \" onload=x"
+BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
+Told = tuple[int, str, str]
+
+
+@pytest.fixture
+def wanlab(capsys: pytest.CaptureFixture[str]) -> Callable[..., Told]:
+    def run(*args: object) -> Told:
+        with pytest.raises(SystemExit) as stop:
+            main(["report", *map(str, args)])
+        said = capsys.readouterr()
+        return int(stop.value.code or 0), said.out, said.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def results(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three runs and a comparison of a hostile prompt."""
+    folder = tmp_path_factory.mktemp("results")
+    small = ("--size", "32x16", "--frames", "17", "--steps", "20", "--device", "cpu", "--no-error-analysis")
+    with pytest.raises(SystemExit) as stop:
+        main(
+            ["generate", "--model", str(checkpoint), *small, "--prompt", HOSTILE, "--seed", "0:3", "--out", str(folder)]
+        )
+    assert not stop.value.code
+    for seed, made in enumerate(sorted(folder.glob("*.h5"))):
+        made.rename(folder / f"run{seed}.h5")
+    pairs = [
+        {"prompt": HOSTILE, "seed": k, "a": "a", "b": "b", "psnr": 20.0 + k, "mse": 0.01, "ssim": 0.9} for k in range(5)
+    ]
+    method = {
+        "label": "cfg_truncated",
+        "pairs": pairs,
+        "n": 5,
+        "verdict": HOSTILE,
+        "summary": {"psnr": {"mean": 22.0, "low": 20.0, "high": 24.0}},
+    }
+    (folder / "comparison.json").write_text(
+        json.dumps(
+            {"format": h.COMPARISON, "compared": HOSTILE, "methods": [method, method | {"label": "<b>other</b>"}]}
+        )
+    )
+    return folder
+
+
+def test_files_and_terminal(wanlab: Callable[..., Told], results: Path, tmp_path: Path) -> None:
+    code, out, _ = wanlab(results, "--out", tmp_path / "r")
+    assert code == 0 and out.split() == [str(tmp_path / "r" / f"report.{k}") for k in ("html", "md", "json")]
+    code, out, _ = wanlab(results, "--out", tmp_path / "r", "--format", "human")
+    assert code == 0 and "refuted" in out and "To decide what is open:" in out and "6.25%" in out
+    assert "3 runs, 1 comparison" in out
+
+
+def test_exports(wanlab: Callable[..., Told], results: Path, tmp_path: Path) -> None:
+    def no(name: str) -> None:
+        raise AssertionError(f"{name} in JSON")
+
+    code, out, _ = wanlab(results, "--out", tmp_path / "r", "--format", "json")
+    whole: dict[str, Any] = json.loads(out, parse_constant=no)
+    assert code == 0 and [x["name"] for x in whole["hypotheses"]] == ["H1", "H2", "H3", "H4"]
+    psnr = next(c for c in whole["hypotheses"][0]["claims"] if c["quantity"] == "psnr")
+    assert psnr["value"]["mean"] == 22.0 and psnr["verdict"] == "refuted" and psnr["value"]["n"] == 5
+    assert json.loads((tmp_path / "r" / "report.json").read_text(), parse_constant=no) == whole
+    _, out, _ = wanlab(results, "--out", tmp_path / "r", "--format", "csv")
+    rows = list(csv.DictReader(io.StringIO(out)))
+    assert {r["hypothesis"] for r in rows} == {"H1", "H2", "H3", "H4"} and "nan" not in out
+    _, out, _ = wanlab(results, "--out", tmp_path / "r", "--format", "md")
+    assert out == (tmp_path / "r" / "report.md").read_text() and "| claim |" in out
+
+
+def test_a_broken_file_among_many(wanlab: Callable[..., Told], results: Path, tmp_path: Path) -> None:
+    shutil.copytree(results, tmp_path / "in")
+    (tmp_path / "in" / "broken.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + b"\0" * 100)
+    code, out, err = wanlab(tmp_path / "in", "--out", tmp_path / "r", "--format", "json")
+    assert code == 3 and "broken.h5" in err and len(json.loads(out)["runs"]) == 3
+    assert "broken.h5" in (tmp_path / "r" / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [(("nowhere",), "there is no nowhere"), ((".",), "nothing to report"), ((".", "--format", "xml"), "unknown"),
+     ((".", "--thresholds", "none.toml"), "cannot read none.toml")],
+)  # fmt: skip
+def test_bad_input(
+    wanlab: Callable[..., Told], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], says: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    code, out, err = wanlab(*args)
+    assert code == 2 and says in err and out == "" and len(err.strip().splitlines()) == 1
+
+
+def test_the_page_names_nothing_outside_and_escapes_prompts(
+    wanlab: Callable[..., Told], results: Path, tmp_path: Path
+) -> None:
+    wanlab(results, "--out", tmp_path / "r")
+    page = (tmp_path / "r" / "report.html").read_text()
+    assert "<script>document.title" not in page and "<img src=x" not in page and "<b>other</b>" not in page
+    assert "{{7*7}}" in page
+    assert not re.search(r"(src|href)=[\"']?(https?:|//|file:)", page)
+    assert page.count("<script>") == 1 and page.count("<style>") == 1 and "unsafe" not in page
+    assert page.count("data:video/mp4") == 3
+
+
+def test_sixty_four_runs_make_a_small_page(results: Path) -> None:
+    from wanlab.cli.report import page
+
+    evidence = h.collect([results / "run0.h5"])
+    many = h.Evidence(runs=evidence.runs * 64)
+    text = page(many, h.judge(many, h.Thresholds()), h.reproduce(many))
+    assert text.count("<video") == 64 and len(text) < 10 * 2**20
+
+
+def test_watching(results: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    shutil.copy(results / "run0.h5", folder)
+    watching = subprocess.Popen(
+        [sys.executable, "-m", "wanlab", "report", str(folder), "--out", str(tmp_path / "r"), "--watch"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+    def runs() -> int:
+        try:
+            return len(json.loads((tmp_path / "r" / "report.json").read_text())["runs"])
+        except FileNotFoundError:
+            return 0
+
+    def until(n: int) -> None:
+        end = time.monotonic() + 60
+        while runs() != n:
+            assert time.monotonic() < end and watching.poll() is None
+            time.sleep(0.1)
+
+    try:
+        until(1)
+        shutil.copy(results / "run1.h5", folder)
+        until(2)
+        watching.send_signal(signal.SIGINT)
+        _, err = watching.communicate(timeout=30)
+        assert watching.returncode == 0 and "1 new, 2 files" in err and "Traceback" not in err
+    finally:
+        watching.kill()
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    sync_api = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install '.[test]'")
+    there = next((found for name in BROWSERS if (found := shutil.which(name))), None)
+    if there is None:
+        pytest.skip(f"no browser: none of {', '.join(BROWSERS)} is installed")
+    with sync_api.sync_playwright() as p:
+        opened = p.chromium.launch(executable_path=there, args=["--no-sandbox", "--disable-gpu"])
+        yield opened
+        opened.close()
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_in_a_browser(
+    wanlab: Callable[..., Told], results: Path, tmp_path: Path, browser: Any, scheme: str
+) -> None:
+    wanlab(results, "--out", tmp_path / "r")
+    page = browser.new_page(color_scheme=scheme, offline=True)
+    said: list[str] = []
+    page.on("console", lambda m: said.append(m.text))
+    page.on("pageerror", lambda e: said.append(str(e)))
+    page.on("dialog", lambda d: said.append(d.message))
+    page.goto((tmp_path / "r" / "report.html").as_uri())
+    assert page.title() == "wanlab report"  # the prompt's script did not run
+    assert page.locator("td", has_text="document.title").count() > 0  # it is there to read
+    paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+    # A column sorts, by keyboard too.
+    table = page.locator("table.sortable").last
+    seeds = "[...document.querySelectorAll('table.sortable')].at(-1).tBodies[0].rows"
+    column = table.locator("th", has_text="seed")
+    column.locator("button").focus()
+    page.keyboard.press("Enter")
+    assert column.get_attribute("aria-sort") == "ascending"
+    page.keyboard.press("Enter")
+    assert column.get_attribute("aria-sort") == "descending"
+    assert page.evaluate(f"[...{seeds}].map(r => r.cells[3].textContent)") == ["2", "1", "0"]
+    # All clips go to the same moment.
+    page.wait_for_function("[...document.querySelectorAll('video')].every(v => v.readyState >= 1)")
+    page.locator("#scrub").fill("500")
+    times = page.evaluate("[...document.querySelectorAll('video')].map(v => v.currentTime / v.duration)")
+    assert len(times) == 3 and all(abs(t - 0.5) < 0.01 for t in times)
+    page.locator("#play").click()
+    assert page.locator("#play").get_attribute("aria-pressed") == "true"
+    assert page.evaluate("[...document.querySelectorAll('video')].every(v => !v.paused)")
+    page.locator("#play").click()
+    page.screenshot(path=tmp_path / "shot.png")
+    assert (tmp_path / "shot.png").stat().st_size > 10_000
+    assert said == []
