@@ -156,6 +156,11 @@ def _said(value: float) -> str:
     return f"{value:.4g}" if math.isfinite(value) else "–"
 
 
+def _threshold(c: Claim) -> str:
+    sign = {">=": "≥", "<=": "≤"}.get(c.relation, c.relation)
+    return f"{sign} {c.threshold:g}"
+
+
 def _interval(c: Claim) -> str:
     return f"{_said(c.value.low)} to {_said(c.value.high)}" if c.value.known else "–"
 
@@ -185,7 +190,6 @@ def _show(evidence: Evidence, judged: Sequence[Hypothesis], figures: Sequence[St
                 "claim": x.says,
                 "verdict": x.verdict,
                 "value": "",
-                "95 % interval": "",
                 "n": "",
                 "threshold": "",
             }
@@ -194,8 +198,8 @@ def _show(evidence: Evidence, judged: Sequence[Hypothesis], figures: Sequence[St
         for c in x.claims:
             rows.append(
                 {"": "", "claim": c.says + (f"\n{c.method}{'' if c.decides else ' (variant)'}" if c.method else ""), "verdict": c.verdict,
-                 "value": _said(c.value.mean), "95 % interval": _interval(c), "n": c.value.n or "–",
-                 "threshold": f"{c.relation} {c.threshold:g}"}
+                 "value": _said(c.value.mean) + (f"\n{_interval(c)}" if c.value.known else ""), "n": c.value.n or "–",
+                 "threshold": _threshold(c)}
             )  # fmt: skip
             styles.append("" if c.decides else "dim")
     left = ("", "claim", "verdict")
@@ -221,7 +225,7 @@ def _markdown(judged: Sequence[Hypothesis], figures: Sequence[Stated], evidence:
         lines.append(
             render.markdown(
                 [{"claim": c.says, "method": c.method or "–", "verdict": c.verdict, "value": _said(c.value.mean),
-                  "95 % interval": _interval(c), "n": c.value.n, "threshold": f"{c.relation} {c.threshold:g}",
+                  "95 % interval": _interval(c), "n": c.value.n, "threshold": _threshold(c),
                   "from": _sources(c)} for c in x.claims]
             )
         )  # fmt: skip
@@ -305,7 +309,7 @@ def _claim(c: Claim) -> dict[str, Any]:
         "says": c.says, "method": c.method, "decides": c.decides, "run": c.run, "verdict": c.verdict,
         "kind": KINDS.get(c.verdict, "open"), "value": _said(c.value.mean), "sort": _exact(c.value.mean),
         "interval": _interval(c), "n": f"{c.value.n} {c.units}" if c.value.n else "–",
-        "threshold": f"{c.relation} {c.threshold:g}", "sources": _sources(c),
+        "threshold": _threshold(c), "sources": _sources(c),
     }  # fmt: skip
 
 
