@@ -164,6 +164,20 @@ def test_the_cheapest_within_a_loss(tmp_path):
     assert both.cheapest("psnr", 45) == (None, None)
 
 
+def test_methods_of_equal_cost_are_compared_within_pairs(tmp_path):
+    """Offsets of .01 and .02 are 40 and 33.98 dB, 6.02 apart, in every pair; one of 20 dB costs less and is left out."""
+    cut = (2, 2, 1, 1)
+    near = many(tmp_path, [0.51, 0.51, 0.51, 0.51], passes=cut)
+    far = many(tmp_path, [0.52, 0.52, 0.52, 0.52], passes=cut)
+    cheap = many(tmp_path, [0.6, 0.6, 0.6, 0.6], passes=(1, 1, 1, 1))
+    (said,) = Comparison(baseline="baseline", results=(far, cheap, near)).at_equal_cost()
+    assert said == "at 0.750 of the operations by 0.51 loses least: PSNR 6.02 dB (6.02 to 6.02) above by 0.52"
+    mixed = many(tmp_path, [0.505, 0.53, 0.505, 0.53], passes=cut)
+    (said,) = Comparison(baseline="baseline", results=(mixed, near)).at_equal_cost()
+    assert "not enough to tell them apart" in said
+    assert Comparison(baseline="baseline", results=(near, cheap)).at_equal_cost() == []
+
+
 def test_pareto_by_hand():
     """(2, 5) is beaten by (1, 5); (3, 4) by (1, 5); (4, 9) by nobody."""
     assert pareto([(2, 5), (1, 5), (3, 4), (4, 9)]) == [1, 3]

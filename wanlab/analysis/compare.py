@@ -323,7 +323,7 @@ class Comparison:
     def remarks(self) -> list[str]:
         """What to bear in mind when reading the table, in sentences."""
         every = (*self.floors, *self.results)
-        said = [caution(*r.units) for r in every[:1]]
+        said = [*self.at_equal_cost(), *(caution(*r.units) for r in every[:1])]
         if any(p.fidelity.rounded for r in every for p in r.pairs):
             said.append("some videos were compared after rounding to 8 bits: small differences are hidden")
         if self.results and not any(r.timed for r in self.results):
@@ -332,6 +332,36 @@ class Comparison:
             )
         said += [r.where_time_went() for r in self.results]
         return [s for s in said if s]
+
+    def at_equal_cost(self) -> list[str]:
+        """Which of the methods that cost the same operations loses least, from differences within pairs: the methods
+        share prompts and seeds, so their difference is known much better than either loss."""
+        groups: dict[float, list[Result]] = {}
+        for result in self.results:
+            cost = result.summary.get("speedup_predicted")
+            if (
+                cost
+                and math.isfinite(cost.mean)
+                and cost.mean > 1
+                and not any(p.fidelity.identical for p in result.pairs)
+            ):
+                groups.setdefault(round(1 / cost.mean, 6), []).append(result)
+        said = []
+        for share, results in sorted(groups.items()):
+            if len(results) < 2:
+                continue
+            best, *others = sorted(results, key=lambda r: -r.summary["psnr"].mean)
+            psnr = {(p.prompt, p.seed): p.fidelity.psnr for p in best.pairs}
+            against = []
+            for other in others:
+                shared = [p for p in other.pairs if (p.prompt, p.seed) in psnr]
+                differences = [psnr[p.prompt, p.seed] - p.fidelity.psnr for p in shared]
+                found, _ = grouped(differences, [p.prompt for p in shared])
+                spread = f" ({found.low:.2f} to {found.high:.2f})" if found.known else ""
+                apart = "" if found.known and found.low > 0 else ", which is not enough to tell them apart"
+                against.append(f"{found.mean:.2f} dB{spread} above {other.label}{apart}")
+            said.append(f"at {share:.3f} of the operations {best.label} loses least: PSNR {'; '.join(against)}")
+        return said
 
     def cheapest(self, metric: str, bound: float) -> tuple[Result | None, Result | None]:
         """The cheapest method whose `metric` stays above `bound` for certain (its whole interval; its mean when
