@@ -6,7 +6,6 @@ BIN := $(VENV)/bin
 .PHONY: demo test slow clean
 
 demo: $(VENV)/.installed
-	$(BIN)/wanlab generate --prompt "a large red circle moving right on a black background"
 	$(BIN)/wanlab compare --mode cfg_vs_baseline
 
 test: $(VENV)/.tested
