@@ -71,11 +71,12 @@ class Recipe:
     # Learning rates: AdamW's, and Muon's for the matrices inside the blocks. On single frames Muon at 6e-3 was
     # in 200 steps where AdamW at 1.2e-3 was in 500.
     base_lr: tuple[float, float] = (1.2e-3, 1e-2)
-    expert_steps: int = 8_000
+    expert_steps: int = 7_000
     expert_lr: tuple[float, float] = (4e-4, 3e-3)
     transformer: dict[str, int] = field(default_factory=dict)  # changes to `models.TRANSFORMER`
     no_caption: float = 0.12
     captions: int = 3  # wordings a clip
+    pairs: float = 0.4  # share of two-object scenes: which object has which attribute is what is learned last
 
 
 class Muon(torch.optim.Optimizer):
@@ -307,7 +308,7 @@ def make_buckets(recipe: Recipe, folder: Path, device: torch.device) -> tuple[li
     words, buckets = models.tokenizer(), []
     for k, (w, h, frames, count, clips, _) in enumerate(recipe.buckets):
         seed = recipe.seed + 1000 + k
-        scenes = list(itertools.islice(world.scenes(seed), count))
+        scenes = list(itertools.islice(world.scenes(seed, pairs=recipe.pairs), count))
         rows = render.place_all(scenes, seed, w, h, frames).to(device)
         rng = np.random.default_rng(seed)
         texts = [world.caption(s, rng) for s in scenes for _ in range(recipe.captions)]
