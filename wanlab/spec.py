@@ -25,6 +25,7 @@ SCHEDULES = ("diffusers", "wan")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LEVELS = ("metrics", "latents", "all")
 ATTENTIONS = ("auto", "math", "flash", "efficient", "cudnn")
+PRECISIONS = ("reference", "exact", "fp8")  # from equal to WanPipeline to fast
 MEMORY_PLANS = ("resident", "swap", "offload")  # from fast to small
 RECORD_DTYPES = ("float32", "float16")
 VIDEOS = ("uint8", "float32")
@@ -165,6 +166,9 @@ class RunSpec:
     """The transformers' dtype; "auto" is float32 on the CPU and bfloat16 elsewhere."""
     vae_dtype: str = "auto"
     """The VAE's dtype; "auto" is bfloat16 on the CPU (float32 convolutions are slow there), else float32."""
+    precision: str = "auto"
+    """How the transformers compute (engine/fast.py): "reference" as diffusers does, "exact" the same by faster kernels,
+    "fp8" in 8-bit products. "auto" is exact for a model of a billion parameters on a GPU, else reference."""
     attention: str = "auto"
     """The attention kernel: torch's choice, or "math", "flash", "efficient" or "cudnn"."""
     memory: str = "auto"
@@ -204,6 +208,7 @@ class RunSpec:
             raise UsageError(f"unknown device '{_short(str(self.device))}'", "use auto, cpu, cuda or cuda:N")
         _choice("--dtype", self.dtype, DTYPES)
         _choice("--vae-dtype", self.vae_dtype, DTYPES)
+        _choice("--precision", self.precision, ("auto", *PRECISIONS))
         _choice("--attention", self.attention, ATTENTIONS)
         _choice("--memory", self.memory, ("auto", *MEMORY_PLANS))
         if not isinstance(self.record, RecordSpec):
@@ -268,7 +273,9 @@ class RunSpec:
 
 
 # What a method may change beside its policies: the sampler, never what is asked for.
-METHOD_SETTINGS = ("guidance", "solver", "schedule", "steps", "shift", "batch_cfg", "dtype", "vae_dtype", "attention")
+METHOD_SETTINGS = (
+    "guidance", "solver", "schedule", "steps", "shift", "batch_cfg", "dtype", "vae_dtype", "precision", "attention",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ def test_result_and_files(tmp_path, model, loaded, checkpoint):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.gif", "r.h5", "r.mp4"]
     assert RunSpec.from_json(opened.spec_json) == run.resolve(spec, model.checkpoint)
     assert "steps" not in opened.attrs["defaulted"] and {"seed", "solver", "dtype"} <= set(opened.attrs["defaulted"])
-    assert opened.attrs["asked"] == {"dtype": "auto", "memory": "auto", "shift": None}
+    assert opened.attrs["asked"] == {"dtype": "auto", "memory": "auto", "precision": "auto", "shift": None}
     for name in ("versions", "device_name", "timing_seconds", "prompt_embeds_sha256", "predicted", "scheduler"):
         assert name in opened.attrs
     assert opened.attrs["prompt_tokens"] == {"cond": 6, "uncond": 1}

@@ -240,6 +240,10 @@ class Sampling:
             help="Where the weights are: resident, swap (one expert at a time), offload (block by block), or auto.",
         ),
     ] = "auto"
+    precision: Annotated[
+        str,
+        option("--precision", panel=_OUTPUT, help="How transformers compute: auto, reference, exact or fp8."),
+    ] = "auto"
     attention: Annotated[
         str, option("--attention", panel=_OUTPUT, help="The kernel: auto, math, flash, efficient or cudnn.")
     ] = "auto"
@@ -268,7 +272,7 @@ class Sampling:
             shift=preset["shift"] if self.shift is None else self.shift, solver=self.solver, schedule=self.schedule,
             guidance=parse_guidance(self.guidance or preset["guidance"]), batch_cfg=self.batch_cfg,
             policies=tuple(policies), device=self.device, dtype=self.dtype, vae_dtype=self.vae_dtype,
-            attention=self.attention, memory=self.memory, record=record,
+            precision=self.precision, attention=self.attention, memory=self.memory, record=record,
         )  # fmt: skip
         given = self.prompt or (prompts if self.prompts is None else [])
         return list(expand(asked_for(given, self.prompts), parse_seeds(self.seed or ["0"]), common))

@@ -30,11 +30,12 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from wanlab.embedded import tiny_path
-from wanlab.engine import convert, weights
+from wanlab.engine import convert, fast, weights
 from wanlab.engine.placement import Placement
 from wanlab.engine.types import Call
 from wanlab.errors import UsageError, WanlabError
@@ -43,6 +44,10 @@ from wanlab.registry import suggest
 TEXT_TOKENS = 512  # the prompt's embeddings are cut or zero-padded to this length
 TRAIN_TIMESTEPS = 1000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+ATTENTION = {
+    "math": SDPBackend.MATH, "flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+}  # fmt: skip
 
 _WEIGHTS = {
     "text_encoder": "model",
@@ -177,15 +182,15 @@ class Model:
 class Denoiser:
     """The experts with a run's prompt embeddings: Call -> velocities [B,C,F,H,W]."""
 
-    def __init__(self, model: Model, embeds: Mapping[str, Tensor]) -> None:
-        """embeds  by branch, each [1,512,D]"""
-        self._model, self._embeds = model, embeds
+    def __init__(self, model: Model, embeds: Mapping[str, Tensor], kernel: str = "auto") -> None:
+        """embeds  by branch, each [1,512,D]; kernel  the attention's"""
+        self._model, self._embeds, self._kernel = model, embeds, kernel
         self._per_token = model.checkpoint.expand_timesteps
 
     def __call__(self, call: Call) -> Tensor:
         expert = self._model.ready(call.ctx.expert)
         batch = len(call.branches)
-        x = call.x.to(expert.dtype)
+        x = call.x.to(self._model.dtype)
         if self._per_token:
             # As the official code and WanPipeline have it, though from text alone every token's timestep is the same.
             patches = x.shape[2] * (x.shape[3] // 2) * (x.shape[4] // 2)
@@ -197,9 +202,25 @@ class Denoiser:
         else:
             x = x.expand(batch, -1, -1, -1, -1)
             text = torch.cat([self._embeds[b] for b in call.branches])
-        with frame_positions(expert, call.frame_stride):
+        with frame_positions(expert, call.frame_stride), attention(self._kernel):
             velocity: Tensor = expert(hidden_states=x, timestep=t, encoder_hidden_states=text, return_dict=False)[0]
         return velocity
+
+
+@contextlib.contextmanager
+def attention(kernel: str) -> Iterator[None]:
+    """Attention inside with this kernel; "auto" leaves the choice to torch. Raises WanlabError where there is
+    none for what is asked of it."""
+    if kernel == "auto":
+        yield
+        return
+    try:
+        with sdpa_kernel(ATTENTION[kernel]):
+            yield
+    except RuntimeError as error:
+        if "kernel" not in str(error).lower() and "backend" not in str(error).lower():
+            raise
+        raise WanlabError(f"--attention {kernel} cannot do this here: {str(error)[:120]}", "use auto") from error
 
 
 @contextlib.contextmanager
@@ -265,10 +286,13 @@ def load(
     dtype: torch.dtype = torch.float32,
     vae_dtype: torch.dtype | None = None,
     revision: str = "",
+    precision: str = "reference",
     memory: str = "resident",
 ) -> Model:
-    """Load a checkpoint's weights, placed by the plan `memory` (placement.py). Raises as `describe` does, and WanlabError for weights that do not fit their
-    configuration."""
+    """Load a checkpoint's weights to compute by `precision` (fast.py), placed by the plan `memory` (placement.py).
+
+    Raises as `describe` does, and WanlabError for weights that do not fit their configuration.
+    """
     found = fetched(name if isinstance(name, Checkpoint) else describe(name, revision))
     device = torch.device(device)
     with _loading(found.name):
@@ -284,7 +308,14 @@ def load(
     place = device if memory == "resident" else torch.device("cpu")
     text_encoder = load_component(found, "text_encoder", place, dtype)
     vae = load_component(found, "vae", place, vae_dtype or dtype)
-    experts = {expert: load_component(found, component, place, dtype) for expert, component in found.experts.items()}
+    experts = {}
+    for expert, component in found.experts.items():
+        if precision == "reference":
+            experts[expert] = load_component(found, component, place, dtype)
+        else:
+            faster = load_component(found, component, device, dtype)
+            fast.speed_up(faster, precision)
+            experts[expert] = faster.to(place)
     return Model(found, tokenizer, text_encoder, vae, experts, device, dtype, memory)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from wanlab.engine import models, observers, placement, policies
+from wanlab.engine import models, observers, policies
 from wanlab.engine import vae as wan_vae
 from wanlab.engine.loop import make_plan, tokens
 from wanlab.engine.models import TEXT_TOKENS, Checkpoint
@@ -18,6 +18,7 @@ from wanlab.engine.types import BOTH, Env, StepContext, StepPlan
 from wanlab.spec import RunSpec
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
+DECODING = 2**29
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,16 +74,10 @@ class Plan:
         """Predicted speed-up of the sampling loop over the same run without policies: the ratio of operations."""
         return self.plain_flops / self.flops
 
-    def decoded_at_once(self, device_bytes: int) -> int:
-        """How many latent frames to decode together on a device of that size: the more, the faster. It depends on
-        nothing that comes and goes, so that a run repeats."""
-        held, decoding = self.memory_bytes, self.memory_bytes["decoding"]
-        there = (
-            self.memory_plans["resident"] - max(held["activations"], decoding)
-            if self.spec.memory == "resident"
-            else held["vae"]
-        )
-        return max(1, int((placement.HEADROOM * device_bytes - there) // decoding))
+    @property
+    def decoded_at_once(self) -> int:
+        """How many latent frames a GPU decodes together."""
+        return decoded_at_once(self.memory_bytes)
 
     def totals(self) -> dict[str, Any]:
         """The figures that the run is compared with afterwards."""
@@ -126,7 +121,7 @@ def plan(spec: RunSpec, found: Checkpoint) -> Plan:
         spec=spec, model_path=str(found.path), boundary=found.boundary, shape=env.shape, rows=tuple(rows),
         passes=sum(r.passes for r in rows), plain_passes=sum(r.passes for r in plain_rows),
         flops=sum(r.flops for r in rows), plain_flops=sum(r.flops for r in plain_rows), parameters=counted,
-        memory_bytes=held, memory_plans=_peaks(held, found), disk_bytes=_disk(spec, env),
+        memory_bytes=held, memory_plans=_peaks(held, found, env.shape[1]), disk_bytes=_disk(spec, env),
     )  # fmt: skip
 
 
@@ -167,6 +162,10 @@ def _memory(spec: RunSpec, found: Checkpoint, env: Env, counted: Mapping[str, in
     config = found.configs["transformer"]
     width = int(config.get("num_attention_heads") or 40) * int(config.get("attention_head_dim") or 128)
     inner = int(config.get("ffn_dim") or 13824)
+    if spec.precision == "fp8":  # the products of fast.products
+        eighths = int(config.get("num_layers") or 40) * (6 * width**2 + 2 * width * inner)
+        for component in found.experts.values():
+            held[component] -= (main - 1) * eighths
     batch = len(BOTH) if spec.batch_cfg else 1
     # Alive at once in a block: the residual stream, two float32 copies of it (norm and modulation), and either
     # query, key, value and output, or the feed-forward's inner values.
@@ -176,15 +175,23 @@ def _memory(spec: RunSpec, found: Checkpoint, env: Env, counted: Mapping[str, in
     *_, height, columns = env.shape
     return held | {
         "activations": batch * tokens(env.shape[1:]) * per_token,
-        # Alive at once where the decoder is widest: a block's input, its norm, a convolution's result and the cache.
-        "decoding": 4 * vae * wan_vae.widest(found.configs["vae"], height, columns),
+        # Where the decoder is widest: a block's input, its norm, a convolution's result, the cache, and three times as
+        # much for cuDNN's workspaces (measured: benchmarks/a14b.md).
+        "decoding": 16 * vae * wan_vae.widest(found.configs["vae"], height, columns),
     }
 
 
-def _peaks(held: Mapping[str, int], found: Checkpoint) -> dict[str, int]:
+def decoded_at_once(held: Mapping[str, int]) -> int:
+    """The more latent frames are decoded together, the faster; so many that it takes no more memory than sampling did,
+    or DECODING more than one frame does."""
+    decoding = held["decoding"]
+    return max(1, max(held["activations"], decoding + DECODING) // decoding)
+
+
+def _peaks(held: Mapping[str, int], found: Checkpoint, frames: int) -> dict[str, int]:
     """Bytes on the device at most, by plan."""
     experts = {component: held[component] for component in found.experts.values()}
-    working, decoding = held["activations"], held["decoding"]
+    working, decoding = held["activations"], min(decoded_at_once(held), frames) * held["decoding"]
     blocks = max(size / int(found.configs[c].get("num_layers") or 40) for c, size in experts.items())
     weights = held["text_encoder"] + held["vae"] + sum(experts.values())
     alone = max(held["text_encoder"], held["vae"] + decoding)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import hashlib
 import os
 import platform
@@ -18,7 +19,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from wanlab.engine import models, observers, placement, policies, vae
 from wanlab.engine.loop import denoise
@@ -33,11 +33,6 @@ from wanlab.spec import MEMORY_PLANS, RunSpec
 from wanlab.video import write_gif, write_mp4
 
 PROCESS = uuid.uuid4().hex  # runs of one process can be timed against each other
-ATTENTION = {
-    "math": SDPBackend.MATH, "flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-}  # fmt: skip
-
 LATENT = Field(
     "latent", ("channel", "latent_frame", "latent_height", "latent_width"), "float32", "1", "final latents, normalised"
 )
@@ -82,13 +77,35 @@ def resolve(spec: RunSpec, found: Checkpoint) -> RunSpec:
         vae_dtype=spec.vae_dtype if spec.vae_dtype != "auto" else "bfloat16" if cpu else "float32",
         shift=spec.shift if spec.shift is not None else default_shift(found.scheduler),
     )
-    if spec.memory != "auto":
-        return spec
+    asked = spec.precision
     if not device.startswith("cuda"):
-        return dataclasses.replace(spec, memory="resident")
-    # What this process holds already is its own to let go of.
-    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
-    return dataclasses.replace(spec, memory=placement.choose(make_full_plan(spec, found).memory_plans, free))
+        precision = "reference" if asked == "auto" else asked
+        return dataclasses.replace(
+            spec, precision=precision, memory="resident" if spec.memory == "auto" else spec.memory
+        )
+    if asked == "auto":
+        large = models.parameters(found)["transformer"] >= 1e9
+        spec = dataclasses.replace(spec, precision="exact" if large else "reference")
+    if asked == "fp8" and (torch.cuda.get_device_capability(device) < (8, 9) or spec.dtype != "bfloat16"):
+        raise UsageError("this device has no 8-bit products, or --dtype is not bfloat16", "use --precision exact")
+    if spec.memory == "auto":
+        # What this process holds already is its own to let go of.
+        free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
+        spec = dataclasses.replace(spec, memory=placement.choose(make_full_plan(spec, found).memory_plans, free))
+    if spec.memory == "offload" and spec.precision != "reference":
+        if asked != "auto":
+            raise UsageError(
+                f"--precision {asked} needs a whole expert on the device, plan offload never has one there",
+                "use --precision reference, or a smaller --dtype",
+            )
+        spec = dataclasses.replace(spec, precision="reference")
+    if (
+        spec.attention == "auto"
+        and spec.precision != "reference"
+        and torch.cuda.get_device_capability(device) >= (9, 0)
+    ):
+        spec = dataclasses.replace(spec, attention="cudnn")  # the fastest there: benchmarks/a14b.md
+    return spec
 
 
 def resolved(spec: RunSpec) -> RunSpec:
@@ -120,16 +137,28 @@ class Models:
     def __init__(self) -> None:
         self._key: tuple[str, ...] = ()
         self._model: Model | None = None
+        self._attention = ""
         self.warm: set[tuple[Any, ...]] = set()
         """Expert, batch and shape of the forwards that have run once."""
 
     def load(self, spec: RunSpec, found: Checkpoint) -> Model:
         """The model of a resolved spec, loaded unless it was the last one."""
-        key = (str(found.path), fingerprint(found), spec.device, spec.dtype, spec.vae_dtype, spec.memory)
+        key = (
+            str(found.path), fingerprint(found), spec.device, spec.dtype, spec.vae_dtype, spec.precision, spec.memory,
+        )  # fmt: skip
+        if spec.attention != self._attention:
+            torch.compiler.reset()  # compiled blocks keep the kernel that they were first called with
+            self._attention = spec.attention
         if self._model is None or key != self._key:
-            self._model = None  # let go of the old one first: two may not fit
+            self._model = None  # let go of the old one first, two may not fit; its modules refer to each other
+            gc.collect()
             self._model = models.load(
-                found, spec.device, models.DTYPES[spec.dtype], models.DTYPES[spec.vae_dtype], memory=spec.memory
+                found,
+                spec.device,
+                models.DTYPES[spec.dtype],
+                models.DTYPES[spec.vae_dtype],
+                precision=spec.precision,
+                memory=spec.memory,
             )
             self._key, self.warm = key, set()
         return self._model
@@ -169,8 +198,7 @@ def execute(
         with _timed(timing, "load"):
             model = loaded.load(spec, found)
         out.parent.mkdir(parents=True, exist_ok=True)
-        with attention(spec.attention):
-            return _run(spec, asked, out, model, loaded.warm, full_plan, timing, progress, force, gif, peak)
+        return _run(spec, asked, out, model, loaded.warm, full_plan, timing, progress, force, gif, peak)
 
 
 def _run(
@@ -199,7 +227,7 @@ def _run(
         texts = {COND: spec.prompt, UNCOND: spec.negative_prompt}
         embeds = {b: model.encode(texts[b]) for b in BOTH if b in needed}
         given = {b: model.tokens_in(texts[b]) for b in embeds}
-    denoiser = Denoiser(model, embeds)
+    denoiser = Denoiser(model, embeds, spec.attention)
 
     x = initial_noise(spec.seed, env, device)
     for session in sessions:
@@ -252,9 +280,7 @@ def _run(
         steps_took = sum(v for k, v in timing.items() if k == "switch" or k.startswith("sample "))
         timing["recording"] = sampling - steps_took
 
-        at_once = None
-        if device.type == "cuda":
-            at_once = full_plan.decoded_at_once(torch.cuda.get_device_properties(device).total_memory)
+        at_once = full_plan.decoded_at_once if device.type == "cuda" else None
         progress(Progress(phase="decode", step=env.total, total=env.total, memory=peak()))
         with _timed(timing, "decode"):
             frames = decode(model, x, at_once)
@@ -434,22 +460,6 @@ def _warm_up(
         if key not in warm:
             warm.add(key)
             denoiser(Call(ctx=ctx, branches=group, x=torch.zeros(shape, device=device)))
-
-
-@contextmanager
-def attention(kernel: str) -> Iterator[None]:
-    """Every attention inside with this kernel; "auto" leaves the choice to torch. Raises WanlabError where there is
-    none for what is asked of it."""
-    if kernel == "auto":
-        yield
-        return
-    try:
-        with sdpa_kernel(ATTENTION[kernel]):
-            yield
-    except RuntimeError as error:
-        if "kernel" not in str(error).lower() and "backend" not in str(error).lower():
-            raise
-        raise WanlabError(f"--attention {kernel} cannot do this here: {str(error)[:120]}", "use auto") from error
 
 
 @contextmanager

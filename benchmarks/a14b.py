@@ -1,0 +1,310 @@
+"""Wan2.2-T2V-A14B at full size with random weights on one GPU: wanlab beside diffusers' WanPipeline, in one run.
+
+    python -m benchmarks.a14b                       # 832x480, 49 frames, 20 steps; ten minutes on an H200
+    python -m benchmarks.a14b --layers 2 --steps 4  # does it run?
+    python -m benchmarks.a14b --start               # in a second process: from loaded to the first step
+
+The checkpoint has the published configurations; its files are holes, and every tensor is drawn on the GPU from its
+name, so that all that loads it has the same weights. Times are of the sampling loop, from wanlab's run files and, for
+the pipeline, of its call for latents with prompts encoded before. The table is Markdown; benchmarks/a14b.md keeps one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import tempfile
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import UniPCMultistepScheduler, WanPipeline
+from torch import Tensor
+
+from wanlab.embedded import tiny_path
+from wanlab.engine import models, run, weights
+from wanlab.runfile import Run
+from wanlab.spec import PolicySpec, RecordSpec, RunSpec
+
+TRANSFORMER = dict(
+    _class_name="WanTransformer3DModel", num_attention_heads=40, attention_head_dim=128, ffn_dim=13824, num_layers=40,
+    text_dim=4096, in_channels=16, out_channels=16, freq_dim=256, patch_size=[1, 2, 2], cross_attn_norm=True,
+    qk_norm="rms_norm_across_heads", eps=1e-6, rope_max_seq_len=1024,
+)  # fmt: skip
+VAE = dict(
+    _class_name="AutoencoderKLWan", base_dim=96, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2,
+    temperal_downsample=[False, True, True], latents_mean=[0.0] * 16, latents_std=[1.0] * 16,
+)  # fmt: skip
+TEXT = dict(
+    architectures=["UMT5EncoderModel"], vocab_size=256384, d_model=4096, d_kv=64, num_heads=64, d_ff=10240,
+    num_layers=24, feed_forward_proj="gated-gelu", relative_attention_num_buckets=32, pad_token_id=0, eos_token_id=1,
+    tie_word_embeddings=False,
+)  # fmt: skip
+METHODS = {
+    "cfg, last 5 + 3 before the switch": "cfg:last=5,high=3",
+    "half-frame": "half",
+    "combined": "half+cfg:last=5,high=3",
+}
+GIB = 2**30
+SHARD = 10**9  # parameters a file
+
+
+def write_checkpoint(folder: Path, layers: int) -> None:
+    """The published configurations in diffusers' layout, `layers` blocks deep, and files of weights that are holes."""
+    shutil.copytree(tiny_path() / "tokenizer", folder / "tokenizer")
+    UniPCMultistepScheduler(
+        prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=12.0, num_train_timesteps=1000
+    ).save_pretrained(folder / "scheduler")
+    expert = TRANSFORMER | {"num_layers": layers}
+    parts = {"transformer": expert, "transformer_2": expert, "vae": VAE, "text_encoder": TEXT}
+    index: dict[str, Any] = {name: ["diffusers", config.get("_class_name", "")] for name, config in parts.items()}
+    index |= {"_class_name": "WanPipeline", "boundary_ratio": 0.875, "text_encoder": ["transformers", "UMT5EncoderModel"],
+              "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+              "scheduler": ["diffusers", "UniPCMultistepScheduler"]}  # fmt: skip
+    (folder / "model_index.json").write_text(json.dumps(index))
+    for name, config in parts.items():
+        (folder / name).mkdir()
+        (folder / name / "config.json").write_text(json.dumps(config))
+        stem = "model" if name == "text_encoder" else "diffusion_pytorch_model"
+        shards: list[dict[str, tuple[int, ...]]] = [{}]
+        for tensor, shape in models._expected("benchmark", name, config).items():
+            if sum(map(math.prod, shards[-1].values())) > SHARD:
+                shards.append({})
+            shards[-1][tensor] = shape
+        for k, shapes in enumerate(shards):
+            write_holes(folder / name / f"{stem}-{k}.safetensors", shapes)
+        places = {tensor: f"{stem}-{k}.safetensors" for k, shapes in enumerate(shards) for tensor in shapes}
+        (folder / name / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+
+
+def write_holes(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
+    """A safetensors file whose tensors take no space on the disk."""
+    header, end = {}, 0
+    for name, shape in shapes.items():
+        begin, end = end, end + 2 * math.prod(shape)
+        header[name] = {"dtype": "BF16", "shape": shape, "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    with open(path, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        file.truncate(8 + len(text) + end)
+
+
+def random_weights(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
+    """What `weights.stream` gives, drawn on the GPU: norms 1, biases 0, products of unit gain."""
+    generator = torch.Generator("cuda")
+    for name, head in weights.heads(files).items():
+        generator.manual_seed(zlib.crc32(f"{files[0].parent.name} {name}".encode()))
+        if len(head.shape) == 1 or name.endswith(("norm.weight", "gamma")):
+            value = torch.full(head.shape, 0.0 if name.endswith("bias") else 1.0, device="cuda", dtype=torch.bfloat16)
+        else:
+            value = torch.randn(head.shape, device="cuda", dtype=torch.bfloat16, generator=generator)
+            value /= math.sqrt(math.prod(head.shape[1:]))
+        yield name, value
+
+
+class Bench:
+    """Rows of the table as they are measured."""
+
+    def __init__(self, spec: RunSpec, folder: Path, seconds: float) -> None:
+        self.spec, self.folder, self.loaded = spec, folder, run.Models()
+        self.end, self.count = time.monotonic() + seconds, 0
+
+    def room(self, seconds: float) -> bool:
+        """Whether so much time is left; says so when not."""
+        there = self.end - time.monotonic()
+        if there < seconds:
+            print(f"left out for lack of time: {there:.0f} s of {seconds:.0f} s", flush=True)
+        return there >= seconds
+
+    def wanlab(self, watch: Callable[[run.Progress], None] = lambda _: None, **changes: Any) -> dict[str, Any]:
+        """Sample `spec` with changes: seconds of the loop, of recording, of warm-up and decoding, peak bytes, latent."""
+        self.count += 1
+        spec = replace(self.spec, **changes)
+        out = self.folder / f"{self.count}.h5"
+        torch.cuda.empty_cache()
+        path = run.execute(spec, out, loaded=self.loaded, progress=watch)
+        with Run(path) as made:
+            timing = made.attrs["timing_seconds"]
+            steps = np.asarray(made["seconds"]).tolist()
+            result = {
+                "seconds": sum(steps) + timing["recording"], "steps": steps, "peak": made.attrs["peak_memory_bytes"],
+                "latent": torch.from_numpy(np.asarray(made["latent"])), "predicted": made.attrs["predicted"],
+            }  # fmt: skip
+        path.unlink()
+        print("   ", {k: round(v, 2) for k, v in timing.items()}, f"peak {result['peak'] / GIB:.2f} GiB", flush=True)
+        return {**result, **timing}
+
+
+def pipeline_of(model: models.Model) -> WanPipeline:
+    pipe = WanPipeline(
+        tokenizer=model.tokenizer, text_encoder=model.text_encoder, vae=model.vae,
+        scheduler=UniPCMultistepScheduler.from_config(dict(model.checkpoint.scheduler)),
+        transformer=model.experts["high"], transformer_2=model.experts["low"], boundary_ratio=0.875,
+    )  # fmt: skip
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def pipeline(pipe: WanPipeline, spec: RunSpec, embeds: dict[str, Tensor], kernel: str = "auto") -> tuple[float, Tensor]:
+    """Seconds of WanPipeline's call for latents, and these."""
+    with models.attention(kernel):
+        torch.cuda.synchronize()
+        began = time.perf_counter()
+        latents = pipe(
+            prompt_embeds=embeds["cond"], negative_prompt_embeds=embeds["uncond"], width=spec.width, height=spec.height,
+            num_frames=spec.frames, num_inference_steps=spec.steps, guidance_scale=spec.guidance[1],
+            guidance_scale_2=spec.guidance[0], generator=torch.Generator().manual_seed(spec.seed), output_type="latent",
+        ).frames  # fmt: skip
+        torch.cuda.synchronize()
+        return time.perf_counter() - began, latents[0].float().cpu()
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """Relative error of a against b."""
+    return float((a - b).norm() / b.norm())
+
+
+class Trace:
+    """A profiler over the sampling loop of one run."""
+
+    def __init__(self) -> None:
+        self._profiler = torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA])
+
+    def __call__(self, progress: run.Progress) -> None:
+        if progress.phase == "sample" and progress.step == 0:
+            self._profiler.start()
+        elif progress.phase == "sample" and progress.step == progress.total:
+            self._profiler.stop()
+
+    def idle(self) -> float:
+        """Share of the time from the first kernel to the last in which the GPU computes nothing."""
+        events = [e.time_range for e in self._profiler.events() if e.device_type.name == "CUDA"]  # type: ignore[no-untyped-call]
+        spans = sorted((float(t.start), float(t.end)) for t in events if t.end > t.start)
+        busy, reached = 0.0, spans[0][0]
+        for begin, end in spans:
+            busy += max(0.0, end - max(begin, reached))
+            reached = max(reached, end)
+        return 1 - busy / (reached - spans[0][0])
+
+    def kernels(self, most: int = 14) -> str:
+        """The table of what took longest."""
+        return str(
+            self._profiler.key_averages().table(sort_by="cuda_time_total", row_limit=most, max_name_column_width=60)
+        )
+
+
+def row(what: str, value: str, bar: str = "") -> None:
+    print(f"| {what} | {value} | {bar} |", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--frames", type=int, default=49)
+    parser.add_argument("--layers", type=int, default=40)
+    parser.add_argument("--seconds", type=float, default=math.inf, help="leave out what would take longer")
+    parser.add_argument("--start", action="store_true", help="only the way from loaded to the first step")
+    args = parser.parse_args()
+    weights.stream = random_weights  # type: ignore[assignment]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        write_checkpoint(folder / "model", args.layers)
+        spec = RunSpec(
+            prompt="a large red circle moving right on a black background", model=str(folder / "model"), width=832,
+            height=480, frames=args.frames, steps=args.steps, guidance=(3.0, 4.0), precision="reference",
+            memory="resident",
+        )  # fmt: skip
+        bench = Bench(spec, folder, args.seconds)
+        if args.start:
+            made = bench.wanlab(precision="exact", steps=2)
+            row("second process: loaded to first step", f"{made['encode'] + made['warm-up']:.1f} s", "30 s")
+            return
+        measure(bench, args.layers)
+
+
+def measure(bench: Bench, layers: int) -> None:
+    spec, found = bench.spec, models.describe(bench.spec.model)
+    plan = run.plan(spec)
+    ceiling = run.operations_per_second(run.resolve(spec, found))
+    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {layers} layers, "
+          f"{spec.width}x{spec.height}, {spec.frames} frames, {spec.steps} steps\n\n| what | measured | bar |\n|---|---|---|")  # fmt: skip
+    row("matrix product 8192³, bfloat16", f"{ceiling / 1e12:.0f} TFLOP/s")
+
+    def speed(seconds: float) -> str:
+        rate = plan.flops / seconds
+        return (
+            f"{seconds:.2f} s, {seconds / plan.passes:.3f} s a pass, {100 * rate / ceiling:.0f} % of the product's rate"
+        )
+
+    model = bench.loaded.load(run.resolve(spec, found), found)
+    pipe = pipeline_of(model)
+    embeds = {"cond": model.encode(spec.prompt), "uncond": model.encode("")}
+    pipeline(pipe, replace(spec, steps=2), embeds)
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    theirs, expected = pipeline(pipe, spec, embeds)
+    sampled = torch.cuda.max_memory_allocated()
+    row("WanPipeline", speed(theirs))
+    began = time.perf_counter()
+    with torch.no_grad():
+        pipe.vae.decode(expected[None].to("cuda", pipe.vae.dtype), return_dict=False)
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated()
+    row("its decoding", f"{time.perf_counter() - began:.2f} s")
+    row("its peak memory, sampling; decoding", f"{sampled / GIB:.2f}; {peak / GIB:.2f} GiB")
+
+    ours = bench.wanlab(steps=4)
+    short = [pipeline(pipe, replace(spec, steps=4), embeds)[1] for _ in range(2)]
+    row("reference mode against WanPipeline, 4 steps", f"relative error {apart(ours['latent'], short[0]):.2e}")
+    row("WanPipeline against itself, 4 steps", f"relative error {apart(short[1], short[0]):.2e}")
+    cudnn, other = pipeline(pipe, replace(spec, steps=4), embeds, "cudnn")
+    row(
+        "WanPipeline with cuDNN attention, 4 steps",
+        f"{cudnn / 8:.3f} s a pass; relative error {apart(other, short[0]):.2e}",
+    )
+    del pipe, model, embeds
+
+    exact = bench.wanlab(precision="exact")
+    row("exact", speed(exact["seconds"]))
+    row("exact over WanPipeline", f"{theirs / exact['seconds']:.2f} x", "1.25 x")
+    row("exact, relative error", f"{apart(exact['latent'], expected):.2e}")
+    row("exact, peak memory", f"{exact['peak'] / GIB:.2f} GiB, {(exact['peak'] - peak) / GIB:+.2f}", "+1 GiB")
+    row("exact, compiling and warm-up; decoding", f"{exact['warm-up']:.1f} s; {exact['decode']:.2f} s")
+    for name, text in METHODS.items():
+        if bench.room(theirs * 0.7):
+            made = bench.wanlab(precision="exact", policies=tuple(PolicySpec.parse(t) for t in text.split("+")))
+            predicted, measured = made["predicted"]["speedup"], exact["seconds"] / made["seconds"]
+            row(
+                f"{name}: predicted, measured",
+                f"{predicted:.3f}, {measured:.3f}: {100 * (measured / predicted - 1):+.1f} %",
+                "5 %",
+            )
+    if bench.room(20):
+        trace = Trace()
+        bench.wanlab(trace, precision="exact", steps=3)
+        row("exact, GPU idle in 3 steps", f"{100 * trace.idle():.2f} %", "1 %")
+        print(trace.kernels(), flush=True)
+    if bench.room(theirs * 0.7):
+        made = bench.wanlab(precision="exact", steps=10, record=RecordSpec(level="all"))
+        more = (made["seconds"] / 10) / (exact["seconds"] / spec.steps) - 1
+        row("recording everything, 10 steps, over recording nothing, a step", f"{100 * more:+.2f} %", "2 %")
+    if bench.room(theirs * 1.5):
+        made = bench.wanlab(precision="fp8")
+        row("fp8", f"{made['seconds']:.2f} s, {made['seconds'] / plan.passes:.3f} s a pass")
+        row("fp8 over WanPipeline", f"{theirs / made['seconds']:.2f} x", "1.6 x")
+        row("fp8, relative error; peak memory", f"{apart(made['latent'], expected):.2e}; {made['peak'] / GIB:.2f} GiB")
+    if bench.room(theirs):
+        made = bench.wanlab(precision="exact", steps=4, batch_cfg=True)
+        each = sum(made["steps"]) / 8
+        row("exact, batched branches, 4 steps", f"{each:.3f} s a pass, peak {(made['peak'] - peak) / GIB:+.2f} GiB")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,108 @@
+"""Faster transformers: the same numbers by other kernels, and 8-bit products whose rounding is what it says."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from tests.engine.helpers import make_spec
+from wanlab.engine import fast, models, run
+from wanlab.errors import UsageError
+from wanlab.runfile import Run
+
+
+def result(spec, path):
+    with Run(run.execute(spec, path)) as made:
+        return np.asarray(made["latent"]), made.spec.precision
+
+
+@pytest.mark.parametrize("kind", ["checkpoint", "single_checkpoint"])
+def test_exact_computes_the_same_to_rounding_and_fp8_does_not(kind, request, tmp_path):
+    spec = make_spec(request.getfixturevalue(kind), steps=4)
+    plain, said = result(spec, tmp_path / "auto.h5")
+    assert said == "reference"  # on the CPU
+    exact, said = result(dataclasses.replace(spec, precision="exact"), tmp_path / "exact.h5")
+    assert said == "exact"
+    eighths, _ = result(dataclasses.replace(spec, precision="fp8"), tmp_path / "fp8.h5")
+    scale = np.abs(plain).max()
+    assert np.abs(exact - plain).max() < 1e-4 * scale
+    assert 1e-4 * scale < np.abs(eighths - plain).max() < 0.5 * scale
+
+
+def test_precision_decides_the_result_and_so_the_digest(checkpoint):
+    specs = [make_spec(checkpoint, precision=p) for p in ("reference", "exact", "fp8")]
+    assert len({s.digest() for s in specs}) == 3
+    with pytest.raises(UsageError, match="--precision 'fp4'"):
+        make_spec(checkpoint, precision="fp4")
+
+
+def test_every_large_product_is_of_eighths(checkpoint):
+    """By hand: a block has q,k,v and o of self-attention, q and o of cross-attention, two of the feed-forward."""
+    model = models.load(str(checkpoint), precision="fp8")
+    for expert in model.experts.values():
+        config = expert.config
+        width = config.num_attention_heads * config.attention_head_dim
+        eighths = [m for m in expert.modules() if isinstance(m, fast.Float8Linear)]
+        assert sum(m.weight.numel() for m in eighths) == config.num_layers * (6 * width**2 + 2 * width * config.ffn_dim)
+        assert all(m.weight.dtype == torch.float8_e4m3fn for m in eighths)
+        assert not {"to_k", "to_v"} & {n for m in eighths for n, _ in m.named_parameters()}
+
+
+def test_the_plan_counts_eighths_as_one_byte(checkpoint):
+    full, eighths = (run.plan(make_spec(checkpoint, precision=p)).memory_bytes for p in ("reference", "fp8"))
+    model = models.load(str(checkpoint), precision="fp8")
+    held = sum(p.numel() * p.element_size() for p in model.experts["high"].parameters())
+    scales = sum(m.scale.numel() * 4 for m in model.experts["high"].modules() if isinstance(m, fast.Float8Linear))
+    assert eighths["transformer"] == held - scales < full["transformer"]
+
+
+def test_eighths_by_hand():
+    """The largest of a row becomes 448. 17 of 28 is 272 of 448, between the values 256 and 288, in the middle: even."""
+    values, scale = fast.to_float8(torch.tensor([[28.0, 17.0, -7.0, 0.0], [0.0, 0.0, 0.0, 0.0]]))
+    assert scale[0].item() == pytest.approx(28 / 448)
+    assert values[0].float().tolist() == [448.0, 256.0, -112.0, 0.0]
+    assert values[1].float().tolist() == [0.0] * 4
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3))
+def test_rounding_to_eighths_is_within_half_a_step(seed, size):
+    """e4m3 has three bits after the first: half a step is a sixteenth; below 2^-6, half of 2^-9."""
+    x = torch.randn(5, 40, generator=torch.Generator().manual_seed(seed)) * size
+    values, scale = fast.to_float8(x)
+    error = (values.float() * scale - x).abs()
+    assert (error <= torch.maximum(x.abs() / 16, scale * 2**-10) * 1.0001).all()
+
+
+def test_an_eighths_layer_multiplies_what_was_rounded():
+    torch.manual_seed(0)
+    layer, x = nn.Linear(24, 8), torch.randn(2, 3, 24)
+    rows, scale = fast.to_float8(x.flatten(0, 1))
+    weight, by_output = fast.to_float8(layer.weight.detach())
+    expected = (rows.double() * scale) @ (weight.double() * by_output).T + layer.bias.double()
+    with torch.no_grad():
+        y = fast.Float8Linear(layer)(x)
+    assert y.shape == (2, 3, 8)
+    assert torch.allclose(y.double().flatten(0, 1), expected, atol=1e-5)
+
+
+def test_rotation_by_hand():
+    """Neighbours turn together: (1, 0) by 90 degrees is (0, 1), (3, 4) by 180 degrees is (-3, -4)."""
+    x = torch.tensor([1.0, 0.0, 3.0, 4.0]).view(1, 1, 1, 4)
+    cos, sin = torch.tensor([0.0, 0.0, -1.0, -1.0]), torch.tensor([1.0, 1.0, 0.0, 0.0])
+    assert fast.rotate(x, cos.view(1, 1, 1, 4), sin.view(1, 1, 1, 4)).flatten().tolist() == [0.0, 1.0, -3.0, -4.0]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_the_gpu(tmp_path):
+    spec = make_spec("tiny", width=144, height=80, frames=17, steps=4, device="cuda", dtype="bfloat16")
+    plain, _ = result(dataclasses.replace(spec, precision="reference"), tmp_path / "reference.h5")
+    for precision, most in (("exact", 0.05), ("fp8", 0.4)):
+        made, _ = result(dataclasses.replace(spec, precision=precision), tmp_path / f"{precision}.h5")
+        assert 0 < np.linalg.norm(made - plain) < most * np.linalg.norm(plain)

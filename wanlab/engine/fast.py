@@ -1,0 +1,107 @@
+"""The experts made faster without another sampler: what `--precision exact` and `--precision fp8` do to a transformer.
+
+exact  the same products in the same dtype by other kernels: query, key and value in one product, and on a GPU the
+       blocks compiled, so that what lies between two products is one kernel. Results differ in the last bits
+fp8    besides, the blocks' large products of 8-bit floats (e4m3): a scale for each token and for each output. Text
+       keys and values, embeddings, norms and attention keep their dtype
+
+`--precision reference` leaves a transformer as diffusers has it, and is equal to WanPipeline bit by bit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers.models.transformers.transformer_wan import WanAttention
+from torch import Tensor, nn
+
+E4M3_MAX = 448.0
+
+
+def speed_up(expert: Any, precision: str) -> None:
+    """Change `expert`, a WanTransformer3DModel, in place to compute by `precision`, "exact" or "fp8"; its weights are needed for nothing else."""
+    for block in expert.blocks:
+        block.attn1.fuse_projections()
+        for name in ("to_q", "to_k", "to_v"):
+            delattr(block.attn1, name)  # their weights are in to_qkv now
+        block.attn1.set_processor(FusedSelfAttention())
+        if precision == "fp8":
+            for owner, name in products(block):
+                setattr(owner, name, Float8Linear(getattr(owner, name)))
+    if expert.device.type == "cuda":
+        # One compilation serves every block, and every number of frames.
+        expert.compile_repeated_blocks(dynamic=True)
+
+
+def products(block: Any) -> list[tuple[nn.Module, str]]:
+    """Owner and name of a fused block's linear layers that every token goes through."""
+    attn1, attn2, ffn = block.attn1, block.attn2, block.ffn
+    return [
+        (attn1, "to_qkv"), (attn1.to_out, "0"), (attn2, "to_q"), (attn2.to_out, "0"), (ffn.net[0], "proj"), (ffn.net, "2"),
+    ]  # fmt: skip
+
+
+class FusedSelfAttention:
+    """Self-attention with one product for query, key and value, written so that a compiler can fuse what follows it."""
+
+    def __call__(
+        self,
+        attn: WanAttention,
+        hidden_states: Tensor,
+        encoder_hidden_states: None = None,
+        attention_mask: None = None,
+        rotary_emb: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """[B,N,D] to [B,N,D]; rotary_emb  cosines and sines, each [1,N,1,D/heads]"""
+        assert rotary_emb is not None
+        query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        by_head = (*hidden_states.shape[:2], attn.heads, -1)
+        query = rotate(attn.norm_q(query).reshape(by_head), *rotary_emb).transpose(1, 2)
+        key = rotate(attn.norm_k(key).reshape(by_head), *rotary_emb).transpose(1, 2)
+        out = F.scaled_dot_product_attention(query, key, value.reshape(by_head).transpose(1, 2))
+        joined: Tensor = attn.to_out[0](out.transpose(1, 2).flatten(2))
+        return joined
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotary position embedding (J. Su et al., "RoFormer", 2021) of x [B,N,heads,D], neighbours making a pair."""
+    even, odd = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
+    c, s = cos[..., 0::2], sin[..., 1::2]
+    return torch.stack((even * c - odd * s, even * s + odd * c), dim=-1).flatten(-2).type_as(x)
+
+
+class Float8Linear(nn.Module):
+    """A linear layer whose product is of 8-bit floats, scaled by row: each token and each output by its own maximum.
+
+    On a GPU that has such products (compute capability 8.9 and up) the result is accumulated by them; elsewhere the
+    rounded values are multiplied in the input's dtype, which shows what the rounding does and saves no time.
+    """
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        weight, scale = to_float8(linear.weight.detach())
+        self.weight = nn.Parameter(weight, requires_grad=False)  # [out,in]
+        self.scale = nn.Parameter(scale, requires_grad=False)  # [out,1]
+        self.bias = linear.bias
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[...,in] to [...,out] in x's dtype."""
+        rows, scale = to_float8(x.flatten(0, -2))
+        if x.is_cuda:
+            y = torch._scaled_mm(
+                rows, self.weight.t(), scale_a=scale, scale_b=self.scale.t(), bias=self.bias, out_dtype=x.dtype,
+                use_fast_accum=True,
+            )  # fmt: skip
+        else:
+            y = F.linear(
+                rows.to(x.dtype) * scale.to(x.dtype), self.weight.to(x.dtype) * self.scale.to(x.dtype), self.bias
+            )
+        return y.reshape(*x.shape[:-1], -1)
+
+
+def to_float8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [n,k] as e4m3 values and float32 scales [n,1] with x ≈ values * scales: each row's maximum becomes 448."""
+    scale = x.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12) / E4M3_MAX
+    return (x.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scale
