@@ -12,10 +12,12 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from wanlab.embedded import world
+from wanlab.engine.fast import ShortText
 
 PAD, EOS, UNK = 0, 1, 2
 TEXT_LENGTH = 512  # WanPipeline pads every prompt's embeddings with zeros to this length
 WORDS = 28  # tokens of the longest caption, and two to spare
+SHORT = 32  # text positions while training, of which the last ones stand for all 512's padding
 BOUNDARY = 0.875
 FLOW_SHIFT = 12.0
 VAE = dict(base_dim=32, decoder_base_dim=56, z_dim=16, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[True, True],
@@ -78,6 +80,11 @@ def embed(encoder: UMT5EncoderModel, ids: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.pad(hidden, (0, 0, 0, TEXT_LENGTH - ids.shape[1]))
 
 
+def embed_short(encoder: UMT5EncoderModel, ids: torch.Tensor, short: ShortText) -> torch.Tensor:
+    """`embed` cut to [B,SHORT,D] for `short`, which skips a fifth of a step's work."""
+    return short.cut(embed(encoder, ids), (ids != PAD).sum(1), SHORT)
+
+
 def save(folder: Path, component: str, module: torch.nn.Module, dtype: torch.dtype = torch.float16) -> None:
     """Write one component's config.json and weights (16 bits unless said otherwise) under `folder`/`component`."""
     where = folder / component
@@ -122,38 +129,3 @@ def save_frame(folder: Path) -> None:
         "vae": ["diffusers", "AutoencoderKLWan"],
     }
     (folder / "model_index.json").write_text(json.dumps(index, indent=2) + "\n")
-
-
-class ShortText:
-    """Cross-attention over the caption alone, exactly as over its 512 padded positions.
-
-    Every position past a prompt's end holds the same zero embedding, hence the same key and value;
-    softmax over n copies of one key equals softmax over k copies with log(n/k) added to their score.
-    So `LENGTH` positions and a bias stand for 512, and a training step skips a fifth of its work.
-    """
-
-    LENGTH = 32
-
-    def __init__(self) -> None:
-        self.bias: torch.Tensor | None = None
-
-    def install(self, model: WanTransformer3DModel) -> None:
-        for block in model.blocks:
-            block.attn2.processor = self
-
-    def embed(self, encoder: UMT5EncoderModel, ids: torch.Tensor) -> torch.Tensor:
-        """Embeddings [B,LENGTH,D] of token ids [B,L], L < LENGTH; keeps the bias for the attention layers."""
-        n = (ids != PAD).sum(1, keepdim=True)  # the prompt's own positions
-        past = torch.arange(self.LENGTH, device=ids.device) >= n
-        bias = torch.log((TEXT_LENGTH - n) / (self.LENGTH - n))
-        self.bias = torch.where(past, bias, 0.0)[:, None, None, :]
-        return embed(encoder, ids)[:, : self.LENGTH]
-
-    def __call__(self, attn, hidden_states, encoder_hidden_states=None, attention_mask=None, rotary_emb=None):  # type: ignore[no-untyped-def]
-        q = attn.norm_q(attn.to_q(hidden_states)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        k = attn.norm_k(attn.to_k(encoder_hidden_states)).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        v = attn.to_v(encoder_hidden_states).unflatten(2, (attn.heads, -1)).transpose(1, 2)
-        out = torch.nn.functional.scaled_dot_product_attention(
-            q.to(v.dtype), k.to(v.dtype), v, attn_mask=self.bias.to(v.dtype)
-        )
-        return attn.to_out[0](out.transpose(1, 2).flatten(2))

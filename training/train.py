@@ -30,6 +30,7 @@ from transformers import UMT5EncoderModel
 
 from training import fast_vae, models, render
 from wanlab.embedded import world
+from wanlab.engine.fast import ShortText
 from wanlab.engine.vae import latent_stats
 
 W, H = world.NATIVE_SIZE
@@ -371,7 +372,7 @@ def train_denoiser(
     plan = [(frames, clips) for frames, clips, steps in phases for _ in range(steps)]
     stage = Stage(part, both, len(plan), lr, out, ema=0.9995, graphs=compiled)
     torch.manual_seed(1000 * recipe.seed + 10 * stage.step + {"base": 1, "high": 2, "low": 3}[part])
-    short = models.ShortText()
+    short = ShortText()
     short.install(model)
     p = np.array(shares) / sum(shares)
 
@@ -397,7 +398,9 @@ def train_denoiser(
         s = sigma.view(-1, 1, 1, 1, 1)
         # The cache of cast weights would outlive a recorded step.
         with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
-            v = model((1 - s) * x0 + s * noise, sigma * 1000, short.embed(encoder, ids), return_dict=False)[0].float()
+            v = model(
+                (1 - s) * x0 + s * noise, sigma * 1000, models.embed_short(encoder, ids, short), return_dict=False
+            )[0].float()
         return {"loss": F.mse_loss(v, noise - x0)}
 
     return stage.run(prepare, deadline)

@@ -12,6 +12,7 @@ import torch
 from training import fast_vae, models, render, train
 from wanlab.embedded import world
 from wanlab.engine import vae as wan_vae
+from wanlab.engine.fast import ShortText
 
 SMALL_VAE = models.VAE | {"base_dim": 8, "decoder_base_dim": 16}
 
@@ -54,9 +55,11 @@ def test_short_text_equals_512_positions() -> None:
     ids = torch.tensor(words.input_ids)
     x, t = torch.randn(3, 16, 3, 10, 18), torch.tensor([900.0, 300.0, 20.0])
     want = model(x, t, models.embed(encoder, ids), return_dict=False)[0]
-    short = models.ShortText()
+    short = ShortText()
     short.install(model)
-    torch.testing.assert_close(model(x, t, short.embed(encoder, ids), return_dict=False)[0], want, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        model(x, t, models.embed_short(encoder, ids, short), return_dict=False)[0], want, atol=1e-5, rtol=1e-4
+    )
 
 
 def test_tokenizer_reads_words_whatever_their_case() -> None:

@@ -1,7 +1,8 @@
 """The experts made faster without another sampler: what `--precision exact` and `--precision fp8` do to a transformer.
 
-exact  the same products in the same dtype by other kernels: query, key and value in one product, and on a GPU the
-       blocks compiled, so that what lies between two products is one kernel. Results differ in the last bits
+exact  the same function in the same dtype by other kernels: query, key and value in one product; on a GPU the blocks
+       compiled, so that what lies between two products is one kernel; on the CPU the text's padding as one key.
+       Results differ in the last bits
 fp8    besides, the blocks' large products of 8-bit floats (e4m3): a scale for each token and for each output. Text
        keys and values, embeddings, norms and attention keep their dtype
 
@@ -20,8 +21,11 @@ from torch import Tensor, nn
 E4M3_MAX = 448.0
 
 
-def speed_up(expert: Any, precision: str) -> None:
-    """Change `expert`, a WanTransformer3DModel, in place to compute by `precision`, "exact" or "fp8"; its weights are needed for nothing else."""
+def speed_up(expert: Any, precision: str, text: ShortText | None = None) -> None:
+    """Change `expert`, a WanTransformer3DModel, in place to compute by `precision`, "exact" or "fp8"; its weights are needed for nothing else.
+
+    text  on the CPU, what the cross-attention becomes
+    """
     for block in expert.blocks:
         block.attn1.fuse_projections()
         for name in ("to_q", "to_k", "to_v"):
@@ -30,6 +34,8 @@ def speed_up(expert: Any, precision: str) -> None:
         if precision == "fp8":
             for owner, name in products(block):
                 setattr(owner, name, Float8Linear(getattr(owner, name)))
+    if text is not None:
+        text.install(expert)
     if expert.device.type == "cuda":
         # One compilation serves every block, and every number of frames.
         expert.compile_repeated_blocks(dynamic=True)
@@ -61,6 +67,50 @@ class FusedSelfAttention:
         query = rotate(attn.norm_q(query).reshape(by_head), *rotary_emb).transpose(1, 2)
         key = rotate(attn.norm_k(key).reshape(by_head), *rotary_emb).transpose(1, 2)
         out = F.scaled_dot_product_attention(query, key, value.reshape(by_head).transpose(1, 2))
+        joined: Tensor = attn.to_out[0](out.transpose(1, 2).flatten(2))
+        return joined
+
+
+class ShortText:
+    """Cross-attention over the prompt alone, exactly as over its 512 padded positions.
+
+    Every position past a prompt's end holds the same zero embedding, hence the same key and value; softmax over n
+    copies of one key equals softmax over k copies with log(n/k) added to their score. So a few positions and a bias
+    stand for 512.
+    """
+
+    def __init__(self) -> None:
+        self.bias: Tensor | None = None
+
+    def install(self, expert: Any) -> None:
+        """Make it the cross-attention of every block."""
+        for block in expert.blocks:
+            block.attn2.set_processor(self)
+
+    def cut(self, text: Tensor, own: Tensor, length: int) -> Tensor:
+        """The first `length` positions of embeddings [B,N,D], and the bias for what is left out.
+
+        own  positions [B] of each prompt, less than `length` (or N, when nothing is cut)
+        """
+        own, whole = own.unsqueeze(1), text.shape[1]
+        past = torch.arange(length, device=text.device) >= own
+        more = torch.log((whole - own).float()) - torch.log((length - own).float())
+        self.bias = torch.where(past, more, 0.0)[:, None, None, :]
+        return text[:, :length]
+
+    def __call__(self, attn: WanAttention, hidden_states: Tensor, encoder_hidden_states: Tensor, *_: object) -> Tensor:
+        """[B,N,D] and the text as cut, [B,L,D], to [B,N,D]."""
+        assert self.bias is not None
+
+        def by_head(x: Tensor) -> Tensor:
+            return x.reshape(*x.shape[:2], attn.heads, -1).transpose(1, 2)
+
+        query = by_head(attn.norm_q(attn.to_q(hidden_states)))
+        key = by_head(attn.norm_k(attn.to_k(encoder_hidden_states)))
+        value = by_head(attn.to_v(encoder_hidden_states))
+        out = F.scaled_dot_product_attention(
+            query.to(value.dtype), key.to(value.dtype), value, attn_mask=self.bias.to(value.dtype)
+        )
         joined: Tensor = attn.to_out[0](out.transpose(1, 2).flatten(2))
         return joined
 
