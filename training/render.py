@@ -18,6 +18,9 @@ from wanlab.embedded import world
 from wanlab.embedded.world import EDGE, Scene, Thing, background_profile
 
 STARS = 12
+# Height of a bounce and radius of a circle, and frames of one of each: every clip's, for a small model to learn well.
+BOUNCE = (20.0, 30.0)
+CIRCLE = (15.5, 44.0)
 KINDS = ("shapes", "walk", "sunset")
 _SHAPES, _BACKGROUNDS = list(world.SHAPES), list(world.BACKGROUNDS)
 
@@ -108,8 +111,8 @@ def _row(
     radius, growth = (world.SIZES[t.size], 0.0) if t.size else (6.0, rng.uniform(0.28, 0.36))
     v = np.array(world.DIRECTIONS.get(t.motion, (0, 0)), float) * world.SPEEDS[t.speed]
     v[1] *= world.VERTICAL_SPEED
-    bounce = rng.uniform(16, 24) if t.motion == "bouncing" else 0.0
-    circle = rng.uniform(13, 18) if t.motion == "circling" else 0.0
+    bounce = BOUNCE[0] if t.motion == "bouncing" else 0.0
+    circle = CIRCLE[0] if t.motion == "circling" else 0.0
     reach = max(radius, 22.0 if growth else 0.0) * 1.25 + circle + 1
     at = []
     for extent, speed, room in ((width, v[0], reach), (height, v[1], reach + bounce / 2)):
@@ -121,9 +124,7 @@ def _row(
     if lane[0]:
         k = "xy".index(lane[0])
         at[k] = lane[1] * (width, height)[k] + rng.uniform(-2, 2)
-    period = rng.uniform(26, 34) if bounce else rng.uniform(36, 48)
-    if circle and rng.random() < 0.5:
-        period = -period
+    period = BOUNCE[1] if bounce else CIRCLE[1]
     return [
         1.0,
         _SHAPES.index(t.shape),

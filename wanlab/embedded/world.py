@@ -150,8 +150,9 @@ def held_out(scene: Scene) -> bool:
     return any(hashlib.sha256(repr(k).encode()).digest()[0] < 32 for k in keys)
 
 
-def random_scene(rng: np.random.Generator, *, drawn: float = 0.12, pairs: float = 0.22) -> Scene:
-    """Draw a scene; `drawn` and `pairs` are the shares of drawn scenes and of two-object scenes."""
+def random_scene(rng: np.random.Generator, *, drawn: float = 0.12, pairs: float = 0.22, curved: float = 0.2) -> Scene:
+    """Draw a scene; `drawn` and `pairs` are the shares of drawn scenes and of two-object scenes, `curved` that of
+    bouncing and circling among the other ones."""
     u = rng.random()
     if u < drawn:
         if rng.random() < 0.4:
@@ -176,7 +177,9 @@ def random_scene(rng: np.random.Generator, *, drawn: float = 0.12, pairs: float 
             _thing(rng, colour, motion, ["small", "medium"]) for colour, motion in zip((a, b), moves, strict=True)
         )
         return Scene(things=things, background=background)
-    motion = str(rng.choice(MOTIONS, p=[0.15, 0.15, 0.15, 0.15, 0.1, 0.1, 0.1, 0.1]))
+    others = (1 - curved) / 8
+    likely = [1.5 * others] * 4 + [others, curved / 2, curved / 2, others]
+    motion = str(rng.choice(MOTIONS, p=likely))
     return Scene(things=(_thing(rng, _pick(rng, colours), motion, list(SIZES)),), background=background)
 
 
@@ -299,6 +302,24 @@ def _caption_words() -> tuple[str, ...]:
 def vocabulary() -> tuple[str, ...]:
     """All known words, sorted."""
     return tuple(sorted({w for ws in known_words().values() for w in ws}))
+
+
+def whose(scene: Scene, text: str) -> list[int]:
+    """For each word of a scene's caption, the index of the thing that its half of the caption is about; -1 for none.
+
+    Two things' phrases are joined by "and", and every colour names one thing.
+    """
+    said = words(text)
+    if len(scene.things) < 2:
+        return [len(scene.things) - 1] * len(said)
+    middle = said.index("and")
+    colours = [t.colour for t in scene.things]
+    first = next((colours.index(word) for word in said[:middle] if word in colours), None)
+    second = next((colours.index(word) for word in said[middle:] if word in colours), None)
+    if first is None and second is None:
+        return [-1] * len(said)
+    first = 1 - second if first is None and second is not None else first
+    return [int(first or 0)] * middle + [1 - int(first or 0)] * (len(said) - middle)
 
 
 def unknown_words(prompt: str) -> list[str]:
