@@ -189,7 +189,7 @@ class Denoiser:
         self._model, self._embeds, self._kernel = model, embeds, kernel
         self._per_token = model.checkpoint.expand_timesteps
         # The positions that are the prompt's own: what follows is zero.
-        self._own = {b: int((e[0] != 0).any(-1).nonzero().max()) + 1 for b, e in embeds.items()}
+        self._own = {b: own_positions(e) for b, e in embeds.items()}
 
     def __call__(self, call: Call) -> Tensor:
         expert = self._model.ready(call.ctx.expert)
@@ -212,6 +212,12 @@ class Denoiser:
         with frame_positions(expert, call.frame_stride), attention(self._kernel):
             velocity: Tensor = expert(hidden_states=x, timestep=t, encoder_hidden_states=text, return_dict=False)[0]
         return velocity
+
+
+def own_positions(embeds: Tensor) -> int:
+    """Positions of prompt embeddings [1,N,D] up to the last that is not zero."""
+    found = (embeds[0] != 0).any(-1).nonzero()
+    return int(found.max()) + 1 if len(found) else 0
 
 
 @contextlib.contextmanager
