@@ -136,6 +136,7 @@ class Bench:
             result = {
                 "seconds": sum(steps) + timing["recording"], "steps": steps, "peak": made.attrs["peak_memory_bytes"],
                 "latent": torch.from_numpy(np.asarray(made["latent"])), "predicted": made.attrs["predicted"],
+                "attention": made.spec.attention,
             }  # fmt: skip
         path.unlink()
         print("   ", {k: round(v, 2) for k, v in timing.items()}, f"peak {result['peak'] / GIB:.2f} GiB", flush=True)
@@ -272,7 +273,7 @@ def measure(bench: Bench, layers: int) -> None:
     del pipe, model, embeds
 
     exact = bench.wanlab(precision="exact")
-    row("exact", speed(exact["seconds"]))
+    row("exact", f"{speed(exact['seconds'])}, attention {exact['attention']}")
     row("exact over WanPipeline", f"{theirs / exact['seconds']:.2f} x", "1.25 x")
     row("exact, relative error", f"{apart(exact['latent'], expected):.2e}")
     row("exact, peak memory", f"{exact['peak'] / GIB:.2f} GiB, {(exact['peak'] - peak) / GIB:+.2f}", "+1 GiB")
@@ -295,15 +296,16 @@ def measure(bench: Bench, layers: int) -> None:
         made = bench.wanlab(precision="exact", steps=10, record=RecordSpec(level="all"))
         more = (made["seconds"] / 10) / (exact["seconds"] / spec.steps) - 1
         row("recording everything, 10 steps, over recording nothing, a step", f"{100 * more:+.2f} %", "2 %")
+    for name, changes in {"batched branches": {"batch_cfg": True}, "cuDNN's attention": {"attention": "cudnn"}}.items():
+        if bench.room(theirs * 0.5):
+            made = bench.wanlab(precision="exact", steps=4, **changes)
+            each, more = sum(made["steps"]) / 8, (made["peak"] - peak) / GIB
+            row(f"exact, {name}, 4 steps", f"{each:.3f} s a pass, peak {more:+.2f} GiB")
     if bench.room(theirs * 1.5):
         made = bench.wanlab(precision="fp8")
         row("fp8", f"{made['seconds']:.2f} s, {made['seconds'] / plan.passes:.3f} s a pass")
         row("fp8 over WanPipeline", f"{theirs / made['seconds']:.2f} x", "1.6 x")
         row("fp8, relative error; peak memory", f"{apart(made['latent'], expected):.2e}; {made['peak'] / GIB:.2f} GiB")
-    if bench.room(theirs):
-        made = bench.wanlab(precision="exact", steps=4, batch_cfg=True)
-        each = sum(made["steps"]) / 8
-        row("exact, batched branches, 4 steps", f"{each:.3f} s a pass, peak {(made['peak'] - peak) / GIB:+.2f} GiB")
 
 
 if __name__ == "__main__":

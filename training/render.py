@@ -19,8 +19,10 @@ from wanlab.embedded.world import EDGE, Scene, Thing, background_profile
 
 STARS = 12
 # Height of a bounce and radius of a circle, and frames of one of each: every clip's, for a small model to learn well.
+# A circle begins at the top.
 BOUNCE = (20.0, 30.0)
 CIRCLE = (15.5, 44.0)
+CENTRED = 4.0  # places are drawn as Beta(CENTRED, CENTRED) over where there is room: towards the middle, as pictures are framed
 KINDS = ("shapes", "walk", "sunset")
 _SHAPES, _BACKGROUNDS = list(world.SHAPES), list(world.BACKGROUNDS)
 
@@ -71,7 +73,7 @@ def place(
     clip["kind"] = KINDS.index(scene.kind)
     clip["phase"] = rng.random()
     clip["horizon"] = rng.uniform(0.48, 0.62)
-    rows = [_row(t, rng, width, height, frames, lane) for t, lane in zip(scene.things, _lanes(scene, rng), strict=True)]
+    rows = [_row(t, rng, width, height, frames, lane) for t, lane in zip(scene.things, _lanes(scene), strict=True)]
     rows += [[0.0] * len(THING)] * (2 - len(rows))
     if scene.kind == "shapes":
         clip["background"] = _BACKGROUNDS.index(scene.background)
@@ -96,13 +98,15 @@ def place_all(scenes: Sequence[Scene], seed: int, width: int, height: int, frame
     return torch.from_numpy(np.stack([place(s, rng, width, height, frames) for s in scenes]))
 
 
-def _lanes(scene: Scene, rng: np.random.Generator) -> list[tuple[str, float]]:
-    """Where each thing may be: anywhere, or two things in lanes apart, so that neither hides the other."""
+def _lanes(scene: Scene) -> list[tuple[str, float]]:
+    """Where each thing may be: anywhere, or two things in lanes apart, so that neither hides the other.
+
+    The first is at the left, or at the top: captions name things in the order in which one reads.
+    """
     if len(scene.things) < 2:
         return [("", 0.0)] * len(scene.things)
     axis = "x" if any(t.motion in ("up", "down") for t in scene.things) else "y"
-    at = [0.27, 0.73] if rng.random() < 0.5 else [0.73, 0.27]
-    return [(axis, a) for a in at]
+    return [(axis, 0.27), (axis, 0.73)]
 
 
 def _row(
@@ -119,7 +123,7 @@ def _row(
         # Stay inside the frame for the whole clip where there is room; else start anywhere (it wraps round).
         travel = speed * (min(frames, world.NATIVE_FRAMES) - 1)
         low, high = room - min(travel, 0), extent - room - max(travel, 0)
-        at.append(rng.uniform(low, high) if low < high else (low + high) / 2 + rng.uniform(-3, 3))
+        at.append(low + (high - low) * rng.beta(CENTRED, CENTRED) if low < high else (low + high) / 2 + rng.uniform(-3, 3))
     at[1] += bounce / 2  # the lowest point
     if lane[0]:
         k = "xy".index(lane[0])
@@ -134,7 +138,7 @@ def _row(
         bounce,
         circle,
         period,
-        rng.random(),
+        -0.25 if circle else rng.random(),
         radius,
         growth,
     ]

@@ -73,12 +73,13 @@ class Recipe:
     )
     # Base curriculum: (latent frames, clips a step, steps); the first latents of a causal autoencoder are the
     # latents of the first frames. 0 frames: whole clips of every bucket, as many a step as the bucket says.
-    base_phases: tuple[tuple[int, int, int], ...] = ((1, 256, 8000), (5, 100, 6000), (0, 0, 18_000))
+    base_phases: tuple[tuple[int, int, int], ...] = ((1, 256, 8000), (5, 100, 6000), (0, 0, 15_000))
     # Learning rates: AdamW's, and Muon's for the matrices inside the blocks. On single frames Muon at 6e-3 was
     # in 200 steps where AdamW at 1.2e-3 was in 500.
     base_lr: tuple[float, float] = (1.2e-3, 1e-2)
-    expert_steps: int = 7_000
-    expert_lr: tuple[float, float] = (4e-4, 3e-3)
+    # Where things are, and how many, is decided at high noise: that expert learns longest.
+    expert_steps: dict[str, int] = field(default_factory=lambda: {"high": 15_000, "low": 5_000})
+    expert_lr: tuple[float, float] = (6e-4, 5e-3)
     transformer: dict[str, int] = field(default_factory=dict)  # changes to `models.TRANSFORMER`
     no_caption: float = 0.12
     captions: int = 3  # wordings a clip
@@ -306,6 +307,7 @@ class Bucket:
     latents: Tensor  # [N,16,F,h,w], bfloat16
     ids: Tensor  # [N,captions,L] token ids
     about: Tensor  # [N,captions,L,attributes] which value the object that a word is about has, -1 for none; int8
+    weight: Tensor  # [N] of each clip's loss
     clips: int
 
 
@@ -334,10 +336,23 @@ def make_buckets(recipe: Recipe, folder: Path, device: torch.device) -> tuple[li
                 z = fast_vae.encode_moments(vae, x).chunk(2, dim=1)[0]
             mean, std = latent_stats(vae, z)
             latents.append(((z - mean) / std).contiguous())
-        shape = (count, recipe.captions, models.WORDS)
-        buckets.append(Bucket(torch.cat(latents), ids.view(shape).to(device), about.view(*shape, -1).to(device), clips))
-    torch.save([(b.latents, b.ids, b.about, b.clips) for b in buckets], kept)
+        shape, weight = (count, recipe.captions, models.WORDS), torch.tensor([importance(s) for s in scenes])
+        buckets.append(
+            Bucket(
+                torch.cat(latents), ids.view(shape).to(device), about.view(*shape, -1).to(device),
+                (weight / weight.mean()).to(device), clips,
+            )
+        )  # fmt: skip
+    torch.save([(b.latents, b.ids, b.about, b.weight, b.clips) for b in buckets], kept)
     return buckets, shares
+
+
+def importance(scene: world.Scene) -> float:
+    """Weight of a clip's loss: what its things are is few pixels when they are small, and would be learned last.
+
+    One over the things' joint extent. Where the caption says the sizes, the best prediction stays the same.
+    """
+    return math.sqrt(20.0**2 / (sum(world.SIZES.get(t.size, 14.0) ** 2 for t in scene.things) or 20.0**2))
 
 
 def tell(scene: world.Scene, text: str) -> np.ndarray:
@@ -390,7 +405,9 @@ def train_denoiser(
     head = nn.Linear(models.TEXT["d_model"], sum(map(len, ATTRIBUTES.values()))).to(device)
     both = nn.ModuleDict({"model": model, "text": encoder, "head": head}) if learns_text else model
     phases, lr = (
-        (recipe.base_phases, recipe.base_lr) if part == "base" else (((0, 0, recipe.expert_steps),), recipe.expert_lr)
+        (recipe.base_phases, recipe.base_lr)
+        if part == "base"
+        else (((0, 0, recipe.expert_steps[part]),), recipe.expert_lr)
     )
     plan = [(frames, clips) for frames, clips, steps in phases for _ in range(steps)]
     stage = Stage(part, both, len(plan), lr, out, ema=0.9995, graphs=compiled)
@@ -425,7 +442,7 @@ def train_denoiser(
             text = models.embed_short(encoder, ids, short)
             v = model((1 - s) * x0 + s * noise, sigma * 1000, text, return_dict=False)[0].float()
             told = head(text[:, : models.WORDS]).float()
-        flow = F.mse_loss(v, noise - x0)
+        flow = ((v - (noise - x0)).square().mean((1, 2, 3, 4)) * bucket.weight[pick]).mean()
         if not learns_text:
             return {"loss": flow}
         guesses = told.split([len(values) for values in ATTRIBUTES.values()], dim=-1)

@@ -24,7 +24,7 @@ SOLVERS = ("unipc", "dpm++", "euler")
 SCHEDULES = ("diffusers", "wan")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LEVELS = ("metrics", "latents", "all")
-ATTENTIONS = ("auto", "math", "flash", "efficient", "cudnn")
+ATTENTIONS = ("auto", "math", "flash", "efficient", "cudnn", "flash3")
 PRECISIONS = ("reference", "exact", "fp8")  # from equal to WanPipeline to fast
 MEMORY_PLANS = ("resident", "swap", "offload")  # from fast to small
 RECORD_DTYPES = ("float32", "float16")
@@ -170,7 +170,7 @@ class RunSpec:
     """How the transformers compute (engine/fast.py): "reference" as diffusers does, "exact" the same by faster kernels,
     "fp8" in 8-bit products. "auto" is exact for a model of a billion parameters on a GPU, else reference."""
     attention: str = "auto"
-    """The attention kernel: torch's choice, or "math", "flash", "efficient" or "cudnn"."""
+    """The attention kernel: torch's choice, or "math", "flash", "efficient" or "cudnn"; "flash3" is FlashAttention-3."""
     memory: str = "auto"
     """Where the weights are: "resident", "swap" or "offload"; "auto" takes the fastest that fits the GPU. Not a part
     of the digest: every plan computes the same."""

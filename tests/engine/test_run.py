@@ -256,7 +256,7 @@ def test_attention_kernels_agree_and_the_absent_are_refused(checkpoint, tmp_path
             finals[kernel] = np.asarray(made["latent"])
     scale = np.abs(finals["auto"]).max()
     assert np.abs(finals["auto"] - finals["math"]).max() < 1e-4 * scale
-    with pytest.raises(UsageError, match="does not run on the CPU"):
+    with pytest.raises(UsageError, match="needs a GPU of NVIDIA"):
         run.plan(make_spec(checkpoint, attention="cudnn"))
 
 

@@ -245,7 +245,7 @@ class Sampling:
         option("--precision", panel=_OUTPUT, help="How transformers compute: auto, reference, exact or fp8."),
     ] = "auto"
     attention: Annotated[
-        str, option("--attention", panel=_OUTPUT, help="The kernel: auto, math, flash, efficient or cudnn.")
+        str, option("--attention", panel=_OUTPUT, help="The kernel: auto, math, flash, efficient, cudnn or flash3.")
     ] = "auto"
     device: Annotated[str, option("--device", panel=_OUTPUT, help="auto, cpu, cuda or cuda:N.")] = "auto"
     dtype: Annotated[

@@ -220,10 +220,7 @@ def caption(scene: Scene, rng: np.random.Generator, *, full: bool = False) -> st
 
 
 def _shapes_caption(scene: Scene, rng: np.random.Generator, full: bool) -> str:
-    said = [_thing_phrase(t, rng, full) for t in scene.things]
-    if len(said) == 2 and rng.random() < 0.5:
-        said.reverse()
-    body = " and ".join(said)
+    body = " and ".join(_thing_phrase(t, rng, full) for t in scene.things)
     if not full and rng.random() < 0.06:
         return body
     where = _pick(rng, BACKGROUND_PHRASES[scene.background])

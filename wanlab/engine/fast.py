@@ -1,8 +1,8 @@
 """The experts made faster without another sampler: what `--precision exact` and `--precision fp8` do to a transformer.
 
 exact  the same function in the same dtype by other kernels: query, key and value in one product; on a GPU the blocks
-       compiled, so that what lies between two products is one kernel; on the CPU the text's padding as one key.
-       Results differ in the last bits
+       compiled, so that what lies between two products is one kernel, and on Hopper FlashAttention-3 where it is
+       installed; on the CPU the text's padding as one key. Results differ in the last bits
 fp8    besides, the blocks' large products of 8-bit floats (e4m3): a scale for each token and for each output. Text
        keys and values, embeddings, norms and attention keep their dtype
 
@@ -11,6 +11,7 @@ fp8    besides, the blocks' large products of 8-bit floats (e4m3): a scale for e
 
 from __future__ import annotations
 
+import importlib.util
 from typing import Any
 
 import torch
@@ -49,8 +50,25 @@ def products(block: Any) -> list[tuple[nn.Module, str]]:
     ]  # fmt: skip
 
 
+def has_flash3() -> bool:
+    """Whether FlashAttention-3 (J. Shah et al., 2024) is installed, as the package fa3-fwd: for Hopper alone."""
+    return importlib.util.find_spec("fa3_fwd_interface") is not None
+
+
+def attend(expert: Any, kernel: str) -> None:
+    """Let the self-attention of an expert that `speed_up` changed be FlashAttention-3's if `kernel` is "flash3", else torch's."""
+    if kernel == "flash3":
+        importlib.import_module("fa3_fwd_interface")  # registers its operator
+    for block in expert.blocks:
+        if isinstance(block.attn1.processor, FusedSelfAttention):
+            block.attn1.processor.flash3 = kernel == "flash3"
+
+
 class FusedSelfAttention:
     """Self-attention with one product for query, key and value, written so that a compiler can fuse what follows it."""
+
+    def __init__(self) -> None:
+        self.flash3 = False
 
     def __call__(
         self,
@@ -64,10 +82,16 @@ class FusedSelfAttention:
         assert rotary_emb is not None
         query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
         by_head = (*hidden_states.shape[:2], attn.heads, -1)
-        query = rotate(attn.norm_q(query).reshape(by_head), *rotary_emb).transpose(1, 2)
-        key = rotate(attn.norm_k(key).reshape(by_head), *rotary_emb).transpose(1, 2)
-        out = F.scaled_dot_product_attention(query, key, value.reshape(by_head).transpose(1, 2))
-        joined: Tensor = attn.to_out[0](out.transpose(1, 2).flatten(2))
+        query = rotate(attn.norm_q(query).reshape(by_head), *rotary_emb)
+        key = rotate(attn.norm_k(key).reshape(by_head), *rotary_emb)
+        value = value.reshape(by_head)
+        if self.flash3:
+            # The package's public function is an autograd one around this operator, which a compiler cannot see through.
+            out = torch.ops.fa3_fwd._flash_attn_forward(query, key, value, softmax_scale=query.shape[-1] ** -0.5)[0]
+        else:
+            out = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+            out = out.transpose(1, 2)
+        joined: Tensor = attn.to_out[0](out.flatten(2))
         return joined
 
 

@@ -47,6 +47,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 ATTENTION = {
     "math": SDPBackend.MATH, "flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash3": SDPBackend.CUDNN_ATTENTION,  # of the cross-attention: the self-attention is set by fast.attend
 }  # fmt: skip
 
 _WEIGHTS = {
@@ -187,6 +188,8 @@ class Denoiser:
     def __init__(self, model: Model, embeds: Mapping[str, Tensor], kernel: str = "auto") -> None:
         """embeds  by branch, each [1,512,D]; kernel  the attention's"""
         self._model, self._embeds, self._kernel = model, embeds, kernel
+        for expert in model.experts.values():
+            fast.attend(expert, kernel)
         self._per_token = model.checkpoint.expand_timesteps
         # The positions that are the prompt's own: what follows is zero.
         self._own = {b: own_positions(e) for b, e in embeds.items()}

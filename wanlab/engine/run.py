@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wanlab.engine import models, observers, placement, policies, vae
+from wanlab.engine import fast, models, observers, placement, policies, vae
 from wanlab.engine.loop import denoise
 from wanlab.engine.models import Checkpoint, Denoiser, Model
 from wanlab.engine.plan import Plan, make_env
@@ -68,8 +68,8 @@ def resolve(spec: RunSpec, found: Checkpoint) -> RunSpec:
     if device == "mps" and not torch.backends.mps.is_available():
         raise UsageError("there is no device mps", "use --device cpu or auto")
     cpu = device == "cpu"
-    if spec.attention not in ("auto", "math", *(("flash",) if cpu else ("flash", "efficient", "cudnn"))):
-        raise UsageError(f"--attention {spec.attention} does not run on the CPU", "use auto, math or flash")
+    if not device.startswith("cuda") and spec.attention not in ("auto", "math", "flash"):
+        raise UsageError(f"--attention {spec.attention} needs a GPU of NVIDIA's", "use auto, math or flash")
     spec = dataclasses.replace(
         spec,
         device=device,
@@ -99,12 +99,16 @@ def resolve(spec: RunSpec, found: Checkpoint) -> RunSpec:
                 "use --precision reference, or a smaller --dtype",
             )
         spec = dataclasses.replace(spec, precision="reference")
-    if (
-        spec.attention == "auto"
-        and spec.precision != "reference"
-        and torch.cuda.get_device_capability(device) >= (9, 0)
-    ):
-        spec = dataclasses.replace(spec, attention="cudnn")  # the fastest there: benchmarks/a14b.md
+    capability = torch.cuda.get_device_capability(device)
+    flash3 = spec.precision != "reference" and spec.dtype == "bfloat16" and capability == (9, 0) and fast.has_flash3()
+    if spec.attention == "flash3" and not flash3:
+        raise UsageError(
+            "--attention flash3 needs a Hopper GPU, --dtype bfloat16, --precision exact or fp8, and the package fa3-fwd",
+            "pip install 'wanlab[hopper]', or use --attention cudnn",
+        )
+    if spec.attention == "auto" and spec.precision != "reference" and capability >= (9, 0):
+        # From the fastest there: benchmarks/a14b.md
+        spec = dataclasses.replace(spec, attention="flash3" if flash3 else "cudnn")
     return spec
 
 
