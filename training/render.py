@@ -123,7 +123,9 @@ def _row(
         # Stay inside the frame for the whole clip where there is room; else start anywhere (it wraps round).
         travel = speed * (min(frames, world.NATIVE_FRAMES) - 1)
         low, high = room - min(travel, 0), extent - room - max(travel, 0)
-        at.append(low + (high - low) * rng.beta(CENTRED, CENTRED) if low < high else (low + high) / 2 + rng.uniform(-3, 3))
+        at.append(
+            low + (high - low) * rng.beta(CENTRED, CENTRED) if low < high else (low + high) / 2 + rng.uniform(-3, 3)
+        )
     at[1] += bounce / 2  # the lowest point
     if lane[0]:
         k = "xy".index(lane[0])

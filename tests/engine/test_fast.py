@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
+from diffusers.models.transformers.transformer_wan import WanAttnProcessor
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -97,6 +100,37 @@ def test_rotation_by_hand():
     x = torch.tensor([1.0, 0.0, 3.0, 4.0]).view(1, 1, 1, 4)
     cos, sin = torch.tensor([0.0, 0.0, -1.0, -1.0]), torch.tensor([1.0, 1.0, 0.0, 0.0])
     assert fast.rotate(x, cos.view(1, 1, 1, 4), sin.view(1, 1, 1, 4)).flatten().tolist() == [0.0, 1.0, -3.0, -4.0]
+
+
+def test_flash3_is_asked_what_torch_is_asked(checkpoint, monkeypatch):
+    """The package's operator, stood in for by torch's attention in its layout [B,N,heads,D]: the velocities agree."""
+    library = torch.library.Library("fa3_fwd", "FRAGMENT")
+    library.define(
+        "_flash_attn_forward(Tensor q, Tensor k, Tensor v, *, float? softmax_scale=None) -> (Tensor, Tensor)"
+    )
+    calls = []
+
+    def forward(q, k, v, *, softmax_scale=None):
+        calls.append(q.shape)
+        scores = torch.einsum("bnhd,bmhd->bhnm", q, k) * softmax_scale
+        return torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v), scores.logsumexp(-1)
+
+    library.impl("_flash_attn_forward", forward, "CompositeExplicitAutograd")
+    monkeypatch.setitem(sys.modules, "fa3_fwd_interface", ModuleType("fa3_fwd_interface"))
+    expert = models.load(str(checkpoint), precision="exact").experts["high"]
+    for block in expert.blocks:
+        block.attn2.set_processor(WanAttnProcessor())  # not the CPU's, which wants the text cut first
+    torch.manual_seed(0)
+    inputs = dict(hidden_states=torch.randn(1, 16, 3, 4, 6), timestep=torch.tensor([900.0]),
+                  encoder_hidden_states=torch.randn(1, 8, expert.config.text_dim), return_dict=False)  # fmt: skip
+    plain = expert(**inputs)[0]
+    fast.attend(expert, "flash3")
+    assert torch.allclose(expert(**inputs)[0], plain, atol=1e-5)
+    assert len(calls) == expert.config.num_layers
+    assert calls[0] == (1, 3 * 2 * 3, expert.config.num_attention_heads, expert.config.attention_head_dim)
+    fast.attend(expert, "auto")
+    expert(**inputs)
+    assert len(calls) == expert.config.num_layers
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

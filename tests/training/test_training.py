@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from wanlab.embedded import world
 from wanlab.engine import vae as wan_vae
 from wanlab.engine.fast import ShortText
 
+W, H = world.NATIVE_SIZE
 SMALL_VAE = models.VAE | {"base_dim": 8, "decoder_base_dim": 16}
 
 
@@ -169,3 +171,41 @@ def test_whose_is_told_by_one_colour_when_the_other_is_left_out() -> None:
     scene = world.Scene(things=(green, pink), background="gray")
     assert world.whose(scene, "a box sliding down and a green plus moving up") == [1] * 4 + [0] * 6
     assert world.whose(scene, "a box and a plus") == [-1] * 5
+
+
+def test_what_captions_leave_open() -> None:
+    """The first-named of two is at the top (moving across) or at the left; a circle begins at its top; small weighs more."""
+    a = world.Thing(shape="star", colour="red", size="small", motion="left")
+    b = world.Thing(shape="star", colour="blue", size="medium", motion="still")
+    up = replace(b, motion="up")
+    at = {name: render.THING.index(name) for name in ("x", "y", "vx", "vy", "circle", "period", "phase")}
+
+    def things(scene: world.Scene, seed: int) -> np.ndarray:
+        row = render.place(scene, np.random.default_rng(seed), W, H)
+        return row[len(render.CLIP) :][: 2 * len(render.THING)].reshape(2, -1)
+
+    for seed in range(5):
+        across = things(world.Scene(things=(a, b), background="gray"), seed)
+        assert across[0, at["y"]] < H / 2 < across[1, at["y"]]
+        upward = things(world.Scene(things=(up, b), background="gray"), seed)
+        assert upward[0, at["x"]] < W / 2 < upward[1, at["x"]]
+        turning = things(world.Scene(things=(replace(a, motion="circling"),), background="gray"), seed)[0]
+        # y points down: sin(2 pi phase) = -1 is the top.
+        assert np.sin(2 * np.pi * turning[at["phase"]]) == pytest.approx(-1)
+    said = world.caption(world.Scene(things=(a, b), background="gray"), np.random.default_rng(0), full=True).lower()
+    assert said.index("red") < said.index("blue")
+    # By hand: a large thing's radius is 20; 20/8; 20/20; 20/sqrt(8² + 13²); a drawn scene counts as a large thing.
+    scenes = [(replace(a, size="small"),), (replace(a, size="large"),), (a, b), ()]
+    weights = [train.importance(world.Scene(things=t, background="gray")) for t in scenes]
+    assert weights == pytest.approx([2.5, 1.0, 20 / 233**0.5, 1.0])
+
+
+def test_places_are_towards_the_middle() -> None:
+    """A still large thing has room for 144 - 2 * 26 = 92 pixels across; Beta(4, 4) has mean 1/2 and deviation 1/6."""
+    scene = world.Scene(
+        things=(world.Thing(shape="circle", colour="red", size="large", motion="still"),), background="gray"
+    )
+    x = render.place_all([scene] * 3000, 0, W, H)[:, len(render.CLIP) + render.THING.index("x")].numpy()
+    assert x.min() >= 26 and x.max() <= 118
+    assert x.mean() == pytest.approx(72, abs=1.2)  # four standard errors
+    assert x.std() == pytest.approx(92 / 6, rel=0.06)
