@@ -30,12 +30,15 @@ def pair(prompt: str, seed: int, **figures: Any) -> dict[str, Any]:
     return {"prompt": prompt, "seed": seed, "a": "gone.h5", "b": "gone too.h5"} | figures
 
 
-def comparison(folder: Path, label: str, values: list[float], quantity: str = "psnr", **more: Any) -> Path:
+def comparison(
+    folder: Path, label: str, values: list[float], quantity: str = "psnr", baseline: str = "baseline", **more: Any
+) -> Path:
     """A comparison.json of one method, a prompt a value."""
     pairs = [pair(f"prompt {k}", 0, **{quantity: v}, **more) for k, v in enumerate(values)]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "comparison.json"
-    path.write_text(json.dumps({"format": h.COMPARISON, "methods": [{"label": label, "pairs": pairs}]}))
+    content = {"format": h.COMPARISON, "baseline": baseline, "methods": [{"label": label, "pairs": pairs}]}
+    path.write_text(json.dumps(content))
     return path
 
 
@@ -141,9 +144,9 @@ def test_h3_and_h4_from_a_run_file(sampled: Path) -> None:
     assert run.high_over_low == pytest.approx(np.nanmean(mse[high]) / np.nanmean(mse[low]))
 
 
-def plain(prompt: str, mse: list[float], change: list[float], noise: float = 0.97) -> h.Measured:
+def plain(prompt: str, mse: list[float], change: list[float], noise: float = 0.97, folder: str = "") -> h.Measured:
     return h.Measured(
-        path=Path(f"{prompt}.h5"), prompt=prompt, seed=0, model="m", policies=(), frames=49, steps=len(mse), shift=12.0, passes=40,
+        path=Path(folder, f"{prompt}.h5"), prompt=prompt, seed=0, model="m", policies=(), settings=(), frames=49, steps=len(mse), shift=12.0, passes=40,
         seconds=1.0, size=(144, 80), sigma=(1.0,), switch=2, noise=noise, mse=tuple(mse), change=tuple(change), high_over_low=8.0,
     )  # fmt: skip
 
@@ -160,6 +163,31 @@ def test_h4_by_hand() -> None:
     assert h.judge(h.Evidence(runs=runs), h.Thresholds())[2].verdict == h.SUPPORTED
     few = h.judge(h.Evidence(runs=runs[:1]), h.Thresholds())[2]
     assert few.verdict == h.UNDECIDED and few.claims[0].run.startswith("wanlab compare ")
+
+
+def test_a_baseline_is_not_replaced_by_a_plain_run_of_other_settings() -> None:
+    """`compare --a guidance=1` leaves runs without policies, and without a guidance difference, beside the baseline."""
+    nan = math.nan
+    runs = tuple(plain(f"p{k}", [4.0] * 5 + [1.0], [nan] + [1.0] * 5, folder="baseline") for k in range(6))
+    others = tuple(plain(f"p{k}", [nan] * 6, [nan] * 6, folder="guidance=1") for k in range(6))
+    for evidence in (h.Evidence(runs=runs + others), h.Evidence(runs=others + runs)):
+        first = h.judge(evidence, h.Thresholds())[3].claims[0]
+        assert (first.value.mean, first.value.n) == (4.0, 6)
+
+
+def test_only_pairs_against_the_baseline_decide(tmp_path: Path) -> None:
+    """cfg_vs_half holds truncation against half-frame runs: that says nothing of the baseline."""
+    path = comparison(tmp_path, "cfg_truncated", [20.0] * 4, baseline="half_frame")
+    assert claims(path, "H1")["psnr"].value.n == 0
+    set_too = h.judge(h.collect([comparison(tmp_path, "cfg:last=5+steps=10", [20.0] * 4)]), h.Thresholds())[0]
+    assert set_too.verdict == h.UNDECIDED and not any(c.decides for c in set_too.claims)
+
+
+def test_a_pair_counts_once(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        comparison(tmp_path / name, "cfg_truncated", [20.0, 20.5, 21.0, 21.5])
+    claim = claims(tmp_path, "H1")["psnr"]
+    assert (claim.value.n, claim.value.mean) == (4, 20.75) and len(claim.sources) == 1
 
 
 def test_the_guides_contradictions_are_computed() -> None:

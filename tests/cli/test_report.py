@@ -60,7 +60,12 @@ def results(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     (folder / "comparison.json").write_text(
         json.dumps(
-            {"format": h.COMPARISON, "compared": HOSTILE, "methods": [method, method | {"label": "<b>other</b>"}]}
+            {
+                "format": h.COMPARISON,
+                "baseline": "baseline",
+                "compared": HOSTILE,
+                "methods": [method, method | {"label": "<b>other</b>"}],
+            }
         )
     )
     return folder

@@ -23,7 +23,7 @@ from wanlab.analysis.stats import Interval
 from wanlab.errors import UsageError, WanlabError
 from wanlab.registry import suggest
 from wanlab.runfile import Run
-from wanlab.spec import MethodSpec, PolicySpec
+from wanlab.spec import METHOD_SETTINGS, MethodSpec, PolicySpec
 
 BASELINES = "wanlab compare --mode cfg_vs_baseline --suite builtin --seed 0:{seeds}"  # and the plain runs that it needs
 COMPARISON, CONTINUITY = "wanlab-comparison/1", "wanlab-continuity/1"
@@ -119,6 +119,8 @@ class Measured:
     seed: int
     model: str
     policies: tuple[PolicySpec, ...]
+    settings: tuple[Any, ...]
+    """What a method can set beside its policies (spec.METHOD_SETTINGS)."""
     frames: int
     steps: int
     shift: float
@@ -254,7 +256,7 @@ def read_run(path: Path) -> Measured:
         high, low = (by.get(e, {}).get("mse", math.nan) for e in ("high", "low"))
         return Measured(
             path=path, prompt=spec.prompt, seed=spec.seed, model=spec.model, frames=spec.frames, steps=spec.steps,
-            policies=spec.policies, shift=float(run.attrs.get("shift", math.nan)),
+            policies=spec.policies, settings=tuple(getattr(spec, name) for name in METHOD_SETTINGS), shift=float(run.attrs.get("shift", math.nan)),
             passes=int(g.passes.sum()), seconds=float(np.asarray(run["seconds"]).sum()), size=(spec.width, spec.height),
             sigma=tuple(g.sigma.tolist()), switch=g.switch, noise=share, mse=tuple(g.mse.tolist()),
             change=tuple(g.change.tolist()), high_over_low=high / low if low > 0 else math.nan,
@@ -326,6 +328,8 @@ class Compared:
 
     label: str
     policies: tuple[PolicySpec, ...]
+    settings: bool
+    """Whether the method also sets something beside its policies: steps, guidance, a dtype …"""
     pairs: tuple[tuple[Mapping[str, Any], str], ...]
 
     def knob(self, policy: str, name: str, default: Any) -> Any:
@@ -336,32 +340,38 @@ NAMED = {"cfg_truncated": "cfg:last=5,high=3", "half_frame": "half"}  # as `wanl
 
 
 def _compared(evidence: Evidence, policy: str) -> list[Compared]:
-    """The compared methods that are this policy alone, told by the run files, or by the label where these are gone."""
-    known = {r.path.resolve(): r.policies for r in evidence.runs}
-    found: dict[tuple[str, tuple[PolicySpec, ...]], list[tuple[Mapping[str, Any], str]]] = {}
+    """The methods of this policy alone that were held against the baseline, told by the run files, or by the label where
+    these are gone. A prompt and seed counts once."""
+    known = {r.path.resolve(): r for r in evidence.runs}
+    found: dict[tuple[str, tuple[PolicySpec, ...], bool], dict[Any, tuple[Mapping[str, Any], str]]] = {}
     for comparison in evidence.comparisons:
+        if comparison.content.get("baseline") != "baseline":
+            continue
         for method in comparison.content["methods"]:
             label = str(method.get("label", ""))
+            said = MethodSpec("")
+            with suppress(UsageError):
+                said = MethodSpec.parse(NAMED.get(label, label))
             for pair in method.get("pairs") or []:
-                policies = known.get(Path(str(pair.get("a", ""))).resolve())
-                if policies is None:
-                    with suppress(UsageError):
-                        policies = MethodSpec.parse(NAMED.get(label, label)).policies
+                a, b = (known.get(Path(str(pair.get(side, ""))).resolve()) for side in "ab")
+                policies = a.policies if a else said.policies
+                settings = a.settings != b.settings if a and b else bool(said.settings)
                 if policies and [p.name for p in policies] == [policy]:
-                    found.setdefault((label, policies), []).append((pair, str(comparison.path)))
-    return [Compared(label, policies, tuple(pairs)) for (label, policies), pairs in found.items()]
+                    kept = found.setdefault((label, policies, settings), {})
+                    kept[pair.get("prompt"), pair.get("seed")] = (pair, str(comparison.path))
+    return [Compared(*method, tuple(pairs.values())) for method, pairs in found.items()]
 
 
 def _guides(method: Compared) -> bool:
     """Whether this is the guide's own form of the method, not a variant: 5 last steps, the unconditional branch kept;
-    frames duplicated, positions compact."""
+    frames duplicated, positions compact; nothing else set."""
     own = {
         ("cfg", "last"): 5,
         ("cfg", "keep"): "uncond",
         ("half", "complete"): "duplicate",
         ("half", "rope"): "compact",
     }
-    return all(bool(method.knob(*name, value) == value) for name, value in own.items())
+    return not method.settings and all(bool(method.knob(*name, value) == value) for name, value in own.items())
 
 
 def _number(value: Any) -> float:
@@ -371,7 +381,7 @@ def _number(value: Any) -> float:
     return math.inf if value in ("inf", "identical") else float(value)
 
 
-NOTHING = Compared("", (), ())
+NOTHING = Compared("", (), False, ())
 
 
 def _h1(evidence: Evidence, held: Thresholds) -> list[Claim]:
@@ -404,16 +414,17 @@ def _h2(evidence: Evidence, held: Thresholds) -> list[Claim]:
         )
         for method in _compared(evidence, "half") or [NOTHING]
     ]  # fmt: skip
-    recovered: dict[str, list[tuple[bool, Sample]]] = {}
+    recovered: dict[str, dict[Any, tuple[bool, Sample]]] = {}
     for c in evidence.continuities:
         for r in c.content["runs"]:
             label, back = str(r.get("method", "")), r.get("recovery")
             if label.split(":")[0] == "half" and "+" not in label and " " not in label and isinstance(back, dict):
                 within = back.get("after") is not None and back["after"] <= held.recovery_steps
                 sample = Sample(prompt=str(r.get("prompt")), value=float(within), source=str(c.path))
-                recovered.setdefault(label, []).append((within, sample))
+                recovered.setdefault(label, {})[r.get("prompt"), r.get("seed")] = (within, sample)
     run += " && wanlab continuity comparison_outputs/baseline comparison_outputs/half_frame"
-    for label, seen in (recovered or {"": []}).items():
+    for label, by_run in (recovered or {"": {}}).items():
+        seen = by_run.values()
         claims.append(
             _claim(
                 "H2", f"continuity is back within {held.recovery_steps:g} steps in {held.recovered:.0%} of runs",
@@ -425,8 +436,12 @@ def _h2(evidence: Evidence, held: Thresholds) -> list[Claim]:
 
 
 def _plain(evidence: Evidence) -> list[Measured]:
-    """Runs without policies, each (model, prompt, seed, length) once however often it was copied."""
-    seen = {(r.model, r.prompt, r.seed, r.frames, r.steps, r.shift): r for r in evidence.runs if not r.policies}
+    """Runs without policies, each (model, prompt, seed, length) once however often it was copied; of several that
+    were sampled differently (another guidance, kernel, dtype) the one that a comparison put under baseline/."""
+    seen: dict[tuple[Any, ...], Measured] = {}
+    for r in sorted(evidence.runs, key=lambda r: r.path.parent.name != "baseline"):
+        if not r.policies:
+            seen.setdefault((r.model, r.prompt, r.seed, r.frames, r.steps, r.shift), r)
     return list(seen.values())
 
 
