@@ -3,8 +3,8 @@
     python -m training.train --out runs/tiny                 # all stages, one GPU
     python -m training.train --out runs/tiny --seconds 540   # stop in time; the same command goes on
 
-Every stage counts steps, not seconds, so its result depends on the seed and not on the machine's
-speed. A stage that is stopped leaves `state-STAGE.pt`, and the same command resumes it. Finished
+Every stage counts steps, not seconds, so its result does not depend on the machine's speed, but for rounding; one that
+is stopped goes on with other noise. A stage that is stopped leaves `state-STAGE.pt`, and the same command resumes it. Finished
 stages are in `OUT/tiny`, the checkpoint. Legend: B clips, T frames, F latent frames; frames in [-1,1].
 """
 
@@ -381,9 +381,9 @@ def noise_levels(part: str, n: int, device: torch.device) -> Tensor:
     return shifted(u, shift)
 
 
-def blur_words(ids: Tensor, generator: Tensor) -> Tensor:
-    """Replace one word in twenty captions by `<unk>`, so that a word never learned does no harm."""
-    unknown = (generator < 0.012) & (ids > models.UNK)
+def blur_words(ids: Tensor, drawn: Tensor) -> Tensor:
+    """Replace 1.2 % of the words by `<unk>`, so that a word never learned does no harm; `drawn`: uniform, like `ids`."""
+    unknown = (drawn < 0.012) & (ids > models.UNK)
     return torch.where(unknown, models.UNK, ids)
 
 
@@ -402,7 +402,7 @@ def train_denoiser(
     device = buckets[0].latents.device
     learns_text = part == "base"
     encoder.requires_grad_(learns_text)
-    head = nn.Linear(models.TEXT["d_model"], sum(map(len, ATTRIBUTES.values()))).to(device)
+    head = nn.Linear(models.TEXT["d_model"], sum(map(len, ATTRIBUTES.values()))).to(device)  # with the base only
     both = nn.ModuleDict({"model": model, "text": encoder, "head": head}) if learns_text else model
     phases, lr = (
         (recipe.base_phases, recipe.base_lr)
@@ -441,9 +441,9 @@ def train_denoiser(
         with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
             text = models.embed_short(encoder, ids, short)
             v = model((1 - s) * x0 + s * noise, sigma * 1000, text, return_dict=False)[0].float()
-            told = head(text[:, : models.WORDS]).float()
+            told = head(text[:, : models.WORDS]).float() if learns_text else None
         flow = ((v - (noise - x0)).square().mean((1, 2, 3, 4)) * bucket.weight[pick]).mean()
-        if not learns_text:
+        if told is None:
             return {"loss": flow}
         guesses = told.split([len(values) for values in ATTRIBUTES.values()], dim=-1)
         binding = torch.stack([
@@ -490,9 +490,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop in time to be resumed")
     parser.add_argument("--only", choices=["vae", "transformers"], help="one stage")
-    parser.add_argument(
-        "--recipe", type=json.loads, default={}, help='changes to the recipe, as JSON: {"base_steps": 10}'
-    )
+    parser.add_argument("--recipe", type=json.loads, default={}, help='changes to the recipe, as JSON: {"pairs": 0.5}')
     parser.add_argument(
         "--compile",
         action=argparse.BooleanOptionalAction,
@@ -505,7 +503,10 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.benchmark_limit = 4  # trying every algorithm costs more than the best one gains
     torch.set_float32_matmul_precision("high")
-    recipe = Recipe(**args.recipe)
+    try:
+        recipe = Recipe(**args.recipe)
+    except TypeError as error:
+        parser.error(f"--recipe: {error}")
     args.out.mkdir(parents=True, exist_ok=True)
     written, noted = json.dumps(asdict(recipe), indent=2) + "\n", args.out / "recipe.json"
     if noted.exists() and noted.read_text() != written:

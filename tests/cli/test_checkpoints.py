@@ -91,10 +91,10 @@ def test_what_is_refused_is_one_line(wanlab: Callable[..., Ended], originals: Pa
 def test_the_official_settings(
     task: str, size: tuple[int, int], frames: int, steps: int, shift: float, guidance: tuple[float, float]
 ) -> None:
-    (spec,) = Sampling(task=task, prompt=["x"]).specs()
+    (spec,) = Sampling(task=task, model="D", prompt=["x"]).specs()
     assert ((spec.width, spec.height), spec.frames, spec.steps) == (size, frames, steps)
     assert (spec.shift, spec.guidance, spec.negative_prompt) == (shift, guidance, NEGATIVE)
-    (own,) = Sampling(task=task, prompt=["x"], negative_prompt="", steps=3, shift=1.0, guidance="2").specs()
+    (own,) = Sampling(task=task, model="D", prompt=["x"], negative_prompt="", steps=3, shift=1.0, guidance="2").specs()
     assert (own.negative_prompt, own.steps, own.shift, own.guidance) == ("", 3, 1.0, (2.0, 2.0))
 
 

@@ -61,6 +61,10 @@ def test_size_that_is_no_size(refused: Refused) -> None:
     assert "832x480" in refused(*PROMPT, "--size", "big")
 
 
+def test_a_tasks_settings_are_not_tinys(refused: Refused) -> None:
+    assert "--model" in refused(*PROMPT, "--task", "t2v-A14B", "--model", "tiny")
+
+
 def test_unknown_model(refused: Refused) -> None:
     assert "tiny" in refused(*PROMPT, "--model", "tinny")
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import sys
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -102,6 +102,65 @@ def test_rotation_by_hand():
     assert fast.rotate(x, cos.view(1, 1, 1, 4), sin.view(1, 1, 1, 4)).flatten().tolist() == [0.0, 1.0, -3.0, -4.0]
 
 
+@pytest.fixture
+def hopper(monkeypatch):
+    """A machine that says it has a Hopper GPU and FlashAttention-3."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: (9, 0))
+    monkeypatch.setattr(fast, "flash3_problem", lambda: "")
+    monkeypatch.setattr(fast, "fp8_problem", lambda _: "")
+
+
+def chosen(**changes):
+    given = {"device": "cuda", "precision": "exact", "memory": "resident"} | changes
+    return run.resolved(make_spec("tiny", width=144, height=80, **given)).attention
+
+
+def test_auto_takes_the_fastest_attention_that_there_is(hopper, monkeypatch):
+    assert chosen() == chosen(precision="fp8") == "flash3"
+    assert chosen(precision="reference") == "auto"
+    assert chosen(dtype="float16") == "cudnn"  # the package is for bfloat16
+    assert chosen(dtype="float32") == "auto"  # neither is for 32 bits
+    monkeypatch.setattr(fast, "flash3_problem", lambda: "it is not installed")
+    assert chosen() == "cudnn"
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _=None: (8, 0))
+    assert chosen() == "auto"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"precision": "reference"}, "add --precision exact"),
+        ({"precision": "auto", "memory": "offload"}, "--memory swap"),
+        ({"dtype": "float16"}, "--dtype bfloat16"),
+    ],
+)
+def test_flash3_says_what_it_lacks(changes, says, hopper):
+    with pytest.raises(UsageError) as refused:
+        chosen(attention="flash3", **changes)
+    assert says in refused.value.hint
+
+
+def test_flash3_and_eighths_without_their_packages_or_gpu():
+    """On this machine: the package is not installed, and a CPU's torch refuses the product or does it."""
+    fast.flash3_problem.cache_clear()
+    if "fa3_fwd_interface" not in sys.modules and importlib.util.find_spec("fa3_fwd_interface") is None:
+        assert "fa3-fwd" in fast.flash3_problem()
+    with pytest.raises(UsageError, match="needs a GPU"):
+        run.resolved(make_spec("tiny", width=144, height=80, device="cpu", attention="flash3"))
+
+
+def test_another_attention_warms_up_again(checkpoint):
+    """What was compiled for one kernel is gone with it, so what had run once has not."""
+    loaded, found = run.Models(), models.describe(str(checkpoint))
+    spec = run.resolve(make_spec(checkpoint), found)
+    model = loaded.load(spec, found)
+    loaded.warm.add(("high", 1, (1,), "auto"))
+    assert loaded.load(spec, found) is model and loaded.warm
+    assert loaded.load(dataclasses.replace(spec, attention="math"), found) is model and not loaded.warm
+
+
 def test_flash3_is_asked_what_torch_is_asked(checkpoint, monkeypatch):
     """The package's operator, stood in for by torch's attention in its layout [B,N,heads,D]: the velocities agree."""
     library = torch.library.Library("fa3_fwd", "FRAGMENT")
@@ -116,7 +175,6 @@ def test_flash3_is_asked_what_torch_is_asked(checkpoint, monkeypatch):
         return torch.einsum("bhnm,bmhd->bnhd", scores.softmax(-1), v), scores.logsumexp(-1)
 
     library.impl("_flash_attn_forward", forward, "CompositeExplicitAutograd")
-    monkeypatch.setitem(sys.modules, "fa3_fwd_interface", ModuleType("fa3_fwd_interface"))
     expert = models.load(str(checkpoint), precision="exact").experts["high"]
     for block in expert.blocks:
         block.attn2.set_processor(WanAttnProcessor())  # not the CPU's, which wants the text cut first

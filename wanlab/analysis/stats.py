@@ -38,7 +38,7 @@ def interval(values: ArrayLike) -> Interval:
     Hall's monotone cubic transformation (P. Hall, "On the removal of skewness by transformation", JRSS B 54, 1992),
     T + g T²/3 + g² T³/27 + g/(6n) with T = (mean - mu)/s, inverted at Student's quantiles instead of a bootstrap's.
     g is the sample skewness times (1 + 6/n): the plain one is too near to 0 in small samples. The factor was chosen by
-    simulation; `coverage` in tests/analysis/test_stats.py measures what the interval holds, docs/methods.md has the table.
+    simulation; `coverage` in tests/analysis/test_stats.py measures what the interval holds, docs/compare.md has the table.
     """
     x = np.asarray(values, np.float64)
     n = len(x)

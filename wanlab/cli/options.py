@@ -262,6 +262,10 @@ class Sampling:
         """A spec for every prompt and seed; `prompts` are taken when none is asked for. Raises UsageError."""
         if self.task is not None and self.task not in TASKS:
             raise UsageError(f"--task '{render.plain(self.task, 40)}' is unknown", suggest(self.task, TASKS))
+        if self.task is not None and self.model == "tiny":
+            raise UsageError(
+                f"--task {self.task} has the settings of a checkpoint of its own, not of tiny", "add --model DIRECTORY"
+            )
         preset = TINY | TASKS.get(self.task or "", {})
         width, height = parse_size(self.size or preset["size"])
         common: dict[str, Any] = dict(

@@ -302,21 +302,15 @@ def vocabulary() -> tuple[str, ...]:
 
 
 def whose(scene: Scene, text: str) -> list[int]:
-    """For each word of a scene's caption, the index of the thing that its half of the caption is about; -1 for none.
+    """For each word of a scene's caption, the index of the thing that it is about; -1 for none.
 
-    Two things' phrases are joined by "and", and every colour names one thing.
+    A caption names two things in the scene's order, joined by "and".
     """
     said = words(text)
     if len(scene.things) < 2:
         return [len(scene.things) - 1] * len(said)
     middle = said.index("and")
-    colours = [t.colour for t in scene.things]
-    first = next((colours.index(word) for word in said[:middle] if word in colours), None)
-    second = next((colours.index(word) for word in said[middle:] if word in colours), None)
-    if first is None and second is None:
-        return [-1] * len(said)
-    first = 1 - second if first is None and second is not None else first
-    return [int(first or 0)] * middle + [1 - int(first or 0)] * (len(said) - middle)
+    return [0] * middle + [1] * (len(said) - middle)
 
 
 def unknown_words(prompt: str) -> list[str]:

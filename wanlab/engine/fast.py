@@ -11,7 +11,8 @@ fp8    besides, the blocks' large products of 8-bit floats (e4m3): a scale for e
 
 from __future__ import annotations
 
-import importlib.util
+import functools
+import importlib
 from typing import Any
 
 import torch
@@ -22,10 +23,11 @@ from torch import Tensor, nn
 E4M3_MAX = 448.0
 
 
-def speed_up(expert: Any, precision: str, text: ShortText | None = None) -> None:
+def speed_up(expert: Any, precision: str, *, compiled: bool, text: ShortText | None = None) -> None:
     """Change `expert`, a WanTransformer3DModel, in place to compute by `precision`, "exact" or "fp8"; its weights are needed for nothing else.
 
-    text  on the CPU, what the cross-attention becomes
+    compiled  for a GPU
+    text      on the CPU, what the cross-attention becomes
     """
     for block in expert.blocks:
         block.attn1.fuse_projections()
@@ -37,7 +39,7 @@ def speed_up(expert: Any, precision: str, text: ShortText | None = None) -> None
                 setattr(owner, name, Float8Linear(getattr(owner, name)))
     if text is not None:
         text.install(expert)
-    if expert.device.type == "cuda":
+    if compiled:
         # One compilation serves every block, and every number of frames.
         expert.compile_repeated_blocks(dynamic=True)
 
@@ -50,15 +52,31 @@ def products(block: Any) -> list[tuple[nn.Module, str]]:
     ]  # fmt: skip
 
 
-def has_flash3() -> bool:
-    """Whether FlashAttention-3 (J. Shah et al., 2024) is installed, as the package fa3-fwd: for Hopper alone."""
-    return importlib.util.find_spec("fa3_fwd_interface") is not None
+@functools.cache
+def flash3_problem() -> str:
+    """Why FlashAttention-3 (J. Shah et al., 2024) cannot be had from the package fa3-fwd; "" when it can."""
+    try:
+        importlib.import_module("fa3_fwd_interface")
+        _ = torch.ops.fa3_fwd._flash_attn_forward
+    except Exception as error:  # a build for another torch or CUDA fails in its own ways
+        return f"the package fa3-fwd cannot be used: {type(error).__name__}: {str(error)[:120]}"
+    return ""
+
+
+def fp8_problem(device: str) -> str:
+    """Why a GPU cannot multiply 8-bit floats scaled by row as `Float8Linear` does; "" when it can."""
+    try:
+        x, scale = to_float8(torch.ones(32, 32, device=device, dtype=torch.bfloat16))
+        torch._scaled_mm(
+            x, x.t(), scale_a=scale, scale_b=scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True
+        ).sum().item()
+    except RuntimeError as error:
+        return f"this GPU and torch {torch.__version__} have no 8-bit products scaled by row: {str(error)[:120]}"
+    return ""
 
 
 def attend(expert: Any, kernel: str) -> None:
     """Let the self-attention of an expert that `speed_up` changed be FlashAttention-3's if `kernel` is "flash3", else torch's."""
-    if kernel == "flash3":
-        importlib.import_module("fa3_fwd_interface")  # registers its operator
     for block in expert.blocks:
         if isinstance(block.attn1.processor, FusedSelfAttention):
             block.attn1.processor.flash3 = kernel == "flash3"

@@ -225,7 +225,7 @@ def own_positions(embeds: Tensor) -> int:
 
 @contextlib.contextmanager
 def attention(kernel: str) -> Iterator[None]:
-    """Attention inside with this kernel; "auto" leaves the choice to torch. Raises WanlabError where there is
+    """Attention inside with this kernel of torch's; "auto" leaves the choice to it. Raises WanlabError where there is
     none for what is asked of it."""
     if kernel == "auto":
         yield
@@ -234,9 +234,11 @@ def attention(kernel: str) -> Iterator[None]:
         with sdpa_kernel(ATTENTION[kernel]):
             yield
     except RuntimeError as error:
-        if "kernel" not in str(error).lower() and "backend" not in str(error).lower():
+        if not re.search("no (available kernel|viable backend)", str(error), re.IGNORECASE):
             raise
-        raise WanlabError(f"--attention {kernel} cannot do this here: {str(error)[:120]}", "use auto") from error
+        raise WanlabError(
+            f"--attention {kernel} cannot do this here: {str(error)[:120]}", "use --attention math"
+        ) from error
 
 
 @contextlib.contextmanager
@@ -328,12 +330,9 @@ def load(
     text = fast.ShortText() if precision != "reference" and device.type == "cpu" else None
     experts = {}
     for expert, component in found.experts.items():
-        if precision == "reference":
-            experts[expert] = load_component(found, component, place, dtype)
-        else:
-            faster = load_component(found, component, device, dtype)
-            fast.speed_up(faster, precision, text)
-            experts[expert] = faster.to(place)
+        experts[expert] = load_component(found, component, place, dtype)
+        if precision != "reference":
+            fast.speed_up(experts[expert], precision, compiled=device.type == "cuda", text=text)
     return Model(found, tokenizer, text_encoder, vae, experts, device, dtype, memory, text)
 
 

@@ -57,7 +57,8 @@ class Progress:
 
 
 def resolve(spec: RunSpec, found: Checkpoint) -> RunSpec:
-    """The spec with everything named: device, dtypes and shift. Raises UsageError for a device that is not there."""
+    """The spec with everything named that was left to be chosen: device, dtypes, shift, precision, memory plan and
+    attention. Raises UsageError for what this machine has not."""
     device = spec.device
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -86,8 +87,10 @@ def resolve(spec: RunSpec, found: Checkpoint) -> RunSpec:
     if asked == "auto":
         large = models.parameters(found)["transformer"] >= 1e9
         spec = dataclasses.replace(spec, precision="exact" if large else "reference")
-    if asked == "fp8" and (torch.cuda.get_device_capability(device) < (8, 9) or spec.dtype != "bfloat16"):
-        raise UsageError("this device has no 8-bit products, or --dtype is not bfloat16", "use --precision exact")
+    if asked == "fp8":
+        problem = "--precision fp8 needs --dtype bfloat16" if spec.dtype != "bfloat16" else fast.fp8_problem(device)
+        if problem:
+            raise UsageError(problem, "use --precision exact")
     if spec.memory == "auto":
         # What this process holds already is its own to let go of.
         free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device)
@@ -99,21 +102,41 @@ def resolve(spec: RunSpec, found: Checkpoint) -> RunSpec:
                 "use --precision reference, or a smaller --dtype",
             )
         spec = dataclasses.replace(spec, precision="reference")
-    capability = torch.cuda.get_device_capability(device)
-    flash3 = spec.precision != "reference" and spec.dtype == "bfloat16" and capability == (9, 0) and fast.has_flash3()
-    if spec.attention == "flash3" and not flash3:
-        raise UsageError(
-            "--attention flash3 needs a Hopper GPU, --dtype bfloat16, --precision exact or fp8, and the package fa3-fwd",
-            "pip install 'wanlab[hopper]', or use --attention cudnn",
-        )
-    if spec.attention == "auto" and spec.precision != "reference" and capability >= (9, 0):
-        # From the fastest there: benchmarks/a14b.md
-        spec = dataclasses.replace(spec, attention="flash3" if flash3 else "cudnn")
+    if spec.attention == "flash3" and (lacking := _without_flash3(spec, found)):
+        raise UsageError(f"--attention flash3: {lacking[0]}", lacking[1])
+    if (
+        spec.attention == "auto"
+        and spec.precision != "reference"
+        and torch.cuda.get_device_capability(device) >= (9, 0)
+    ):
+        # The fastest there (benchmarks/a14b.md); both are for 16 bits.
+        if not _without_flash3(spec, found):
+            spec = dataclasses.replace(spec, attention="flash3")
+        elif spec.dtype != "float32":
+            spec = dataclasses.replace(spec, attention="cudnn")
     return spec
 
 
+def _without_flash3(spec: RunSpec, found: Checkpoint) -> tuple[str, str] | None:
+    """What keeps a resolved spec from FlashAttention-3, and what to do; None when nothing does."""
+    heads = int(found.configs["transformer"].get("attention_head_dim") or 128)
+    if torch.cuda.get_device_capability(spec.device) != (9, 0):
+        return "it is for Hopper GPUs", "use --attention auto"
+    if spec.memory == "offload":
+        return "it needs a whole expert on the device, and plan offload never has one there", "use --memory swap"
+    if spec.precision == "reference":
+        return "it is no kernel of torch's, and --precision reference has only these", "add --precision exact"
+    if spec.dtype != "bfloat16":
+        return f"it is for bfloat16, not {spec.dtype}", "use --dtype bfloat16"
+    if heads % 8 or heads > 256:
+        return f"it has no heads of {heads}", "use --attention auto"
+    if problem := fast.flash3_problem():
+        return problem, "pip install fa3-fwd, or use --attention cudnn"
+    return None
+
+
 def resolved(spec: RunSpec) -> RunSpec:
-    """The spec as a run of it would name it: device, dtypes and shift. Raises UsageError as the run would."""
+    """The spec as a run of it would name it (`resolve`). Raises UsageError as the run would."""
     return resolve(spec, models.describe(spec.model, spec.revision))
 
 
@@ -152,10 +175,13 @@ class Models:
         )  # fmt: skip
         if spec.attention != self._attention:
             torch.compiler.reset()  # compiled blocks keep the kernel that they were first called with
-            self._attention = spec.attention
-        if self._model is None or key != self._key:
+            self._attention, self.warm = spec.attention, set()
+        if key != self._key:
             self._model = None  # let go of the old one first, two may not fit; its modules refer to each other
             gc.collect()
+        if spec.device.startswith("cuda"):
+            torch.cuda.reset_peak_memory_stats(spec.device)  # of this run, without the model before
+        if self._model is None:
             self._model = models.load(
                 found,
                 spec.device,
@@ -195,14 +221,13 @@ def execute(
         _write_videos(out, None, gif, found.fps)
         return out
     timing: dict[str, float] = {}
-    peak = _reset_peak(spec.device)
-    with _out_of_memory(spec.memory):
+    with _out_of_memory(spec):
         progress(Progress(phase="load", total=spec.steps))
         loaded = loaded or Models()
         with _timed(timing, "load"):
             model = loaded.load(spec, found)
         out.parent.mkdir(parents=True, exist_ok=True)
-        return _run(spec, asked, out, model, loaded.warm, full_plan, timing, progress, force, gif, peak)
+        return _run(spec, asked, out, model, loaded.warm, full_plan, timing, progress, force, gif)
 
 
 def _run(
@@ -216,9 +241,12 @@ def _run(
     progress: Callable[[Progress], None],
     force: bool,
     gif: bool,
-    peak: Callable[[], int],
 ) -> Path:
     device = model.device
+
+    def peak() -> int:
+        return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
     solver = Solver(spec.solver, spec.schedule, spec.steps, float(spec.shift or 0), model.checkpoint.scheduler, device)
     env = make_env(spec, model.checkpoint, solver)
     sessions = policies.begin(spec.policies, env)
@@ -382,7 +410,16 @@ def _is_done(out: Path, spec: RunSpec, weights: str) -> bool:
     """Whether `out` is this run, finished, with at least what is to be recorded. Raises UsageError for another run."""
     with Run(out) as run:
         if run.digest != spec.digest():
-            raise UsageError(f"{out} is a finished run of another specification", "name another --out, or use --force")
+            there, now = run.spec.to_dict(), spec.to_dict()
+            differ = [
+                f"{name} {there.get(name)!r} there, {now.get(name)!r} now"
+                for name in now
+                if there.get(name) != now[name]
+            ]
+            raise UsageError(
+                f"{out} is a finished run of another specification ({'; '.join(differ)[:300]})",
+                "name another --out, or use --force",
+            )
         same = run.status == "complete" and run.attrs.get("weights_fingerprint") == weights
         return same and run.spec.record.covers(spec.record)
 
@@ -419,7 +456,7 @@ def _write_videos(out: Path, pixels: np.ndarray | None, gif: bool, fps: int) -> 
 def _attrs(
     spec: RunSpec, asked: RunSpec, model: Model, embeds: dict[str, Tensor], given: dict[str, int]
 ) -> dict[str, Any]:
-    packages = ("wanlab", "torch", "diffusers", "transformers", "ftfy", "numpy", "h5py")
+    packages = ("wanlab", "torch", "diffusers", "transformers", "fa3-fwd", "ftfy", "numpy", "h5py")
     versions = {}
     for name in packages:
         with suppress(metadata.PackageNotFoundError):
@@ -475,22 +512,17 @@ def _timed(timing: dict[str, float], phase: str) -> Iterator[None]:
     timing[phase] = time.perf_counter() - began
 
 
-def _reset_peak(device: str) -> Callable[[], int]:
-    if not device.startswith("cuda"):
-        return lambda: 0
-    torch.cuda.reset_peak_memory_stats(device)
-    return lambda: torch.cuda.max_memory_allocated(device)
-
-
 @contextmanager
-def _out_of_memory(plan: str) -> Iterator[None]:
-    """The plan to try next, when `plan` was too much for the device."""
+def _out_of_memory(spec: RunSpec) -> Iterator[None]:
+    """The plan to try next, when that of a resolved spec was too much for the device."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        smaller = MEMORY_PLANS[MEMORY_PLANS.index(plan) + 1 :]
+        smaller = MEMORY_PLANS[MEMORY_PLANS.index(spec.memory) + 1 :]
         try_next = f"--memory {smaller[0]}, or " if smaller else ""
+        if smaller and smaller[0] == "offload" and spec.precision != "reference":
+            try_next = "--memory offload --precision reference, or "
         raise WanlabError(
-            f"out of memory on the device, with the weights under plan {plan}",
+            f"out of memory on the device, with the weights under plan {spec.memory}",
             f"use {try_next}fewer frames, a smaller size, or --dtype bfloat16",
         ) from error
