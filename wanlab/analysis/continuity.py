@@ -613,14 +613,15 @@ def names(groups: Sequence[Group]) -> list[str]:
 
 
 def group(runs: Sequence[Continuity]) -> list[Group]:
-    """Runs by method and frame count (and schedule, should they differ), in the order of their first."""
+    """Runs by method, in the order of their first, and frame count (and schedule, should they differ)."""
     found: dict[tuple[Any, ...], list[Continuity]] = {}
     for r in runs:
         shapes = tuple((n, s.mse.shape) for n, s in r.spaces.items())
         found.setdefault((r.method, r.frames, shapes, r.sigma.tobytes()), []).append(r)
+    methods = list(dict.fromkeys(k[0] for k in found))
     return [
         Group(method=k[0], frames=k[1], runs=tuple(rs), recoveries=tuple(recovery(r, runs) for r in rs))
-        for k, rs in found.items()
+        for k, rs in sorted(found.items(), key=lambda item: (methods.index(item[0][0]), item[0][1]))
     ]
 
 
@@ -635,7 +636,7 @@ def reading(g: Group) -> list[str]:
     if np.isfinite(x_t[[0, -1]]).all():
         line = f"Neighbouring latent frames of x_t differ by {x_t[0]:#.3g} (mse) at step 1 and by {x_t[-1]:#.3g} at step {c.steps}"
         known = s is not None and np.isfinite(share[s])
-        said.append(line + (f"; at the expert switch {share[s]:.0%} of it is noise." if known else "."))
+        said.append(line + (f"; at the expert switch {share[s]:.1%} of it is noise." if known else "."))
     if np.isfinite(rho).any():
         said.append(_noise(g, rho))
     if np.isfinite(residual).any():
