@@ -90,6 +90,10 @@ class Recipe:
     # from each word's embedding. From the pictures alone it does not: of a colour's word, the shape was told in 25 %.
     binding: float = 0.1
 
+    def __post_init__(self) -> None:
+        if set(self.expert_steps) != {"high", "low"} or not all(type(n) is int for n in self.expert_steps.values()):
+            raise TypeError('expert_steps is not {"high": steps, "low": steps}')
+
 
 class Muon(torch.optim.Optimizer):
     """Momentum whose every update is orthogonalised, for weight matrices inside a network.

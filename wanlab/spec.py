@@ -327,6 +327,11 @@ class MethodSpec:
         policies = whole.policies + tuple(PolicySpec.parse(t) for t in texts)
         return cls(label, policies, whole.settings + tuple(given.items()))
 
+    def __str__(self) -> str:
+        """What `parse` reads."""
+        plain = {n: ",".join(map(str, v)) if isinstance(v, tuple) else str(v).lower() for n, v in self.settings}
+        return "+".join([*map(str, self.policies), *(f"{n}={v}" for n, v in plain.items())]) or "baseline"
+
     def apply(self, spec: RunSpec) -> RunSpec:
         """`spec` sampled this way; its own policies come first. Raises UsageError."""
         return dataclasses.replace(spec, policies=spec.policies + self.policies, **dict(self.settings))

@@ -31,13 +31,15 @@ def pair(prompt: str, seed: int, **figures: Any) -> dict[str, Any]:
 
 
 def comparison(
-    folder: Path, label: str, values: list[float], quantity: str = "psnr", baseline: str = "baseline", **more: Any
-) -> Path:
+    folder: Path, label: str, values: list[float], quantity: str = "psnr", baseline: str = "baseline", method: str = "",
+    compared: str = "", **more: Any,
+) -> Path:  # fmt: skip
     """A comparison.json of one method, a prompt a value."""
     pairs = [pair(f"prompt {k}", 0, **{quantity: v}, **more) for k, v in enumerate(values)]
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "comparison.json"
-    content = {"format": h.COMPARISON, "baseline": baseline, "methods": [{"label": label, "pairs": pairs}]}
+    methods = [{"label": label, "method": method, "pairs": pairs}]
+    content = {"format": h.COMPARISON, "baseline": baseline, "compared": compared, "methods": methods}
     path.write_text(json.dumps(content))
     return path
 
@@ -181,6 +183,40 @@ def test_only_pairs_against_the_baseline_decide(tmp_path: Path) -> None:
     assert claims(path, "H1")["psnr"].value.n == 0
     set_too = h.judge(h.collect([comparison(tmp_path, "cfg:last=5+steps=10", [20.0] * 4)]), h.Thresholds())[0]
     assert set_too.verdict == h.UNDECIDED and not any(c.decides for c in set_too.claims)
+
+
+def test_what_a_method_is_goes_before_its_name(tmp_path: Path) -> None:
+    """`--mode cfg_vs_baseline --cfg-keep cond` calls its runs cfg_truncated too."""
+    path = comparison(tmp_path, "cfg_truncated", [20.0] * 4, method="cfg:high=3,keep=cond,last=5")
+    assert not claims(path, "H1")["psnr"].decides
+    assert claims(comparison(tmp_path / "b", "mine", [20.0] * 4, method="cfg:high=3,last=5"), "H1")["psnr"].decides
+
+
+def test_other_lengths_are_other_pairs(tmp_path: Path) -> None:
+    for frames in ("49", "81"):
+        comparison(tmp_path / frames, "cfg_truncated", [20.0, 20.5, 21.0, 21.5], compared=f"tiny, {frames} frames")
+    claim = claims(tmp_path, "H1")["psnr"]
+    assert claim.value.n == 4 and len(claim.sources) == 2  # prompts are the units; both files count
+    runs = [
+        {
+            "method": "half",
+            "model": "tiny",
+            "prompt": "p",
+            "seed": 0,
+            "frames": n,
+            "sigma": [1.0],
+            "recovery": {"after": n},
+        }
+        for n in (1, 5, 9)
+    ]
+    for name in ("c", "again"):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "continuity_statistics.json").write_text(
+            json.dumps({"format": h.CONTINUITY, "groups": [], "runs": runs})
+        )
+    back = claims(tmp_path, "H2")["share recovered"]
+    assert (back.value.n, back.value.mean) == (3, pytest.approx(2 / 3))  # after 1 and 5 of at most 7 steps; once each
 
 
 def test_a_pair_counts_once(tmp_path: Path) -> None:

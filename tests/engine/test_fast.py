@@ -102,6 +102,9 @@ def test_rotation_by_hand():
     assert fast.rotate(x, cos.view(1, 1, 1, 4), sin.view(1, 1, 1, 4)).flatten().tolist() == [0.0, 1.0, -3.0, -4.0]
 
 
+REAL_FP8_PROBLEM = fast.fp8_problem
+
+
 @pytest.fixture
 def hopper(monkeypatch):
     """A machine that says it has a Hopper GPU and FlashAttention-3."""
@@ -132,7 +135,7 @@ def test_auto_takes_the_fastest_attention_that_there_is(hopper, monkeypatch):
     ("changes", "says"),
     [
         ({"precision": "reference"}, "add --precision exact"),
-        ({"precision": "auto", "memory": "offload"}, "--memory swap"),
+        ({"precision": "auto", "memory": "offload"}, "plan swap"),
         ({"dtype": "float16"}, "--dtype bfloat16"),
     ],
 )
@@ -142,8 +145,20 @@ def test_flash3_says_what_it_lacks(changes, says, hopper):
     assert says in refused.value.hint
 
 
-def test_flash3_and_eighths_without_their_packages_or_gpu():
-    """On this machine: the package is not installed, and a CPU's torch refuses the product or does it."""
+def test_eighths_that_the_gpu_has_not_are_refused(hopper, monkeypatch):
+    def fails(*_, **__):
+        raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED")
+
+    monkeypatch.setattr(torch, "_scaled_mm", fails)
+    assert "CUBLAS_STATUS_NOT_SUPPORTED" in REAL_FP8_PROBLEM("cpu")
+    monkeypatch.setattr(fast, "fp8_problem", lambda _: REAL_FP8_PROBLEM("cpu"))
+    with pytest.raises(UsageError, match="no 8-bit products") as refused:
+        chosen(precision="fp8")
+    assert refused.value.hint == "use --precision exact"
+
+
+def test_flash3_where_it_cannot_be():
+    """On this machine: the package is not installed, or cannot be used without a GPU."""
     fast.flash3_problem.cache_clear()
     if "fa3_fwd_interface" not in sys.modules and importlib.util.find_spec("fa3_fwd_interface") is None:
         assert "fa3-fwd" in fast.flash3_problem()

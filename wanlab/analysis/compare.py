@@ -191,6 +191,8 @@ class Result:
 
     label: str
     pairs: tuple[Pair, ...]
+    method: str = ""
+    """Its policies and settings, as --a takes them; "" of two files."""
     setting: Mapping[str, Any] = field(default_factory=dict)
     """The values that a sweep gave it."""
 
@@ -271,7 +273,7 @@ class Result:
         """Plain values, for JSON."""
         n, units = self.units
         return {
-            "label": self.label, "setting": dict(self.setting), "n": n, "units": units, "pairs_measured": len(self.pairs),
+            "label": self.label, "method": self.method, "setting": dict(self.setting), "n": n, "units": units, "pairs_measured": len(self.pairs),
             "identical": self.identical, "summary": {k: _plain(v.to_dict(), k) for k, v in self.summary.items()},
             "by_prompt": [_plain(r, "psnr") for r in self.by_prompt()], "worst": {"prompt": self.worst.prompt, "seed": self.worst.seed},
             "pairs": [

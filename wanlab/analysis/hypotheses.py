@@ -136,6 +136,11 @@ class Measured:
     high_over_low: float
 
     @property
+    def asked(self) -> tuple[Any, ...]:
+        """What tells runs of one prompt and seed apart that are no copies of each other, whatever their method."""
+        return (self.model, self.frames, self.size, self.steps, self.shift)
+
+    @property
     def method(self) -> str:
         return " ".join(map(str, self.policies)) or "baseline"
 
@@ -336,29 +341,32 @@ class Compared:
         return next((p.options.get(name, default) for p in self.policies if p.name == policy), default)
 
 
-NAMED = {"cfg_truncated": "cfg:last=5,high=3", "half_frame": "half"}  # as `wanlab compare --mode` calls them
+# What `wanlab compare --mode` calls them, for files that do not say what they stand for.
+NAMED = {"cfg_truncated": "cfg:last=5,high=3", "half_frame": "half"}
 
 
 def _compared(evidence: Evidence, policy: str) -> list[Compared]:
     """The methods of this policy alone that were held against the baseline, told by the run files, or by the label where
-    these are gone. A prompt and seed counts once."""
+    these are gone. A prompt and seed of one model, length and schedule counts once."""
     known = {r.path.resolve(): r for r in evidence.runs}
     found: dict[tuple[str, tuple[PolicySpec, ...], bool], dict[Any, tuple[Mapping[str, Any], str]]] = {}
     for comparison in evidence.comparisons:
-        if comparison.content.get("baseline") != "baseline":
-            continue
-        for method in comparison.content["methods"]:
+        whole = comparison.content
+        for method in whole["methods"]:
             label = str(method.get("label", ""))
             said = MethodSpec("")
             with suppress(UsageError):
-                said = MethodSpec.parse(NAMED.get(label, label))
+                said = MethodSpec.parse(str(method.get("method") or NAMED.get(label, label)))
             for pair in method.get("pairs") or []:
                 a, b = (known.get(Path(str(pair.get(side, ""))).resolve()) for side in "ab")
+                if b.policies if b else whole.get("baseline") != "baseline":
+                    continue
                 policies = a.policies if a else said.policies
                 settings = a.settings != b.settings if a and b else bool(said.settings)
                 if policies and [p.name for p in policies] == [policy]:
                     kept = found.setdefault((label, policies, settings), {})
-                    kept[pair.get("prompt"), pair.get("seed")] = (pair, str(comparison.path))
+                    asked = a.asked if a else b.asked if b else whole.get("compared")
+                    kept[pair.get("prompt"), pair.get("seed"), asked] = (pair, str(comparison.path))
     return [Compared(*method, tuple(pairs.values())) for method, pairs in found.items()]
 
 
@@ -414,17 +422,15 @@ def _h2(evidence: Evidence, held: Thresholds) -> list[Claim]:
         )
         for method in _compared(evidence, "half") or [NOTHING]
     ]  # fmt: skip
-    recovered: dict[str, dict[Any, tuple[bool, Sample]]] = {}
-    for c in evidence.continuities:
-        for r in c.content["runs"]:
-            label, back = str(r.get("method", "")), r.get("recovery")
-            if label.split(":")[0] == "half" and "+" not in label and " " not in label and isinstance(back, dict):
-                within = back.get("after") is not None and back["after"] <= held.recovery_steps
-                sample = Sample(prompt=str(r.get("prompt")), value=float(within), source=str(c.path))
-                recovered.setdefault(label, {})[r.get("prompt"), r.get("seed")] = (within, sample)
+    recovered: dict[str, list[tuple[bool, Sample]]] = {}
+    for c, r in _curves(evidence):
+        label, back = str(r.get("method", "")), r.get("recovery")
+        if label.split(":")[0] == "half" and "+" not in label and " " not in label and isinstance(back, dict):
+            within = back.get("after") is not None and back["after"] <= held.recovery_steps
+            sample = Sample(prompt=str(r.get("prompt")), value=float(within), source=str(c.path))
+            recovered.setdefault(label, []).append((within, sample))
     run += " && wanlab continuity comparison_outputs/baseline comparison_outputs/half_frame"
-    for label, by_run in (recovered or {"": {}}).items():
-        seen = by_run.values()
+    for label, seen in (recovered or {"": []}).items():
         claims.append(
             _claim(
                 "H2", f"continuity is back within {held.recovery_steps:g} steps in {held.recovered:.0%} of runs",
@@ -435,13 +441,23 @@ def _h2(evidence: Evidence, held: Thresholds) -> list[Claim]:
     return claims
 
 
+def _curves(evidence: Evidence) -> list[tuple[Continuity, Mapping[str, Any]]]:
+    """Runs of the continuity analyses, each once however many analyses hold it."""
+    seen: dict[Any, tuple[Continuity, Mapping[str, Any]]] = {}
+    for c in evidence.continuities:
+        for r in c.content["runs"]:
+            which = ("method", "model", "prompt", "seed", "frames") if r.get("prompt") else ("source",)
+            seen.setdefault((*(r.get(name) for name in which), len(r.get("sigma") or [])), (c, r))
+    return list(seen.values())
+
+
 def _plain(evidence: Evidence) -> list[Measured]:
     """Runs without policies, each (model, prompt, seed, length) once however often it was copied; of several that
     were sampled differently (another guidance, kernel, dtype) the one that a comparison put under baseline/."""
     seen: dict[tuple[Any, ...], Measured] = {}
     for r in sorted(evidence.runs, key=lambda r: r.path.parent.name != "baseline"):
         if not r.policies:
-            seen.setdefault((r.model, r.prompt, r.seed, r.frames, r.steps, r.shift), r)
+            seen.setdefault((r.prompt, r.seed, r.asked), r)
     return list(seen.values())
 
 
@@ -498,8 +514,7 @@ def reproduce(evidence: Evidence) -> list[Figure]:
     saved = [1 - p["passes"] / p["passes_baseline"] for p, _ in cfg if p.get("passes") and p.get("passes_baseline")]
     sigma13 = shifted(13, 20, 12)
     baselines = [
-        (c, r) for c in evidence.continuities for r in c.content["runs"]
-        if r.get("method") == "baseline" and len(r.get("sigma") or []) == 20
+        (c, r) for c, r in _curves(evidence) if r.get("method") == "baseline" and len(r.get("sigma") or []) == 20
     ]  # fmt: skip
 
     def at(step: int) -> tuple[str, tuple[str, ...]]:
@@ -577,7 +592,7 @@ def _measured(values: Sequence[tuple[str, float, str]], form: str) -> tuple[str,
 
 def _recovery(evidence: Evidence) -> str:
     backs = [
-        r["recovery"]["after"] for c in evidence.continuities for r in c.content["runs"]
+        r["recovery"]["after"] for _, r in _curves(evidence)
         if str(r.get("method", "")).startswith("half") and isinstance(r.get("recovery"), dict)
     ]  # fmt: skip
     if not backs:

@@ -273,7 +273,10 @@ def floors_of(spec: RunSpec) -> list[Tried]:
         "attention": "math" if known.device == "cpu" else "efficient",
         "dtype": "bfloat16" if known.dtype == "float32" else "float32",
     }
-    return [Tried(MethodSpec(f"floor: {n}={str(v).lower()}", (), ((n, v),))) for n, v in ways.items()]
+    # What is for 16 bits alone gives way to the other dtype.
+    also = {"dtype": [("attention", "auto")] if known.attention in ("flash3", "cudnn") else []}
+    also["dtype"] += [("precision", "exact")] if known.precision == "fp8" else []
+    return [Tried(MethodSpec(f"floor: {n}={str(v).lower()}", (), ((n, v), *also.get(n, [])))) for n, v in ways.items()]
 
 
 def arrange(specs: list[RunSpec], against: MethodSpec, tried: list[Tried], floors: list[Tried], out: Path) -> Plan:
@@ -408,7 +411,9 @@ def _compare(
             lost.append(
                 f"{tried.method.label}: {len(runs) - len(pairs)} of {len(runs)} pairs are missing, their runs failed"
             )
-        return Result(label=tried.method.label, pairs=tuple(pairs), setting=tried.setting) if pairs else None
+        if not pairs:
+            return None
+        return Result(label=tried.method.label, method=str(tried.method), pairs=tuple(pairs), setting=tried.setting)
 
     floors = [result(t, r) for t, r in zip(plan.floors, plan.floor_runs, strict=True)]
     results = [result(t, r) for t, r in zip(plan.tried, plan.tried_runs, strict=True)]

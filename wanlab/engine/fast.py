@@ -70,6 +70,8 @@ def fp8_problem(device: str) -> str:
         torch._scaled_mm(
             x, x.t(), scale_a=scale, scale_b=scale.t(), out_dtype=torch.bfloat16, use_fast_accum=True
         ).sum().item()
+    except torch.OutOfMemoryError:
+        return ""  # the run will say so
     except RuntimeError as error:
         return f"this GPU and torch {torch.__version__} have no 8-bit products scaled by row: {str(error)[:120]}"
     return ""
@@ -195,5 +197,6 @@ class Float8Linear(nn.Module):
 
 def to_float8(x: Tensor) -> tuple[Tensor, Tensor]:
     """x [n,k] as e4m3 values and float32 scales [n,1] with x ≈ values * scales: each row's maximum becomes 448."""
-    scale = x.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12) / E4M3_MAX
+    # Not a division: a GPU multiplies by the reciprocal and a CPU does not, and both should round alike.
+    scale = x.abs().amax(dim=1, keepdim=True).float().clamp(min=1e-12) * (1 / E4M3_MAX)
     return (x.float() / scale).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn), scale

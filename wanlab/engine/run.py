@@ -123,7 +123,10 @@ def _without_flash3(spec: RunSpec, found: Checkpoint) -> tuple[str, str] | None:
     if torch.cuda.get_device_capability(spec.device) != (9, 0):
         return "it is for Hopper GPUs", "use --attention auto"
     if spec.memory == "offload":
-        return "it needs a whole expert on the device, and plan offload never has one there", "use --memory swap"
+        return (
+            "it needs a whole expert on the device, and plan offload never has one there",
+            "use --attention auto, or what lets plan swap fit: fewer frames, a smaller size",
+        )
     if spec.precision == "reference":
         return "it is no kernel of torch's, and --precision reference has only these", "add --precision exact"
     if spec.dtype != "bfloat16":
@@ -412,9 +415,9 @@ def _is_done(out: Path, spec: RunSpec, weights: str) -> bool:
         if run.digest != spec.digest():
             there, now = run.spec.to_dict(), spec.to_dict()
             differ = [
-                f"{name} {there.get(name)!r} there, {now.get(name)!r} now"
+                f"{name} {there.get(name)!r} there, {now[name]!r} now"
                 for name in now
-                if there.get(name) != now[name]
+                if name not in ("record", "memory") and there.get(name) != now[name]
             ]
             raise UsageError(
                 f"{out} is a finished run of another specification ({'; '.join(differ)[:300]})",
@@ -521,7 +524,7 @@ def _out_of_memory(spec: RunSpec) -> Iterator[None]:
         smaller = MEMORY_PLANS[MEMORY_PLANS.index(spec.memory) + 1 :]
         try_next = f"--memory {smaller[0]}, or " if smaller else ""
         if smaller and smaller[0] == "offload" and spec.precision != "reference":
-            try_next = "--memory offload --precision reference, or "
+            try_next = "--memory offload --precision reference --attention auto, or "
         raise WanlabError(
             f"out of memory on the device, with the weights under plan {spec.memory}",
             f"use {try_next}fewer frames, a smaller size, or --dtype bfloat16",
