@@ -41,7 +41,7 @@ def test_single_expert(single_checkpoint):
         ("./nothing/here", "there is no directory"),
         ("/nothing", "there is no directory"),
         ("a/b/c", "there is no directory"),
-        ("../x", "there is no directory"),
+        ("../no-such-checkpoint", "there is no directory"),
     ],
 )
 def test_unknown_models(name, says):
