@@ -202,3 +202,14 @@ def test_conditions(tmp_path):
     for text in ("psnr", "psnr<x", "speed<2", "psnr=35"):
         with pytest.raises(UsageError):
             parse_condition(text)
+
+
+def test_intervals_stay_within_what_a_figure_can_be(tmp_path):
+    """Grey .5 against .5, .6 and .9: MSE 0, .01 and .16, of which Student's interval of three would reach below 0; the
+    SSIM of two even greys is (2ab + .0001)/(a² + b² + .0001), and its interval would reach above 1."""
+    b = write(tmp_path / "b.h5", value=0.5)
+    pairs = tuple(measure(write(tmp_path / f"{v}.h5", value=v), b) for v in (0.50001, 0.6, 0.9))
+    summary = Result(label="A", pairs=pairs).summary
+    assert summary["mse"].mean == pytest.approx(0.17 / 3, rel=1e-3)
+    assert summary["mse"].low == 0.0 and summary["mse"].high > 0.2
+    assert summary["ssim"].high == 1.0 and summary["ssim"].low < summary["ssim"].mean < 1

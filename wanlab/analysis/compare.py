@@ -204,6 +204,10 @@ class Result:
         figures = [p.figures for p in self.pairs]
         names = [n for n in figures[0] if not n.startswith("seconds")]
         found = {n: grouped([f.get(n, math.nan) for f in figures], prompts)[0] for n in names}
+        found = {
+            n: i.within(-math.inf if n in ("psnr", "ssim") else 0.0, 1.0 if n == "ssim" else math.inf)
+            for n, i in found.items()
+        }
         if any(p.fidelity.identical for p in self.pairs):
             mse = found["mse"].mean
             found["psnr"] = Interval(

@@ -27,6 +27,10 @@ class Interval:
         """Whether there is an interval at all."""
         return math.isfinite(self.low) and math.isfinite(self.high)
 
+    def within(self, least: float, most: float) -> Interval:
+        """The same, its bounds cut to what the quantity can be."""
+        return Interval(self.mean, max(self.low, least), min(self.high, most), self.n)  # NaN stays NaN
+
     def to_dict(self) -> dict[str, float]:
         return {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n}
 
