@@ -37,7 +37,7 @@ def pipeline(folder: Path) -> None:
     export_to_video(list(video), str(folder / "pipeline.mp4"), fps=16)
 
 
-def bench(dtype: str, precision: str = "auto", attention: str = "auto") -> Callable[[Path], None]:
+def bench(dtype: str, precision: str = "auto") -> Callable[[Path], None]:
     def run(folder: Path) -> None:
         spec = RunSpec(
             prompt=PROMPT,
@@ -49,7 +49,6 @@ def bench(dtype: str, precision: str = "auto", attention: str = "auto") -> Calla
             guidance=(GUIDANCE, GUIDANCE),
             dtype=dtype,
             precision=precision,
-            attention=attention,
             device="cpu",
         )
         execute(spec, folder / "wanlab.h5", force=True)
@@ -60,7 +59,7 @@ def bench(dtype: str, precision: str = "auto", attention: str = "auto") -> Calla
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
     ways = {"WanPipeline, float32": pipeline, "wanlab, default": bench("auto"), "wanlab, exact": bench("auto", "exact"),
-            "wanlab, exact, bfloat16, math attention": bench("bfloat16", "exact", "math")}  # fmt: skip
+            "wanlab, exact, bfloat16": bench("bfloat16", "exact")}  # fmt: skip
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as folder:
         for k in range(rounds + 1):

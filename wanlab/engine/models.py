@@ -36,6 +36,7 @@ from transformers.utils import logging as transformers_logging
 
 from wanlab.embedded import tiny_path
 from wanlab.engine import convert, fast, weights
+from wanlab.engine import vae as wan_vae
 from wanlab.engine.placement import Placement
 from wanlab.engine.types import Call
 from wanlab.errors import UsageError, WanlabError
@@ -326,6 +327,8 @@ def load(
     place = device if memory == "resident" else torch.device("cpu")
     text_encoder = load_component(found, "text_encoder", place, dtype)
     vae = load_component(found, "vae", place, vae_dtype or dtype)
+    if device.type == "cpu" and vae.dtype != torch.float32:
+        wan_vae.quicken(vae)
     # On a GPU the padding's share is small, and a bias keeps the fastest attention away.
     text = fast.ShortText() if precision != "reference" and device.type == "cpu" else None
     experts = {}
