@@ -150,6 +150,7 @@ def test_eighths_that_the_gpu_has_not_are_refused(hopper, monkeypatch):
         raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED")
 
     monkeypatch.setattr(torch, "_scaled_mm", fails)
+    REAL_FP8_PROBLEM.cache_clear()
     assert "CUBLAS_STATUS_NOT_SUPPORTED" in REAL_FP8_PROBLEM("cpu")
     monkeypatch.setattr(fast, "fp8_problem", lambda _: REAL_FP8_PROBLEM("cpu"))
     with pytest.raises(UsageError, match="no 8-bit products") as refused:

@@ -168,7 +168,7 @@ def test_what_captions_leave_open() -> None:
     a = world.Thing(shape="star", colour="red", size="small", motion="left")
     b = world.Thing(shape="star", colour="blue", size="medium", motion="still")
     up = replace(b, motion="up")
-    at = {name: render.THING.index(name) for name in ("x", "y", "vx", "vy", "circle", "period", "phase")}
+    at = {name: render.THING.index(name) for name in ("x", "y", "phase")}
 
     def things(scene: world.Scene, seed: int) -> np.ndarray:
         row = render.place(scene, np.random.default_rng(seed), W, H)

@@ -274,9 +274,12 @@ def floors_of(spec: RunSpec) -> list[Tried]:
         "dtype": "bfloat16" if known.dtype == "float32" else "float32",
     }
     # What is for 16 bits alone gives way to the other dtype.
-    also = {"dtype": [("attention", "auto")] if known.attention in ("flash3", "cudnn") else []}
-    also["dtype"] += [("precision", "exact")] if known.precision == "fp8" else []
-    return [Tried(MethodSpec(f"floor: {n}={str(v).lower()}", (), ((n, v), *also.get(n, [])))) for n, v in ways.items()]
+    wide = [("attention", "auto")] if known.attention in ("flash3", "cudnn") else []
+    wide += [("precision", "exact")] if known.precision == "fp8" else []
+    return [
+        Tried(MethodSpec(f"floor: {n}={str(v).lower()}", (), ((n, v), *(wide if n == "dtype" else ()))))
+        for n, v in ways.items()
+    ]
 
 
 def arrange(specs: list[RunSpec], against: MethodSpec, tried: list[Tried], floors: list[Tried], out: Path) -> Plan:

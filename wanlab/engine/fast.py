@@ -63,6 +63,7 @@ def flash3_problem() -> str:
     return ""
 
 
+@functools.cache  # every specification of a batch asks
 def fp8_problem(device: str) -> str:
     """Why a GPU cannot multiply 8-bit floats scaled by row as `Float8Linear` does; "" when it can."""
     try:
