@@ -30,7 +30,9 @@ from diffusers import UniPCMultistepScheduler, WanPipeline
 from torch import Tensor
 
 from wanlab.embedded import tiny_path
-from wanlab.engine import models, run, weights
+from wanlab.engine import run
+from wanlab.engine.model import loading as models
+from wanlab.engine.model import weights
 from wanlab.runfile import Run
 from wanlab.spec import PolicySpec, RecordSpec, RunSpec
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from training import models, render
 from wanlab.embedded import tiny_path, world
 from wanlab.embedded.verify import judge, observe
-from wanlab.engine import vae as wan_vae
+from wanlab.engine.model import vae as wan_vae
 
 W, H = world.NATIVE_SIZE
 SEED = 20_000  # nothing in training draws from this seed; the scenes are held-out combinations besides

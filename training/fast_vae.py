@@ -179,7 +179,7 @@ def _up(m: nn.Module, x: Tensor) -> Tensor:
 
 
 def encode_moments(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
-    """Posterior mean and log-variance [B,2C,F,h,w]; as `wanlab.engine.vae.encode_moments`."""
+    """Posterior mean and log-variance [B,2C,F,h,w]; as `wanlab.engine.model.vae.encode_moments`."""
     m = vae.encoder
     x = patchify(video, vae.config.patch_size).contiguous(memory_format=torch.channels_last_3d)
     x = _conv(m.conv_in, x, empty=True)
@@ -190,7 +190,7 @@ def encode_moments(vae: AutoencoderKLWan, video: Tensor) -> Tensor:
 
 
 def decode_raw(vae: AutoencoderKLWan, z: Tensor) -> Tensor:
-    """Video [B,3,T,H,W] before clamping; as `wanlab.engine.vae.decode_raw`."""
+    """Video [B,3,T,H,W] before clamping; as `wanlab.engine.model.vae.decode_raw`."""
     m = vae.decoder
     x = _conv(m.conv_in, _conv(vae.post_quant_conv, z.contiguous(memory_format=torch.channels_last_3d)), empty=True)
     x = _middle(m.mid_block, x)

@@ -12,7 +12,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, pr
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from wanlab.embedded import world
-from wanlab.engine.fast import ShortText
+from wanlab.engine.model.kernels import ShortText
 
 PAD, EOS, UNK = 0, 1, 2
 TEXT_LENGTH = 512  # WanPipeline pads every prompt's embeddings with zeros to this length

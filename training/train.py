@@ -30,8 +30,8 @@ from transformers import UMT5EncoderModel
 
 from training import fast_vae, models, render
 from wanlab.embedded import world
-from wanlab.engine.fast import ShortText
-from wanlab.engine.vae import latent_stats
+from wanlab.engine.model.kernels import ShortText
+from wanlab.engine.model.vae import latent_stats
 
 W, H = world.NATIVE_SIZE
 

@@ -222,7 +222,7 @@ def test_metrics_alone_are_not_enough(wanlab: Wanlab, checkpoint: Path, tmp_path
 def test_what_cannot_be_is_refused_before_a_model_is_loaded(
     wanlab: Wanlab, checkpoint: Path, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from wanlab.engine import models
+    from wanlab.engine.model import loading as models
 
     def loads(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded")

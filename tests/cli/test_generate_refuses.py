@@ -26,7 +26,7 @@ def refused(
         raise AssertionError("a model was loaded")
 
     def run(*args: str) -> str:
-        from wanlab.engine import models
+        from wanlab.engine.model import loading as models
 
         monkeypatch.setattr(models, "load", loads)
         given = args if "--out" in args else (*args, "--out", str(tmp_path / "out"))

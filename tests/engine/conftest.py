@@ -64,7 +64,7 @@ def single_checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def model(checkpoint):
-    from wanlab.engine import models as engine_models
+    from wanlab.engine.model import loading as engine_models
 
     return engine_models.load(str(checkpoint))
 

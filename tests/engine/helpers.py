@@ -9,9 +9,9 @@ import torch
 
 from wanlab.engine import policies
 from wanlab.engine.loop import denoise
-from wanlab.engine.models import Denoiser, Model
-from wanlab.engine.plan import make_env
+from wanlab.engine.model.loading import Denoiser, Model
 from wanlab.engine.run import initial_noise, resolve
+from wanlab.engine.run.forecast import make_env
 from wanlab.engine.solvers import Solver
 from wanlab.engine.types import StepRecord
 from wanlab.spec import PolicySpec, RunSpec

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from torch import nn
 
 from tests.engine.helpers import make_spec
-from wanlab.engine import fast, models, run
+from wanlab.engine import run
+from wanlab.engine.model import kernels as fast
+from wanlab.engine.model import loading as models
 from wanlab.errors import UsageError
 from wanlab.runfile import Run
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from wanlab.engine import models
+from wanlab.engine.model import loading as models
 from wanlab.errors import UsageError, WanlabError
 
 

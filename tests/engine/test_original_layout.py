@@ -27,11 +27,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import UMT5EncoderModel
 
-from wanlab.engine import convert, models, vae, weights
-from wanlab.engine.models import Denoiser
-from wanlab.engine.plan import flops
-from wanlab.engine.plan import plan as full_plan
+from wanlab.engine.model import loading as models
+from wanlab.engine.model import original as convert
+from wanlab.engine.model import vae, weights
+from wanlab.engine.model.loading import Denoiser
 from wanlab.engine.run import decode, resolve
+from wanlab.engine.run.forecast import flops
+from wanlab.engine.run.forecast import plan as full_plan
 from wanlab.engine.solvers import Solver, step_contexts
 from wanlab.engine.types import Call
 from wanlab.errors import UsageError, WanlabError

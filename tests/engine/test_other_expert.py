@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from wanlab.engine import models
-from wanlab.engine.plan import make_env
-from wanlab.engine.plan import plan as full_plan
+from wanlab.engine.model import loading as models
 from wanlab.engine.run import execute, resolve
+from wanlab.engine.run.forecast import make_env
+from wanlab.engine.run.forecast import plan as full_plan
 from wanlab.engine.solvers import Solver
 from wanlab.engine.types import Call
 from wanlab.runfile import Run

@@ -40,7 +40,7 @@ def both(request):
     if request.param == "small":
         return tuple(request.getfixturevalue(n) for n in ("model", "pipeline", "checkpoint"))
     from wanlab.embedded import tiny_path
-    from wanlab.engine import models
+    from wanlab.engine.model import loading as models
 
     pipe = WanPipeline.from_pretrained(tiny_path(), torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
@@ -102,7 +102,7 @@ def test_prompt_is_cleaned_and_padded_as_the_pipeline_does(model, pipeline):
 @pytest.mark.parametrize("solver", list(SCHEDULERS))
 def test_single_expert(single_checkpoint, solver):
     """A model of one expert takes the first scale."""
-    from wanlab.engine import models
+    from wanlab.engine.model import loading as models
 
     spec = make_spec(single_checkpoint, steps=3, guidance=(4.0, 1.0), solver=solver, shift=SHIFT, seed=3)
     records = sample(models.load(str(single_checkpoint)), spec)
@@ -114,7 +114,7 @@ def test_single_expert(single_checkpoint, solver):
 
 @pytest.mark.parametrize("solver", list(SCHEDULERS))
 def test_bfloat16_is_the_pipelines_too(checkpoint, solver):
-    from wanlab.engine import models
+    from wanlab.engine.model import loading as models
 
     pipeline = WanPipeline.from_pretrained(checkpoint, torch_dtype=torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)

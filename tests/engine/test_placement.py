@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from tests.engine.helpers import make_spec
-from wanlab.engine import models, placement, run
-from wanlab.engine.plan import decoded_at_once
+from wanlab.engine import run
+from wanlab.engine.model import loading as models
+from wanlab.engine.model import placement
+from wanlab.engine.run.forecast import decoded_at_once
 from wanlab.errors import UsageError, WanlabError
 from wanlab.runfile import Run
 from wanlab.spec import MEMORY_PLANS

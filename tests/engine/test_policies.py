@@ -10,8 +10,8 @@ import torch
 
 from wanlab.engine import policies, run
 from wanlab.engine.loop import denoise, guide
-from wanlab.engine.plan import make_env
 from wanlab.engine.policies.frames import duplicate, pair, renoise
+from wanlab.engine.run.forecast import make_env
 from wanlab.engine.solvers import Solver, step_contexts
 from wanlab.engine.types import Env, Session, StepPlan
 from wanlab.errors import UsageError, WanlabError
@@ -108,7 +108,7 @@ def test_one_branch_stays_one_branch():
     ],
 )
 def test_what_does_not_fit_is_refused_before_anything_loads(checkpoint, policy, says, monkeypatch):
-    monkeypatch.setattr("wanlab.engine.models.load", lambda *a, **k: pytest.fail("loaded"))
+    monkeypatch.setattr("wanlab.engine.model.loading.load", lambda *a, **k: pytest.fail("loaded"))
     with pytest.raises(UsageError, match=says):
         run.plan(make_spec(checkpoint, policies=[policy]))
 
@@ -239,7 +239,7 @@ def test_renoise_keeps_even_frames_and_first_noise(model, checkpoint):
 
 
 def test_strided_positions_are_those_of_every_second_frame(model):
-    from wanlab.engine.models import frame_positions
+    from wanlab.engine.model.loading import frame_positions
 
     expert = model.experts["high"]
     full, half = torch.zeros(1, 16, 5, 4, 4), torch.zeros(1, 16, 3, 4, 4)
@@ -267,7 +267,7 @@ def test_strided_rope_reaches_the_transformer(model, checkpoint):
 
 
 def test_env_of_a_plan(checkpoint):
-    from wanlab.engine import models
+    from wanlab.engine.model import loading as models
 
     found = models.describe(str(checkpoint))
     spec = run.resolve(make_spec(checkpoint), found)

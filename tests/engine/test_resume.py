@@ -145,7 +145,7 @@ def test_complete_runs_are_left_alone(tmp_path, loaded, checkpoint):
 
 
 def test_fingerprint_is_of_the_weights(tmp_path, checkpoint):
-    from wanlab.engine import models
+    from wanlab.engine.model import loading as models
 
     copied = shutil.copytree(checkpoint, tmp_path / "copy", copy_function=shutil.copyfile)  # new times
     before = run.fingerprint(models.describe(str(checkpoint)))

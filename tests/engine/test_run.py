@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from wanlab.engine import run, vae
+from wanlab.engine import run
+from wanlab.engine.model import vae
 from wanlab.errors import UsageError, WanlabError
 from wanlab.runfile import Run, verify
 from wanlab.spec import RecordSpec, RunSpec
@@ -140,7 +141,7 @@ def test_resolved_for_the_cpu(model, checkpoint):
 
 @pytest.mark.parametrize("name", ["here", "r.txt", "dir.h5", "locked/r.h5", "file/r.h5"])
 def test_outputs_that_cannot_be_written_are_refused_first(tmp_path, checkpoint, name, monkeypatch):
-    monkeypatch.setattr("wanlab.engine.models.describe", lambda *a, **k: pytest.fail("read the model"))
+    monkeypatch.setattr("wanlab.engine.model.loading.describe", lambda *a, **k: pytest.fail("read the model"))
     (tmp_path / "dir.h5").mkdir()
     (tmp_path / "file").write_text("")
     if name.startswith("locked"):
@@ -167,7 +168,7 @@ def test_numbers_that_are_none_are_no_video(tmp_path, loaded, checkpoint, monkey
 
 def test_plan_of_the_real_model(tmp_path):
     """The published configuration: 13 latent frames of 104x60 are 20280 tokens, one forward 832 TFLOP."""
-    from wanlab.engine.plan import flops
+    from wanlab.engine.run.forecast import flops
 
     config = {
         "num_attention_heads": 40,
@@ -181,7 +182,7 @@ def test_plan_of_the_real_model(tmp_path):
 
 def test_flops_by_hand():
     """D=2, M=3, L=5 text tokens, n=7, one layer, text width 4, 1 channel in and out."""
-    from wanlab.engine.plan import flops
+    from wanlab.engine.run.forecast import flops
 
     config = {
         "num_attention_heads": 1, "attention_head_dim": 2, "ffn_dim": 3, "num_layers": 1, "text_dim": 4,
@@ -225,7 +226,7 @@ def test_models_are_loaded_once_and_only_when_needed(tmp_path, checkpoint, singl
 
 def test_warm_up_runs_each_kind_of_forward_once(model, checkpoint):
     """Of two experts, of which the first works at two lengths: a forward each, and one for the single branch at the end."""
-    from wanlab.engine.plan import make_env
+    from wanlab.engine.run.forecast import make_env
     from wanlab.engine.solvers import Solver
 
     planned = run.plan(make_spec(checkpoint, policies=["half:switch=5", "cfg:last=2"], batch_cfg=True))

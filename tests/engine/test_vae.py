@@ -11,7 +11,8 @@ from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm, WanUps
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wanlab.engine import models, vae
+from wanlab.engine.model import loading as models
+from wanlab.engine.model import vae
 
 
 def norm_of(channels: int, images: bool = False, bias: bool = False) -> WanRMS_norm:

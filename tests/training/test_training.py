@@ -12,8 +12,8 @@ import torch
 
 from training import fast_vae, models, render, train
 from wanlab.embedded import world
-from wanlab.engine import vae as wan_vae
-from wanlab.engine.fast import ShortText
+from wanlab.engine.model import vae as wan_vae
+from wanlab.engine.model.kernels import ShortText
 
 W, H = world.NATIVE_SIZE
 SMALL_VAE = models.VAE | {"base_dim": 8, "decoder_base_dim": 16}

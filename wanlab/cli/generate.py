@@ -17,7 +17,7 @@ from wanlab.cli.running import run_all
 from wanlab.spec import RecordSpec, RunSpec
 
 if TYPE_CHECKING:
-    from wanlab.engine.plan import Plan
+    from wanlab.engine.run.forecast import Plan
 
 # In the order in which they happen.
 PHASES = (

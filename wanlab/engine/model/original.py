@@ -17,7 +17,7 @@ from typing import Any
 
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 
-from wanlab.engine.weights import Head
+from wanlab.engine.model.weights import Head
 from wanlab.errors import UsageError
 
 TEXT_ENCODER = "models_t5_umt5-xxl-enc-bf16.pth"

@@ -35,9 +35,11 @@ from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
 
 from wanlab.embedded import tiny_path
-from wanlab.engine import convert, fast, weights
-from wanlab.engine import vae as wan_vae
-from wanlab.engine.placement import Placement
+from wanlab.engine.model import kernels as fast
+from wanlab.engine.model import original as convert
+from wanlab.engine.model import vae as wan_vae
+from wanlab.engine.model import weights
+from wanlab.engine.model.placement import Placement
 from wanlab.engine.types import Call
 from wanlab.errors import UsageError, WanlabError
 from wanlab.registry import suggest

@@ -20,11 +20,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from wanlab.engine import fast, models, observers, placement, policies, vae
+from wanlab.engine import observers, policies
 from wanlab.engine.loop import denoise
-from wanlab.engine.models import Checkpoint, Denoiser, Model
-from wanlab.engine.plan import Plan, make_env
-from wanlab.engine.plan import plan as make_full_plan
+from wanlab.engine.model import kernels as fast
+from wanlab.engine.model import loading as models
+from wanlab.engine.model import placement, vae
+from wanlab.engine.model.loading import Checkpoint, Denoiser, Model
+from wanlab.engine.run.forecast import Plan, make_env
+from wanlab.engine.run.forecast import plan as make_full_plan
 from wanlab.engine.solvers import Solver, default_shift
 from wanlab.engine.types import BOTH, COND, UNCOND, Call, Env, Observer, Session, State
 from wanlab.errors import UsageError, WanlabError

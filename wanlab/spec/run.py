@@ -90,10 +90,10 @@ class PolicySpec:
         pairs = self.knobs.items() if isinstance(self.knobs, Mapping) else self.knobs
         object.__setattr__(self, "knobs", tuple(sorted((str(k), v) for k, v in pairs)))
         if not re.fullmatch(r"[a-z][a-z0-9_-]*", self.name):
-            raise UsageError(f"'{_short(self.name)}' is no policy name", "write name:knob=value,knob=value")
+            raise UsageError(f"'{short(self.name)}' is no policy name", "write name:knob=value,knob=value")
         for key, value in self.options.items():
             if not re.fullmatch(r"[a-z][a-z0-9_]*", key):
-                raise UsageError(f"'{_short(key)}' is no knob of a policy", "write name:knob=value,knob=value")
+                raise UsageError(f"'{short(key)}' is no knob of a policy", "write name:knob=value,knob=value")
             if not isinstance(value, str | int | float | bool) or (
                 isinstance(value, float) and not math.isfinite(value)
             ):
@@ -115,10 +115,10 @@ class PolicySpec:
         for part in filter(None, (p.strip() for p in rest.split(","))):
             key, equals, value = (p.strip() for p in part.partition("="))
             if not equals or not key or not value:
-                raise UsageError(f"'{_short(text)}' is no policy", "write name:knob=value,knob=value")
+                raise UsageError(f"'{short(text)}' is no policy", "write name:knob=value,knob=value")
             if key in knobs:
-                raise UsageError(f"knob {_short(key)} is given twice in '{_short(text)}'", "give it once")
-            knobs[key] = _value(value)
+                raise UsageError(f"knob {short(key)} is given twice in '{short(text)}'", "give it once")
+            knobs[key] = parse_value(value)
         return cls(name.strip(), knobs)
 
     def __str__(self) -> str:
@@ -184,7 +184,7 @@ class RunSpec:
         if not isinstance(self.model, str) or not self.model.strip() or not self.model.isprintable():
             raise UsageError("no model is named", "use --model tiny, a directory, or a hub id")
         if not isinstance(self.revision, str) or not re.fullmatch(r"[\w./-]{0,128}", self.revision):
-            raise UsageError(f"'{_short(str(self.revision))}' is no revision", "name a branch, tag or commit")
+            raise UsageError(f"'{short(str(self.revision))}' is no revision", "name a branch, tag or commit")
         _whole("--seed", self.seed, 0, 2**63 - 1)
         check_size(self.width, self.height)
         check_frames(self.frames)
@@ -206,7 +206,7 @@ class RunSpec:
         if not all(isinstance(p, PolicySpec) for p in self.policies):
             raise UsageError("policies are not PolicySpec", "use PolicySpec.parse")
         if not isinstance(self.device, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,2})?", self.device):
-            raise UsageError(f"unknown device '{_short(str(self.device))}'", "use auto, cpu, cuda or cuda:N")
+            raise UsageError(f"unknown device '{short(str(self.device))}'", "use auto, cpu, cuda or cuda:N")
         _choice("--dtype", self.dtype, DTYPES)
         _choice("--vae-dtype", self.vae_dtype, DTYPES)
         _choice("--precision", self.precision, ("auto", *PRECISIONS))
@@ -266,75 +266,11 @@ class RunSpec:
             for name in given:
                 if name not in cls.__dataclass_fields__:
                     raise UsageError(
-                        f"unknown field '{_short(str(name))}'", suggest(str(name), cls.__dataclass_fields__)
+                        f"unknown field '{short(str(name))}'", suggest(str(name), cls.__dataclass_fields__)
                     )
             return cls(**given)
         except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise UsageError(f"the run's specification is malformed: {error}") from error
-
-
-# What a method may change beside its policies: the sampler, never what is asked for.
-METHOD_SETTINGS = (
-    "guidance", "solver", "schedule", "steps", "shift", "batch_cfg", "dtype", "vae_dtype", "precision", "attention",
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class MethodSpec:
-    """A way to sample: policies, and settings of the sampler, laid over a specification.
-
-    `parse` reads "baseline" (nothing), a policy, or several joined with "+": "half+cfg:last=5". A setting is written
-    like a policy of that name alone: "guidance=3", "cfg:last=5+steps=10+batch_cfg=true".
-    """
-
-    label: str
-    policies: tuple[PolicySpec, ...] = ()
-    settings: tuple[tuple[str, Any], ...] = ()
-    """Pairs of a name in `METHOD_SETTINGS` and its value."""
-
-    def __post_init__(self) -> None:
-        for name, _ in self.settings:
-            if name not in METHOD_SETTINGS:
-                raise UsageError(f"a method cannot set '{_short(name)}'", suggest(name, METHOD_SETTINGS))
-
-    @classmethod
-    def parse(cls, text: str, label: str = "") -> Self:
-        """The method that `text` says; labelled by its text unless `label` is given. Raises UsageError."""
-        policies, settings = [], {}
-        for part in filter(None, (p.strip() for p in text.split("+"))):
-            name, equals, value = (p.strip() for p in part.partition("="))
-            if part == "baseline":
-                continue
-            if equals and ":" not in name:
-                if not value:
-                    raise UsageError(f"'{_short(part)}' sets nothing", "write guidance=3")
-                settings[name.replace("-", "_")] = parse_guidance(value) if name == "guidance" else _value(value)
-            else:
-                policies.append(PolicySpec.parse(part))
-        return cls(label or text.strip() or "baseline", tuple(policies), tuple(settings.items()))
-
-    @classmethod
-    def from_dict(cls, label: str, plain: Mapping[str, Any]) -> Self:
-        """A method of a TOML file: `method = "…"`, or `policies = ["…"]` and settings. Raises UsageError."""
-        given = dict(plain)
-        method = given.pop("method", "")
-        texts = given.pop("policies", [])
-        if not isinstance(method, str) or not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-            raise UsageError(f"method '{_short(label)}' is malformed", 'write policies = ["cfg:last=5"]')
-        whole = cls.parse(method, label)
-        if "guidance" in given:
-            given["guidance"] = parse_guidance(str(given["guidance"]).strip("[]() "))
-        policies = whole.policies + tuple(PolicySpec.parse(t) for t in texts)
-        return cls(label, policies, whole.settings + tuple(given.items()))
-
-    def __str__(self) -> str:
-        """What `parse` reads."""
-        plain = {n: ",".join(map(str, v)) if isinstance(v, tuple) else str(v).lower() for n, v in self.settings}
-        return "+".join([*map(str, self.policies), *(f"{n}={v}" for n, v in plain.items())]) or "baseline"
-
-    def apply(self, spec: RunSpec) -> RunSpec:
-        """`spec` sampled this way; its own policies come first. Raises UsageError."""
-        return dataclasses.replace(spec, policies=spec.policies + self.policies, **dict(self.settings))
 
 
 def parse_guidance(text: str) -> tuple[float, float]:
@@ -345,7 +281,7 @@ def parse_guidance(text: str) -> tuple[float, float]:
     except ValueError:
         scales = []
     if len(scales) not in (1, 2):
-        raise UsageError(f"guidance '{_short(text)}' is not LOW or LOW,HIGH", "write --guidance 3,4")
+        raise UsageError(f"guidance '{short(text)}' is not LOW or LOW,HIGH", "write --guidance 3,4")
     return scales[0], scales[-1]
 
 
@@ -353,7 +289,7 @@ def parse_size(text: str) -> tuple[int, int]:
     """`832x480` or `832*480` as (width, height), checked. Raises UsageError."""
     match = re.fullmatch(r"\s*(\d{1,5})\s*[x*×]\s*(\d{1,5})\s*", text, re.IGNORECASE | re.ASCII)
     if match is None:
-        raise UsageError(f"size '{_short(text)}' is not WIDTHxHEIGHT", "write --size 832x480")
+        raise UsageError(f"size '{short(text)}' is not WIDTHxHEIGHT", "write --size 832x480")
     width, height = int(match[1]), int(match[2])
     check_size(width, height)
     return width, height
@@ -399,7 +335,7 @@ def _prompt(what: str, text: str, *, empty: bool) -> None:
 
 def _choice(what: str, value: str, known: tuple[str, ...]) -> None:
     if value not in known:
-        raise UsageError(f"{what} '{_short(str(value))}' is unknown", suggest(str(value), known))
+        raise UsageError(f"{what} '{short(str(value))}' is unknown", suggest(str(value), known))
 
 
 def _flag(what: str, value: bool) -> None:
@@ -420,7 +356,7 @@ def _number(what: str, value: float, low: float, high: float) -> float:
     return float(value)
 
 
-def _value(text: str) -> Knob:
+def parse_value(text: str) -> Knob:
     if text.lower() in ("true", "false"):
         return text.lower() == "true"
     for kind in (int, float):
@@ -431,7 +367,7 @@ def _value(text: str) -> Knob:
     return text
 
 
-def _short(text: str, most: int = 60) -> str:
+def short(text: str, most: int = 60) -> str:
     """`text` made fit for one line of an error: escaped and cut."""
     escaped = text.encode("unicode_escape", "backslashreplace").decode() if not text.isprintable() else text
     return escaped if len(escaped) <= most else escaped[: most - 1] + "…"

@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
-from wanlab.engine import models, observers, policies
-from wanlab.engine import vae as wan_vae
+from wanlab.engine import observers, policies
 from wanlab.engine.loop import make_plan, tokens
-from wanlab.engine.models import TEXT_TOKENS, Checkpoint
+from wanlab.engine.model import loading as models
+from wanlab.engine.model import vae as wan_vae
+from wanlab.engine.model.loading import TEXT_TOKENS, Checkpoint
 from wanlab.engine.observers.latents import OTHER_EXPERT
 from wanlab.engine.solvers import Solver, step_contexts
 from wanlab.engine.types import BOTH, Env, StepContext, StepPlan

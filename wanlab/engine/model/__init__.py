@@ -1,0 +1,1 @@
+"""A checkpoint: found, judged, loaded, and evaluated."""
