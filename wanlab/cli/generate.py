@@ -17,7 +17,7 @@ from wanlab.cli.running import run_all
 from wanlab.spec import RecordSpec, RunSpec
 
 if TYPE_CHECKING:
-    from wanlab.engine.run.forecast import Plan
+    from wanlab.engine.run import Forecast as Plan
 
 # In the order in which they happen.
 PHASES = (
@@ -116,7 +116,7 @@ def _plan_rows(p: Plan, run: int | None = None) -> list[dict[str, Any]]:
     return [
         ({} if run is None else {"run": run})
         | {"step": r.step + 1, "timestep": f"{r.timestep:g}", "sigma": f"{r.sigma:.4f}", "expert": r.expert, "branches": "+".join(r.branches),
-           "guidance": f"{r.guidance:g}", "frames": r.frames, "tokens": r.tokens, "passes": r.passes, "": "frames completed" if r.lift else ""}
+           "guidance": f"{r.guidance:g}", "frames": r.frames, "tokens": r.tokens, "passes": r.passes, "": "frames completed" if r.jump else ""}
         for r in p.rows
     ]  # fmt: skip
 
