@@ -12,7 +12,8 @@ import torch
 
 from tests.engine import official
 from wanlab.cli.app import main
-from wanlab.cli.options import NEGATIVE, Sampling
+from wanlab.cli.options import Sampling
+from wanlab.spec.presets import NEGATIVE
 from wanlab.runfile import Run
 
 SMALL = ("--frames", "5", "--steps", "2", "--prompt", "x")
