@@ -88,7 +88,7 @@ def test_batched_guidance_differs_by_rounding_only(model, checkpoint):
     one, both = (sample(model, make_spec(checkpoint), batched=b) for b in (False, True))
     assert passes(one) == passes(both) == 40
     assert relative(both[-1].x_next, one[-1].x_next) < 1e-4
-    assert [r.ran.tokens for r in one] == [r.tokens for r in both] == [40] * 20
+    assert [r.ran.tokens for r in one] == [r.ran.tokens for r in both] == [40] * 20
 
 
 def test_prompt_is_cleaned_and_padded_as_the_pipeline_does(model, pipeline):
