@@ -3,20 +3,35 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test slow clean
+.PHONY: demo test slow lint format docs matrix clean
 
 demo: $(VENV)/.installed
 	$(BIN)/wanlab compare --mode cfg_vs_baseline
 
-test: $(VENV)/.tested
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
-	$(BIN)/mypy
-	$(BIN)/lint-imports
+test: lint
 	$(BIN)/python -m pytest -q
 
 slow: $(VENV)/.tested
 	$(BIN)/python -m pytest -q -m slow
+
+lint: $(VENV)/.tested
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(VENV)/.tested
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The site, into site/: pages from docs/ and from docstrings. The pages load nothing from elsewhere.
+docs: $(VENV)/.documented
+	$(BIN)/mkdocs build --strict
+
+# The quick tests on every Python that is here, with the oldest and the newest libraries that pyproject.toml allows:
+# each in its own environment under .matrix/. `make matrix CUDA=1` also takes torch builds that bring CUDA (gigabytes).
+matrix:
+	$(PYTHON) .ci/matrix.py $(if $(CUDA),--cuda) $(TESTS)
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -29,5 +44,9 @@ $(VENV)/.tested: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/pip install -q -c constraints.txt -e '.[test]'
 	touch $@ $(VENV)/.installed
 
+$(VENV)/.documented: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/pip install -q -c constraints.txt -e '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) .matrix site
