@@ -24,9 +24,11 @@ format: $(VENV)/.tested
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The site, into site/: pages from docs/ and from docstrings. The pages load nothing from elsewhere.
+# The site, into site/: the repository's Markdown and pages from docstrings. The pages load nothing from elsewhere.
 docs: $(VENV)/.documented
-	$(BIN)/mkdocs build --strict
+	rm -rf .site && mkdir .site
+	tar -cf - docs examples *.md benchmarks/*.md wanlab/embedded/tiny/README.md | tar -xf - -C .site
+	$(BIN)/zensical build --clean --strict
 
 # The quick tests on every Python that is here, with the oldest and the newest libraries that pyproject.toml allows:
 # each in its own environment under .matrix/. `make matrix CUDA=1` also takes torch builds that bring CUDA (gigabytes).
@@ -49,4 +51,4 @@ $(VENV)/.documented: $(BIN)/python pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) .matrix site
+	rm -rf $(VENV) .matrix .site site
