@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from wanlab.cli import forecast, render
 from wanlab.cli.options import Form, Method, Sampling, option, with_options
@@ -11,9 +11,6 @@ from wanlab.cli.running import run_all
 from wanlab.spec import RecordSpec
 from wanlab.study.requests import places
 from wanlab.study.text import plain
-
-if TYPE_CHECKING:
-    from rich.console import Group
 
 # In the order in which they happen.
 PHASES = (
@@ -89,7 +86,7 @@ def generate(
 
     failed = run_all(specs, outs, force=force, gif=gif, done=done)
     if shown_as == "human":
-        render.show(*(picture(s, show_steps) for s in summaries))
+        render.show(*(part for s in summaries for part in picture(s, show_steps)))
     elif shown_as != "paths":
         flat = [{k: v for k, v in s.items() if not isinstance(v, dict | list)} for s in summaries]
         render.emit(flat, shown_as, summaries)
@@ -148,16 +145,15 @@ def _text(value: Any) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def picture(s: dict[str, Any], show_steps: bool) -> Group:
-    """A run's summary for a terminal."""
-    from rich.console import Group
+def picture(s: dict[str, Any], show_steps: bool) -> list[Any]:
+    """A run's summary for a terminal, in parts."""
     from rich.text import Text
 
     method = s["policies"] or "no policy"
     line = f"{s['model']}, seed {s['seed']}, {s['size']}, {s['frames']} frames, {s['steps']} steps, {method}; {s['device'] or 'cpu'}"
     cost = f"passes    {s['passes']}"
     cost += f" of {s['plain_passes']} without policies" if s["plain_passes"] else ""
-    clock = "  ".join(f"{k} {v:.2f} s" for k, v in s["timing_seconds"].items())
+    clock = ", ".join(f"{k} {v:.2f} s" for k, v in s["timing_seconds"].items())
     lines = [f"{cost}, {s['tokens']:,} tokens", f"time      {clock}"]
     if s["resumed_from_step"]:
         lines.append(f"resumed   after step {s['resumed_from_step']}")
@@ -171,14 +167,14 @@ def picture(s: dict[str, Any], show_steps: bool) -> Group:
     ]  # fmt: skip
     if show_steps:
         parts.append(render.table([_step_row(r) for r in s["by_step"]], left=("expert", "branches", "cond", "uncond")))
-    return Group(*parts)
+    return parts
 
 
 def _step_row(r: dict[str, Any]) -> dict[str, str]:
     status: dict[str, str] = {b: r[b] for b in ("cond", "uncond") if b in r}
     status = status or {"branches": r["branches"].replace(",", "+")}
     return {
-        "step": str(r["step"]), "t": f"{r['timestep']:.1f}", "σ": f"{r['sigma']:.4f}", "expert": r["expert"], **status,
+        "step": str(r["step"]), "σ": f"{r['sigma']:.4f}", "expert": r["expert"], **status,
         "mse": render.number(r["mse"], ".2e"), "change": render.number(r["change"], ".2e"),
         "cosine": render.number(r["cosine"], ".4f"), "ms": f"{1000 * r['seconds']:.0f}",
     }  # fmt: skip

@@ -15,6 +15,7 @@ from wanlab.study.text import plain
 
 MEMORY = 2**30  # bytes and …
 SECONDS = 60.0  # … seconds that reading a file of unknown origin may take
+WIDE = 120  # columns that the whole table needs
 
 
 @with_options
@@ -101,7 +102,11 @@ def _show(content: Mapping[str, Any]) -> None:
         f"{content['method']}",
         f"made by   {made_by}; {attributes.get('device_name', '')}",
     ]
-    arrays = [{**a, "stored": render.size(a["stored"])} for a in content["data"]]
+    narrow = render.output().width < WIDE
+    arrays = [
+        {k: render.size(v) if k == "stored" else v for k, v in a.items() if not (narrow and k in ("dims", "unit"))}
+        for a in content["data"]
+    ]
     render.show(
         Text("\n".join(line[:10] + plain(line[10:], 600) if k else plain(line, 4000) for k, line in enumerate(lines))),
         render.table(arrays, left=("name", "dims", "dtype", "what")),

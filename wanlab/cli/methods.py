@@ -30,7 +30,9 @@ KINDS = {
     "solver": ("wanlab.engine.solvers", "Solvers", "`--solver NAME`"),
     "metric": ("wanlab.analysis.metrics", "Metrics", "computed by `wanlab compare`"),
 }
-_SOURCE = re.compile(r'\(([^()]*(?:"[^"]*"[^()]*)?\b(?:19|20)\d\d[a-z]?)\)|(https?://[^\s)>,]+|\barXiv:\d{4}\.\d{4,5})')
+_SOURCE = re.compile(
+    r'\(([^()]*(?:"[^"]*"[^()]*)?\b(?:19|20)\d\d[a-z]?)\)|(https?://[^\s)>,]*[^\s)>,.]|\barXiv:\d{4}\.\d{4,5})'
+)
 _KNOB = re.compile(r"(?m)^(?P<name>[a-z_][a-z0-9_]*) {2,}(?P<text>.+(?:\n {4,}.+)*)")
 _COST = re.compile(r"(?ms)^Cost:?\s+(?P<text>.+?)(?:\n\s*\n|\Z)")
 

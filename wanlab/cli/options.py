@@ -73,7 +73,8 @@ class Form:
         option(
             "--format",
             panel=_OUTPUT,
-            help="auto, human, json, csv or md. auto: tables on a terminal, file names in a pipe.",
+            help="auto, human, json, csv or md. auto: tables on a terminal; in a pipe file names from generate and "
+            "continuity, plain tables from the others.",
         ),
     ] = "auto"
     as_json: Annotated[bool, option("--json", panel=_OUTPUT, help="The same as --format json.")] = False

@@ -152,7 +152,7 @@ def table(
     from rich.text import Text
 
     shown = Table(
-        title=Text(plain(title)) if title else None, box=box.SIMPLE_HEAD, title_justify="left", pad_edge=False,
+        title=Text(plain(title)) if title else None, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), show_edge=False,
         caption=Text(plain(caption, 400)) if caption else None, caption_justify="left",
     )  # fmt: skip
     for name in rows[0] if rows else ():
@@ -180,8 +180,10 @@ def show(*things: Any) -> None:
         for thing in things:
             width = console.width
             if isinstance(thing, Table):
-                width = max(width, Measurement.get(console, console.options.update(max_width=10_000), thing).minimum)
-            console.print(thing, width=width, crop=False)
+                console.width = 10_000
+                console.width = max(width, Measurement.get(console, console.options, thing).minimum)
+            console.print(thing)
+            console.width = width
     write(captured.get())
 
 

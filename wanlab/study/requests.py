@@ -159,21 +159,18 @@ def _settings(given: Mapping[str, Any]) -> dict[str, Any]:
     own = dict(given)
     for name in own:
         if name == "record" or name not in {*RunSpec.__dataclass_fields__, "size", "policy"}:
-            known = (set(RunSpec.__dataclass_fields__) | {"size", "policy"}) - {"record"}
-            raise UsageError(f"a prompt sets '{short(name, 40)}'", suggest(name, known))
+            fields = {*RunSpec.__dataclass_fields__, "size", "policy"} - {"record"}
+            raise UsageError(f"a prompt sets '{short(name, 40)}'", suggest(name, fields))
     if "size" in own:
         own["width"], own["height"] = parse_size(str(own.pop("size")))
     if isinstance(own.get("guidance"), str | int | float):
         own["guidance"] = parse_guidance(str(own["guidance"]))
-    for name in ("policy", "policies"):
-        if name in own:
-            texts = own.pop(name)
-            texts = [texts] if isinstance(texts, str) else texts
-            if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
-                raise UsageError(
-                    f"{name} is {short(str(texts), 40)}", 'write "policy": "cfg:last=5", or a list of such'
-                )
-            own["policies"] = tuple(PolicySpec.parse(t) for t in texts)
+    if "policy" in own or "policies" in own:
+        texts = own.pop("policy") if "policy" in own else own["policies"]
+        texts = [texts] if isinstance(texts, str) else texts
+        if not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
+            raise UsageError(f"policy is {short(str(texts), 40)}", 'write "policy": "cfg:last=5", or a list of such')
+        own["policies"] = tuple(PolicySpec.parse(t) for t in texts)
     if own.get("seed") == []:
         raise UsageError("the list of seeds is empty", 'write "seed": [0, 1]')
     return own
@@ -262,7 +259,7 @@ def _fields(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> tuple[st
 
 def check_model(name: str) -> None:
     """Refuse what is neither "tiny", a directory, nor the form of a hub id. Raises UsageError."""
-    path = Path(name).expanduser()
+    path = os.path.expanduser(name)
     if name == "tiny" or os.path.isdir(path):
         return
     if os.path.exists(path):
