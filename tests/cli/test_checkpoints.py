@@ -13,8 +13,8 @@ import torch
 from tests.engine import official
 from wanlab.cli.app import main
 from wanlab.cli.options import Sampling
-from wanlab.spec.presets import NEGATIVE
 from wanlab.runfile import Run
+from wanlab.spec.presets import NEGATIVE
 
 SMALL = ("--frames", "5", "--steps", "2", "--prompt", "x")
 
@@ -90,12 +90,20 @@ def test_what_is_refused_is_one_line(wanlab: Callable[..., Ended], originals: Pa
     ],
 )
 def test_the_official_settings(
-    task: str, size: tuple[int, int], frames: int, steps: int, shift: float, guidance: tuple[float, float]
+    tmp_path: Path,
+    task: str,
+    size: tuple[int, int],
+    frames: int,
+    steps: int,
+    shift: float,
+    guidance: tuple[float, float],
 ) -> None:
-    (spec,) = Sampling(task=task, model="D", prompt=["x"]).specs()
+    (spec,) = Sampling(task=task, model=str(tmp_path), prompt=["x"]).specs()
     assert ((spec.width, spec.height), spec.frames, spec.steps) == (size, frames, steps)
     assert (spec.shift, spec.guidance, spec.negative_prompt) == (shift, guidance, NEGATIVE)
-    (own,) = Sampling(task=task, model="D", prompt=["x"], negative_prompt="", steps=3, shift=1.0, guidance="2").specs()
+    (own,) = Sampling(
+        task=task, model=str(tmp_path), prompt=["x"], negative_prompt="", steps=3, shift=1.0, guidance="2"
+    ).specs()
     assert (own.negative_prompt, own.steps, own.shift, own.guidance) == ("", 3, 1.0, (2.0, 2.0))
 
 

@@ -15,8 +15,8 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 
-from wanlab.cli.options import parse_seeds
 from wanlab.runfile import Run
+from wanlab.study.requests import parse_seeds
 
 SMALL = ("--size", "32x16", "--frames", "9", "--steps", "4")
 

@@ -5,119 +5,152 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 part of a batch failed, 4 a stated thre
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
-from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import typer
+from typer.core import TyperCommand
 
 from wanlab import __version__
+from wanlab.cli import render, stopping
 from wanlab.cli.compare import compare
 from wanlab.cli.continuity import continuity
 from wanlab.cli.generate import generate
 from wanlab.cli.inspect import inspect
-from wanlab.cli.render import complain
+from wanlab.cli.methods import methods
 from wanlab.cli.report import report
+from wanlab.cli.spelling import spelled
 from wanlab.errors import WanlabError
+
+GO_ON = "the same command goes on from the last finished step"
+REMEDIES = {
+    errno.ENOSPC: "free some space, or choose another --out",
+    errno.EDQUOT: "free some space, or choose another --out",
+    errno.EACCES: "choose a place that may be written to",
+    errno.EPERM: "choose a place that may be written to",
+    errno.EROFS: "choose a place that may be written to",
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.ENOENT: "check the path",
+    errno.EEXIST: "something is in the way: choose another --out",
+    errno.ENOTDIR: "a file is in the way: choose another --out",
+    errno.EISDIR: "a folder is in the way: choose another --out",
+    errno.ELOOP: "links go round in a circle: choose another --out",
+    errno.EIO: "the device failed: check it, or choose another --out, and run the same command again",
+    errno.EFBIG: "the file is larger than is allowed there (ulimit -f): choose another --out",
+    errno.EMFILE: "too many files are open: raise ulimit -n",
+    errno.ENFILE: "too many files are open on this machine: close some",
+}
+Misused: type[Exception] = typer.BadParameter.__mro__[2]  # click's ClickException, wherever this typer keeps click
+
+
+class Command(TyperCommand):
+    """A command whose help is plain text, its options by group and their names whole at any width."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                kind = "Arguments" if param.param_type_name == "argument" else "Options"
+                groups.setdefault(getattr(param, "rich_help_panel", None) or kind, []).append(record)
+        for title, records in groups.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
 
 app = typer.Typer(
     name="wanlab",
     no_args_is_help=True,
-    add_completion=False,
+    add_completion=True,
     pretty_exceptions_enable=False,
-    help="The laboratory bench for video-diffusion sampling: what a trick on Wan2.2 does to quality, time consistency and cost.",
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="The laboratory bench for video-diffusion sampling: what a trick on Wan2.2 does to quality, time consistency "
+    "and cost.",
 )
-app.command()(generate)
-app.command()(compare)
-app.command()(continuity)
-app.command()(report)
-app.command()(inspect)
+for command in (generate, compare, continuity, report, inspect, methods):
+    app.command(cls=Command, short_help=(command.__doc__ or "").partition("\n")[0])(command)
 
 
-@app.callback()
-def _version(
-    version: bool = typer.Option(False, "--version", is_eager=True, help="Print the version and stop."),
-) -> None:
+def _print_version(version: bool) -> None:
     if version:
-        typer.echo(__version__)
+        render.write(f"{__version__}\n")
         raise typer.Exit
 
 
-# The names that the experiment guide's own scripts give to options; hidden in help, underscored or hyphenated.
-ALIASES = {
-    "--ckpt-dir": "--model",
-    "--model-path": "--model",
-    "--frame-num": "--frames",
-    "--num-frames": "--frames",
-    "--sampling-steps": "--steps",
-    "--sample-steps": "--steps",
-    "--num-inference-steps": "--steps",
-    "--output-dir": "--out",
-    "--sample-shift": "--shift",
-    "--sample-solver": "--solver",
-    "--sample-guide-scale": "--guidance",
-    "--base-seed": "--seed",
-    "--comparison-mode": "--mode",
-}
-
-
-def spelled(args: list[str]) -> list[str]:
-    """Options under our names: `--frame_num 49` and `--frame-num=49` become `--frames 49` and `--frames=49`."""
-    out: list[str] = []
-    for i, arg in enumerate(args):
-        if arg == "--":
-            return out + args[i:]
-        if arg.startswith("--"):
-            name, equals, value = arg.partition("=")
-            name = name.replace("_", "-")
-            arg = ALIASES.get(name, name) + equals + value
-        out.append(arg)
-    return out
-
-
-Misused: type[Exception] = typer.BadParameter.__mro__[2]  # click's ClickException, wherever this typer keeps click
-GO_ON = "the same command goes on from the last finished step"
-
-
-class Stopped(BaseException):
-    """SIGTERM: unwinds like Ctrl-C, so that what is finished is kept."""
-
-
-def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Stopped
+@app.callback()
+def _options(
+    version: bool = typer.Option(
+        False, "--version", is_eager=True, callback=_print_version, help="Print the version and stop."
+    ),
+) -> None:
+    pass
 
 
 def main(args: list[str] | None = None) -> NoReturn:
     """Run one command and exit."""
-    signal.signal(signal.SIGTERM, _terminate)
+    stopping.install()
     # Threads that wait by spinning for long starve each other where a core is shared, and waking one that sleeps costs
     # a small model a fifth of its time: spin briefly. Read when torch is first imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    given = sys.argv[1:] if args is None else args
     try:
-        code = app(spelled(given) or ["--help"], prog_name="wanlab", standalone_mode=False)
-        if code == 130:
+        code = _run(sys.argv[1:] if args is None else args)
+        stopping.end()
+    except (KeyboardInterrupt, stopping.Stopped):
+        stopping.end()
+        terminated = stopping.received() == signal.SIGTERM
+        render.complain("terminated" if terminated else "stopped", GO_ON)
+        code = 143 if terminated else 130
+    sys.exit(code)
+
+
+def _run(args: list[str]) -> int:
+    """Run one command: its exit code. What a user can do something about is said in one line."""
+    try:
+        render.prepare()
+        code = app(spelled(args) or ["--help"], prog_name="wanlab", standalone_mode=False)
+        if code == 130 or stopping.received():
             raise KeyboardInterrupt
-        sys.stdout.flush()
-        sys.exit(code if isinstance(code, int) else 0)
-    except WanlabError as error:
+        render.write("")  # what others wrote may not have left yet
+        return code if isinstance(code, int) else 0
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        if stopping.received():  # a library made an error of its own of the signal
+            raise KeyboardInterrupt from None
+        return _say(error)
+
+
+def _say(error: Exception) -> int:
+    """Say an error that can be foreseen in one line, and give its exit code; raise any other again."""
+    if isinstance(error, WanlabError):
         if os.environ.get("WANLAB_DEBUG") == "1":
-            raise
-        complain(error.message, error.hint)
-        sys.exit(error.exit_code)
-    except Misused as error:  # an unknown option, a value of the wrong type
+            raise error
+        render.complain(error.message, error.hint)
+        return error.exit_code
+    if isinstance(error, Misused):  # an unknown option, a value of the wrong type
         context = getattr(error, "ctx", None)
         message = error.format_message() if hasattr(error, "format_message") else str(error)
-        complain(message, f"see {context.command_path if context else 'wanlab'} --help")
-        sys.exit(2)
-    except (KeyboardInterrupt, typer.Abort):
-        complain("stopped", GO_ON)
-        sys.exit(130)
-    except Stopped:
-        complain("terminated", GO_ON)
-        sys.exit(143)
-    except BrokenPipeError:  # the reader of our output has enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        render.complain(message, f"see {context.command_path if context else 'wanlab'} --help")
+        return 2
+    if isinstance(error, BrokenPipeError):  # the reader of our output has enough
+        render.give_up_stdout()
+        return 0
+    if isinstance(error, OSError):
+        render.complain(*in_words(error))
+        return 1
+    if isinstance(error, MemoryError):
+        render.complain("out of memory", "use fewer frames, a smaller size, or --dtype bfloat16")
+        return 1
+    raise error
+
+
+def in_words(error: OSError) -> tuple[str, str]:
+    """(what is wrong, what to do) for an error of the operating system that nobody nearer to it has explained."""
+    place = " to ".join(os.fsdecode(f) for f in (error.filename, error.filename2) if isinstance(f, str | bytes))
+    what = error.strerror or str(error) or type(error).__name__
+    remedy = REMEDIES.get(error.errno or 0, "check the path and the disk, and run the same command again")
+    return f"{place}: {what}" if place else what, remedy

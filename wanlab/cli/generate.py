@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-from rich.console import Group
-from rich.text import Text
-
-from wanlab.cli import render
-from wanlab.cli.options import Form, Method, Sampling, option, places, with_options
+from wanlab.cli import forecast, render
+from wanlab.cli.options import Form, Method, Sampling, option, with_options
 from wanlab.cli.running import run_all
-from wanlab.spec import RecordSpec, RunSpec
-
-if TYPE_CHECKING:
-    from wanlab.engine.run import Forecast as Plan
+from wanlab.spec import RecordSpec
+from wanlab.study.requests import places
+from wanlab.study.text import plain
 
 # In the order in which they happen.
 PHASES = (
@@ -61,9 +54,11 @@ def generate(
     enable_debug: Annotated[
         bool, option("--enable-debug/--no-error-analysis", panel=_RECORD, help="Write the error analysis of guidance.")
     ] = True,
+    debug_outputs: Annotated[bool, option("--debug-outputs", panel=_RECORD, help="", hidden=True)] = False,
     out: Annotated[
-        Path, option("--out", "-o", panel=_OUTPUT, help="A folder, or for one run a file that ends in .h5.")
-    ] = Path("runs"),
+        Path | None,
+        option("--out", "-o", panel=_OUTPUT, help="A folder, or for one run a file that ends in .h5.  [default: runs]"),
+    ] = None,
     gif: Annotated[bool, option("--gif", panel=_OUTPUT, help="A gif beside the mp4.")] = False,
     force: Annotated[bool, option("--force", panel=_OUTPUT, help="Compute again what is already complete.")] = False,
     dry_run: Annotated[
@@ -78,78 +73,31 @@ def generate(
     shown_as = form.choose()
     recorded = RecordSpec(level=record, every=record_every, dtype=record_dtype, probe=probe)
     specs = sampling.specs(method.policies(), recorded)
-    outs = places(specs, out)
+    outs = places(specs, out or Path("outputs" if debug_outputs else "runs"))
     if dry_run:
-        return _dry_run(specs, outs, shown_as)
-    return _generate(specs, outs, shown_as, force=force, gif=gif, analyse=enable_debug, show_steps=show_steps)
-
-
-def _dry_run(specs: Sequence[RunSpec], outs: Sequence[Path], form: str) -> int:
-    from wanlab.engine.run import check_output, plan
-
-    for place in outs:
-        check_output(place)
-    plans = [plan(s) for s in specs]
-    rows = [r for k, p in enumerate(plans) for r in _plan_rows(p, k if len(plans) > 1 else None)]
-    if form in ("json", "csv", "md"):
-        render.emit(rows, form, [p.to_dict() for p in plans])
-        return 0
-    shown: dict[str, tuple[Plan, int]] = {}  # one table for all runs that differ in prompt and seed alone
-    for p in plans:
-        key = replace(p.spec, prompt="-", seed=0).digest()
-        shown[key] = (p, shown.get(key, (p, 0))[1] + 1)
-    for p, count in shown.values():
-        title = f"{p.spec.model}  {p.spec.width}x{p.spec.height}  {p.spec.frames} frames  {p.spec.steps} steps  shift {p.spec.shift:g}  {p.spec.solver}"
-        lines = [
-            f"passes      {p.passes} of {p.plain_passes} without policies; predicted speed-up {p.speedup:.2f}",
-            f"operations  {p.flops / 1e12:.2f} TFLOP",
-            f"weights     {', '.join(f'{k} {render.size(v)}' for k, v in p.memory_bytes.items())}",
-            f"memory      {', '.join(f'{k} {render.size(v)}' for k, v in p.memory_plans.items())}; here {p.spec.memory}",
-            f"disk        {render.size(p.disk_bytes)} a run"
-            + (f", {render.size(p.disk_bytes * count)} for {count} runs" if count > 1 else ""),
-        ]
-        render.show(render.table(_plan_rows(p), title=title, left=("expert", "branches", "")), Text("\n".join(lines)))
-    return 0
-
-
-def _plan_rows(p: Plan, run: int | None = None) -> list[dict[str, Any]]:
-    return [
-        ({} if run is None else {"run": run})
-        | {"step": r.step + 1, "timestep": f"{r.timestep:g}", "sigma": f"{r.sigma:.4f}", "expert": r.expert, "branches": "+".join(r.branches),
-           "guidance": f"{r.guidance:g}", "frames": r.frames, "tokens": r.tokens, "passes": r.passes, "": "frames completed" if r.jump else ""}
-        for r in p.rows
-    ]  # fmt: skip
-
-
-def _generate(
-    specs: Sequence[RunSpec],
-    outs: Sequence[Path],
-    form: str,
-    *,
-    force: bool,
-    gif: bool,
-    analyse: bool,
-    show_steps: bool,
-) -> int:
+        return forecast.show(specs, outs, shown_as)
+    analysis = ("debug_outputs/" if debug_outputs else "") + "error_analysis" if enable_debug else ""
     summaries: list[dict[str, Any]] = []
 
     def done(place: Path) -> None:
-        summaries.append(summarise(place, analyse=analyse, alone=len(specs) == 1))
-        if form == "paths":
-            sys.stdout.write(f"{place}\n")
-            sys.stdout.flush()
+        summaries.append(summarise(place, analysis, alone=len(specs) == 1))
+        if shown_as == "paths":
+            render.write(f"{place}\n")
 
     failed = run_all(specs, outs, force=force, gif=gif, done=done)
-    if form == "human":
-        render.show(*(picture(s, show_steps) for s in summaries))
-    elif form != "paths":
+    if shown_as == "human":
+        render.show(*(part for s in summaries for part in picture(s, show_steps)))
+    elif shown_as != "paths":
         flat = [{k: v for k, v in s.items() if not isinstance(v, dict | list)} for s in summaries]
-        render.emit(flat, form, summaries)
+        render.emit(flat, shown_as, summaries)
     return 0 if not failed else 1 if len(failed) == len(specs) else 3
 
 
-def summarise(path: Path, *, analyse: bool, alone: bool) -> dict[str, Any]:
-    """A finished run's figures, with the contact sheet and the error analysis written beside it."""
+def summarise(path: Path, analysis: str, *, alone: bool) -> dict[str, Any]:
+    """A finished run's figures, with the contact sheet written beside it.
+
+    analysis  the folder of the error analysis, beside the run file; "" for none
+    """
     import numpy as np
 
     from wanlab.analysis import figures, guidance
@@ -161,18 +109,12 @@ def summarise(path: Path, *, analyse: bool, alone: bool) -> dict[str, Any]:
         timing = {k: took[k] for k in (*PHASES, *took) if k in took}
         sheet = figures.contact_sheet(np.asarray(run.video), path.with_suffix(".png"), title=prompt)
         files = {"run": path, "video": path.with_suffix(".mp4"), "contact_sheet": sheet}
-        if analyse:
-            folder = path.parent / "error_analysis" / ("" if alone else path.stem)
+        if analysis:
+            folder = path.parent / analysis / ("" if alone else path.stem)
             folder.mkdir(parents=True, exist_ok=True)
             files["error_figure"] = figures.guidance_figure(g, folder / "cfg_error_visualization.png", title=prompt)
             files["error_report"] = folder / "error_analysis_report.txt"
             files["error_report"].write_text(guidance.report(g, prompt=prompt, title=path.name), encoding="utf-8")
-        steps = [
-            {"step": k + 1, "timestep": float(g.timestep[k]), "sigma": float(g.sigma[k]), "expert": str(g.expert[k]),
-             "branches": str(g.branches[k]), "passes": int(g.passes[k]), "mse": float(g.mse[k]), "change": float(g.change[k]),
-             "cosine": float(g.cosine[k]), "seconds": float(run["seconds"][k])}
-            for k in range(g.steps)
-        ]  # fmt: skip
         predicted = run.attrs.get("predicted", {})
         return {
             "prompt": prompt, "seed": run.spec.seed, "model": run.spec.model, "size": f"{run.spec.width}x{run.spec.height}",
@@ -181,35 +123,58 @@ def summarise(path: Path, *, analyse: bool, alone: bool) -> dict[str, Any]:
             "plain_passes": predicted.get("plain_passes"), "tokens": int(np.asarray(run["tokens"]).sum()),
             "sampling_seconds": float(np.asarray(run["seconds"]).sum()), "peak_memory_bytes": run.attrs.get("peak_memory_bytes", 0),
             "resumed_from_step": run.attrs.get("resumed_from_step", 0), "timing_seconds": timing, "reading": guidance.reading(g),
-            "files": {k: str(v) for k, v in files.items()}, "by_step": steps,
+            "files": {k: str(v) for k, v in files.items()}, "by_step": by_step(run, g),
         }  # fmt: skip
 
 
-def picture(s: dict[str, Any], show_steps: bool) -> Group:
-    """A run's summary for a terminal."""
+def by_step(run: Any, g: Any) -> list[dict[str, Any]]:
+    """A row for every step of a run; with the branches' status where it was recorded."""
+    status = [b for b in ("cond", "uncond") if f"status_{b}" in run]
+    return [
+        {
+            "step": k + 1, "timestep": float(g.timestep[k]), "sigma": float(g.sigma[k]), "expert": str(g.expert[k]),
+            "branches": str(g.branches[k]), **{b: _text(run[f"status_{b}"][k]) for b in status},
+            "passes": int(g.passes[k]), "mse": float(g.mse[k]), "change": float(g.change[k]),
+            "cosine": float(g.cosine[k]), "seconds": float(run["seconds"][k]),
+        }
+        for k in range(g.steps)
+    ]  # fmt: skip
+
+
+def _text(value: Any) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
+
+
+def picture(s: dict[str, Any], show_steps: bool) -> list[Any]:
+    """A run's summary for a terminal, in parts."""
+    from rich.text import Text
+
     method = s["policies"] or "no policy"
-    head = Text(render.plain(s["prompt"]), style="bold")
-    line = Text(
-        f"{s['model']}, seed {s['seed']}, {s['size']}, {s['frames']} frames, {s['steps']} steps, {method}; {s['device'] or 'cpu'}"
-    )
-    cost = (
-        f"passes    {s['passes']}"
-        + (f" of {s['plain_passes']} without policies" if s["plain_passes"] else "")
-        + f", {s['tokens']:,} tokens"
-    )
-    clock = "  ".join(f"{k} {v:.2f} s" for k, v in s["timing_seconds"].items())
-    lines = [cost, f"time      {clock}"]
+    line = f"{s['model']}, seed {s['seed']}, {s['size']}, {s['frames']} frames, {s['steps']} steps, {method}; {s['device'] or 'cpu'}"
+    cost = f"passes    {s['passes']}"
+    cost += f" of {s['plain_passes']} without policies" if s["plain_passes"] else ""
+    clock = ", ".join(f"{k} {v:.2f} s" for k, v in s["timing_seconds"].items())
+    lines = [f"{cost}, {s['tokens']:,} tokens", f"time      {clock}"]
+    if s["resumed_from_step"]:
+        lines.append(f"resumed   after step {s['resumed_from_step']}")
     if s["peak_memory_bytes"]:
         lines.append(f"memory    {render.size(s['peak_memory_bytes'])} at most on the GPU")
     lines += [f"{'guidance' if not k else '':<10}{text}" for k, text in enumerate(s["reading"])]
-    lines += [f"{'files' if not k else '':<10}{render.plain(v)}" for k, v in enumerate(s["files"].values())]
-    parts: list[Any] = [Text(""), head, line, Text("\n".join(lines))]
+    lines += [f"{'files' if not k else '':<10}{plain(v, 4000)}" for k, v in enumerate(s["files"].values())]
+    parts: list[Any] = [
+        Text(""), Text(plain(s["prompt"]), style="bold"), Text(plain(line, 600)),
+        Text("\n".join(text[:10] + plain(text[10:], 4000) for text in lines)),
+    ]  # fmt: skip
     if show_steps:
-        rows = [
-            {"step": r["step"], "timestep": f"{r['timestep']:g}", "sigma": f"{r['sigma']:.4f}", "expert": r["expert"],
-             "branches": r["branches"].replace(",", "+"), "mse": render.number(r["mse"], ".3e"), "change": render.number(r["change"], ".3e"),
-             "cosine": render.number(r["cosine"], ".4f"), "ms": f"{1000 * r['seconds']:.0f}"}
-            for r in s["by_step"]
-        ]  # fmt: skip
-        parts.append(render.table(rows, left=("expert", "branches")))
-    return Group(*parts)
+        parts.append(render.table([_step_row(r) for r in s["by_step"]], left=("expert", "branches", "cond", "uncond")))
+    return parts
+
+
+def _step_row(r: dict[str, Any]) -> dict[str, str]:
+    status: dict[str, str] = {b: r[b] for b in ("cond", "uncond") if b in r}
+    status = status or {"branches": r["branches"].replace(",", "+")}
+    return {
+        "step": str(r["step"]), "σ": f"{r['sigma']:.4f}", "expert": r["expert"], **status,
+        "mse": render.number(r["mse"], ".2e"), "change": render.number(r["change"], ".2e"),
+        "cosine": render.number(r["cosine"], ".4f"), "ms": f"{1000 * r['seconds']:.0f}",
+    }  # fmt: skip

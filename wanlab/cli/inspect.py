@@ -2,63 +2,117 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.text import Text
 
 from wanlab.cli import render
-from wanlab.errors import UsageError
-from wanlab.registry import suggest
-from wanlab.runfile import Run, verify
+from wanlab.cli.options import Form, with_options
+from wanlab.errors import WanlabError
+from wanlab.study.text import plain
+
+MEMORY = 2**30  # bytes and …
+SECONDS = 60.0  # … seconds that reading a file of unknown origin may take
+WIDE = 120  # columns that the whole table needs
 
 
+@with_options
 def inspect(
     runs: Annotated[list[Path], typer.Argument(help="Run files.", show_default=False)],
     check: Annotated[
         bool, typer.Option("--verify/--no-verify", help="Read everything and check every checksum.")
     ] = False,
-    format: Annotated[str, typer.Option("--format", help="auto, human, json, csv or md.")] = "auto",
-    as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
+    untrusted: Annotated[
+        bool,
+        typer.Option(
+            "--untrusted",
+            help=f"Read in a process of its own, with at most {MEMORY // 2**30} GiB of memory and {SECONDS:.0f} s for a file.",
+        ),
+    ] = False,
+    *,
+    form: Form,
 ) -> int:
     """Show what a run file holds; with --verify, read all of it and say what is damaged."""
-    form = "json" if as_json else format
-    if form not in render.FORMATS:
-        raise UsageError(f"--format '{render.plain(form, 40)}' is unknown", suggest(form, render.FORMATS))
-    damaged = 0
-    whole: list[dict[str, Any]] = []
-    rows: list[dict[str, Any]] = []
+    shown_as = form.choose()
+    contents: list[dict[str, Any]] = []
+    bad = 0
     for path in runs:
-        problems = verify(path) if check else None
-        damaged += bool(problems)
-        with Run(path) as run:
-            arrays = [
-                {"name": d.name, "dims": " ".join(d.dims), "shape": "x".join(map(str, d.shape)), "dtype": str(d.dtype), "unit": d.unit,
-                 "stored": d.stored_bytes, "what": d.doc}
-                for d in run.data.values()
-            ]  # fmt: skip
-            whole.append({"path": str(path), "format": run.version, "status": run.status, "digest": run.digest, "bytes": path.stat().st_size,
-                          "attributes": run.attrs, "data": arrays, "problems": problems})  # fmt: skip
-            rows += [{"run": str(path), **a} for a in arrays]
-            if form in ("auto", "human"):
-                spec = run.spec
-                lines = [
-                    f"{path}  {render.size(path.stat().st_size)}, format {run.version}, {run.status}, digest {run.digest[:12]}",
-                    f"prompt    {render.plain(spec.prompt)}",
-                    f"run       {spec.model}, seed {spec.seed}, {spec.width}x{spec.height}, {spec.frames} frames, {spec.steps} steps, {spec.solver}, "
-                    f"guidance {spec.guidance[0]:g},{spec.guidance[1]:g}, {' '.join(map(str, spec.policies)) or 'no policy'}",
-                    f"made by   {', '.join(f'{k} {v}' for k, v in run.attrs.get('versions', {}).items())}; {run.attrs.get('device_name', '')}",
-                ]
-                shown = [{**a, "stored": render.size(float(str(a["stored"])))} for a in arrays]
-                render.show(Text("\n".join(lines)), render.table(shown, left=("name", "dims", "dtype", "what")))
-                if problems is not None:
-                    verdict = (
-                        Text("sound: every checksum holds", style="green")
-                        if not problems
-                        else Text("\n".join(map(render.plain, problems)), style="red")
-                    )
-                    render.show(verdict)
-    if form in ("json", "csv", "md"):
-        render.emit(rows, form, whole)
-    return 1 if damaged else 0
+        try:
+            content = _untrusted(path, check) if untrusted else examine(path, check)
+        except WanlabError as error:
+            if len(runs) == 1:
+                raise
+            bad += 1
+            render.complain(error.message if str(path) in error.message else f"{path}: {error.message}", error.hint)
+            continue
+        bad += bool(content["problems"])
+        contents.append(content)
+        if shown_as in ("human", "paths"):
+            _show(content)
+    if shown_as in ("json", "csv", "md"):
+        rows = [{"run": c["path"], **array} for c in contents for array in c["data"]]
+        render.emit(rows, shown_as, contents)
+    return 0 if not bad else 1 if bad == len(runs) else 3
+
+
+def examine(path: Path, check: bool) -> dict[str, Any]:
+    """What a run file holds, as plain values. `check` reads all of it. Raises WanlabError."""
+    from wanlab.runfile import Run, verify
+
+    problems = verify(path) if check else None
+    with Run(path) as run:
+        spec = run.spec
+        arrays = [
+            {
+                "name": d.name, "dims": " ".join(d.dims), "shape": "x".join(map(str, d.shape)), "dtype": str(d.dtype),
+                "unit": d.unit, "stored": d.stored_bytes, "what": d.doc,
+            }
+            for d in run.data.values()
+        ]  # fmt: skip
+        return {
+            "path": str(path), "format": run.version, "status": run.status, "digest": run.digest,
+            "bytes": path.stat().st_size, "spec": spec.to_dict(),
+            "method": " ".join(map(str, spec.policies)) or "no policy", "attributes": run.attrs, "data": arrays,
+            "problems": problems,
+        }  # fmt: skip
+
+
+def _untrusted(path: Path, check: bool) -> dict[str, Any]:
+    """`examine` where it can do no harm."""
+    from wanlab import runfile
+
+    content: dict[str, Any] = runfile.read_in_child(path, MEMORY, SECONDS, check=check)  # type: ignore[attr-defined]
+    return content
+
+
+def _show(content: Mapping[str, Any]) -> None:
+    from rich.text import Text
+
+    spec, attributes = content["spec"], content["attributes"]
+    versions = attributes.get("versions")
+    made_by = ", ".join(f"{k} {v}" for k, v in versions.items()) if isinstance(versions, Mapping) else "unknown"
+    lines = [
+        f"{content['path']}  {render.size(content['bytes'])}, format {content['format']}, {content['status']}, "
+        f"digest {str(content['digest'])[:12]}",
+        f"prompt    {plain(spec['prompt'])}",
+        f"run       {spec['model']}, seed {spec['seed']}, {spec['width']}x{spec['height']}, {spec['frames']} frames, "
+        f"{spec['steps']} steps, {spec['solver']}, guidance {','.join(f'{g:g}' for g in spec['guidance'])}, "
+        f"{content['method']}",
+        f"made by   {made_by}; {attributes.get('device_name', '')}",
+    ]
+    narrow = render.output().width < WIDE
+    arrays = [
+        {k: render.size(v) if k == "stored" else v for k, v in a.items() if not (narrow and k in ("dims", "unit"))}
+        for a in content["data"]
+    ]
+    render.show(
+        Text("\n".join(line[:10] + plain(line[10:], 600) if k else plain(line, 4000) for k, line in enumerate(lines))),
+        render.table(arrays, left=("name", "dims", "dtype", "what")),
+    )
+    problems = content["problems"]
+    if problems:
+        render.show(Text("\n".join(map(plain, problems)), style="red"))
+    elif problems is not None:
+        render.show(Text("sound: every checksum holds", style="green"))

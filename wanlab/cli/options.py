@@ -7,15 +7,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import inspect
-import json
-import re
-import sys
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -25,15 +20,17 @@ from wanlab.errors import UsageError
 from wanlab.registry import suggest
 from wanlab.spec import PolicySpec, RecordSpec, RunSpec, parse_guidance, parse_size
 from wanlab.spec.presets import TASKS, TINY
+from wanlab.study.requests import Prompt, expand, parse_seeds, places, read_prompts, run_name
 
-MAX_PROMPT_FILE = 64 * 2**20
+__all__ = ["Form", "Method", "Sampling", "Shortcuts", "option", "places", "run_name", "with_options"]
+
 _TASK_HELP = f"A model's official settings as defaults: {', '.join(name for name in TASKS if name != 'tiny')}."
 _SAMPLING, _METHOD, _OUTPUT = "Sampling", "Method", "Output"
 KEEPS = ("uncond", "cond", "reuse")
 
 
-def option(*names: str, panel: str, help: str, **more: Any) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=more.pop("show_default", True), **more)
+def option(*names: str, panel: str, help: str, hidden: bool = False) -> Any:
+    return typer.Option(*names, help=help, rich_help_panel=panel, hidden=hidden)
 
 
 def with_options(command: Callable[..., int]) -> Callable[..., int]:
@@ -76,7 +73,8 @@ class Form:
         option(
             "--format",
             panel=_OUTPUT,
-            help="auto, human, json, csv or md. auto: tables on a terminal, file names in a pipe.",
+            help="auto, human, json, csv or md. auto: tables on a terminal; in a pipe file names from generate and "
+            "continuity, plain tables from the others.",
         ),
     ] = "auto"
     as_json: Annotated[bool, option("--json", panel=_OUTPUT, help="The same as --format json.")] = False
@@ -114,11 +112,7 @@ class Shortcuts:
     ] = "uncond"
     enable_half_frame_generation: Annotated[
         bool,
-        option(
-            "--enable-half-frame-generation",
-            panel=_METHOD,
-            help="Half the frames until the expert switch (policy half).",
-        ),
+        option("--enable-half-frame-generation", panel=_METHOD, help="Half the frames until the switch (policy half)."),
     ] = False
     enable_improved_frame_completion: Annotated[
         bool,
@@ -149,7 +143,8 @@ class Method(Shortcuts):
         option(
             "--policy",
             panel=_METHOD,
-            help="name:knob=value,… Any policy with its knobs. Repeat to combine, left to right.",
+            help="name:knob=value,… Any policy with its knobs (see wanlab methods); or FILE.py:name:knob=value,…, which "
+            "runs the code in that file. Repeat to combine, left to right.",
         ),
     ] = None
 
@@ -185,9 +180,14 @@ class Sampling:
         ),
     ] = None
     model: Annotated[
-        str,
-        option("--model", "-m", panel=_SAMPLING, help="tiny (in the package), a checkpoint directory, or a hub id."),
-    ] = "tiny"
+        str | None,
+        option(
+            "--model",
+            "-m",
+            panel=_SAMPLING,
+            help="tiny (in the package), a checkpoint directory, or a hub id.  [default: tiny]",
+        ),
+    ] = None
     revision: Annotated[str, option("--revision", panel=_SAMPLING, help="A revision on the hub.")] = ""
     task: Annotated[str | None, option("--task", panel=_SAMPLING, help=_TASK_HELP)] = None
     seed: Annotated[
@@ -213,6 +213,14 @@ class Sampling:
         str | None,
         option(
             "--guidance", "-g", panel=_SAMPLING, help="LOW or LOW,HIGH: the experts' guidance scales.  [default: 4]"
+        ),
+    ] = None
+    guider: Annotated[
+        str | None,
+        option(
+            "--guider",
+            panel=_METHOD,
+            help="How the branches become one velocity, name:knob=value,… (see wanlab methods).  [default: cfg]",
         ),
     ] = None
     batch_cfg: Annotated[bool, option("--batch-cfg", panel=_METHOD, help="Both branches in one forward.")] = False
@@ -244,17 +252,11 @@ class Sampling:
         prompts: Sequence[str] = (),
     ) -> list[RunSpec]:
         """A spec for every prompt and seed; `prompts` are taken when none is asked for. Raises UsageError."""
-        if self.task is not None and self.task not in TASKS:
-            raise UsageError(f"--task '{render.plain(self.task, 40)}' is unknown", suggest(self.task, TASKS))
-        if self.task is not None and self.model == "tiny":
-            raise UsageError(
-                f"--task {self.task} has the settings of a checkpoint of its own, not of tiny", "add --model DIRECTORY"
-            )
-        preset = TINY | TASKS.get(self.task or "", {})
+        preset = self._defaults()
         width, height = parse_size(self.size or preset["size"])
         common: dict[str, Any] = dict(
             negative_prompt=preset["negative"] if self.negative_prompt is None else self.negative_prompt,
-            model=self.model, revision=self.revision, width=width, height=height,
+            model=self.model or "tiny", revision=self.revision, width=width, height=height,
             frames=preset["frames"] if self.frames is None else self.frames,
             steps=preset["steps"] if self.steps is None else self.steps,
             shift=preset["shift"] if self.shift is None else self.shift, solver=self.solver, schedule=self.schedule,
@@ -262,111 +264,34 @@ class Sampling:
             policies=tuple(policies), device=self.device, dtype=self.dtype, vae_dtype=self.vae_dtype,
             precision=self.precision, attention=self.attention, memory=self.memory, record=record,
         )  # fmt: skip
-        given = self.prompt or (prompts if self.prompts is None else [])
-        return list(expand(asked_for(given, self.prompts), parse_seeds(self.seed or ["0"]), common))
-
-
-def parse_seeds(texts: Sequence[str]) -> list[int]:
-    """Seeds of `3` and `0:8` (0 to 7), in order, each once. Raises UsageError."""
-    seeds: list[int] = []
-    for text in texts:
-        match = re.fullmatch(r"\s*(\d{1,19})\s*(?::\s*(\d{1,19})\s*)?", text, re.ASCII)
-        if match is None:
-            raise UsageError(
-                f"seed '{render.plain(text, 40)}' is neither a number nor a range", "write --seed 3 or --seed 0:8"
-            )
-        first, last = int(match[1]), int(match[2]) if match[2] else int(match[1]) + 1
-        if not first < last <= first + 100_000:
-            raise UsageError(
-                f"the seed range {first}:{last} has {max(0, last - first)} seeds", "write --seed 0:8 for 0 to 7"
-            )
-        seeds += range(first, last)
-    return list(dict.fromkeys(seeds))
-
-
-def asked_for(given: Sequence[str], source: str | None) -> list[dict[str, Any]]:
-    """The prompts, each with its own settings: those on the command line, then the file's. Raises UsageError."""
-    asked: list[dict[str, Any]] = [{"prompt": p} for p in given]
-    if source is not None:
-        lines = [line.strip() for line in _read(source).splitlines()]
-        lines = [line for line in lines if line]
-        if not lines:
-            raise UsageError(f"{_named(source)} has no prompt", "write one prompt a line")
-        asked += [_line(line, number, source) for number, line in enumerate(lines, 1)]
-    if not asked:
-        raise UsageError("there is no prompt", 'give --prompt "…" or --prompts FILE')
-    return asked
-
-
-def _named(source: str) -> str:
-    return "standard input" if source == "-" else render.plain(source)
-
-
-def _read(source: str) -> str:
-    try:
-        if source == "-":
-            data = sys.stdin.buffer.read(MAX_PROMPT_FILE + 1)
+        if self.guider is not None:
+            common["guider"] = PolicySpec.parse(self.guider)
+        if not self.prompt and self.prompts is None:
+            asked = [Prompt({"prompt": p}) for p in prompts] or read_prompts([], None)
         else:
-            with open(source, "rb") as file:
-                data = file.read(MAX_PROMPT_FILE + 1)
-    except OSError as error:
-        raise UsageError(f"cannot read {_named(source)}: {error.strerror}", "check --prompts") from error
-    if len(data) > MAX_PROMPT_FILE:
-        raise UsageError(f"{_named(source)} is larger than 64 MiB", "split it")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{_named(source)} is not UTF-8 text (byte {error.start})", "save it as UTF-8") from error
+            asked = read_prompts(self.prompt or [], self.prompts)
+        return list(expand(asked, parse_seeds(self.seed or ["0"]), common))
 
-
-def _line(line: str, number: int, source: str) -> dict[str, Any]:
-    if not line.startswith("{"):
-        return {"prompt": line}
-    try:
-        settings = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise UsageError(
-            f"{_named(source)}, line {number}: no JSON: {error}", "write one JSON object a line, or a plain prompt"
-        ) from error
-    if not isinstance(settings, dict) or "prompt" not in settings:
-        raise UsageError(f"{_named(source)}, line {number}: no prompt", 'write {"prompt": "…", "seed": 3}')
-    return settings
-
-
-def expand(asked: Sequence[dict[str, Any]], seeds: Sequence[int], common: dict[str, Any]) -> Iterator[RunSpec]:
-    """A spec for every prompt and seed. A line's own settings win over the command line's. Raises UsageError."""
-    for settings in asked:
-        own = dict(settings)
-        if "size" in own:
-            own["width"], own["height"] = parse_size(str(own.pop("size")))
-        if isinstance(own.get("guidance"), str | int | float):
-            own["guidance"] = parse_guidance(str(own["guidance"]))
-        if "policy" in own:
-            texts = own.pop("policy")
-            own["policies"] = tuple(PolicySpec.parse(str(t)) for t in ([texts] if isinstance(texts, str) else texts))
-        unknown = sorted(set(own) - set(RunSpec.__dataclass_fields__) - {"policies"})
-        if unknown or "record" in own:
-            name = unknown[0] if unknown else "record"
+    def _defaults(self) -> dict[str, Any]:
+        """What is not given: tiny's settings, or the task's. A task without a model is sampled on tiny, and said so."""
+        if self.task is None or self.task == "tiny":
+            return TINY
+        if self.task not in TASKS:
+            raise UsageError(f"--task '{render.plain(self.task, 40)}' is unknown", suggest(self.task, TASKS))
+        if self.model == "tiny":
             raise UsageError(
-                f"a prompt line sets '{render.plain(name, 40)}'", suggest(name, RunSpec.__dataclass_fields__)
+                f"--task {self.task} has the settings of a checkpoint of its own, not of tiny", "add --model DIRECTORY"
             )
-        mine = own.pop("seed", None)
-        for seed in seeds if mine is None else mine if isinstance(mine, list) else [mine]:
-            yield RunSpec(**common | own | {"seed": seed})
+        if self.model is not None:
+            return TINY | TASKS[self.task]
+        _say_tiny(self.task)
+        return TINY
 
 
-def places(specs: Sequence[RunSpec], out: Path) -> list[Path]:
-    """Where each run goes. Raises UsageError when one file is to hold several runs or nothing can be written there."""
-    if out.suffix == ".h5":
-        if len(specs) > 1:
-            raise UsageError(f"{len(specs)} runs do not fit into the one file {out}", "name a folder with --out")
-        return [out]
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"{out} is not a folder", "name a folder, or a file that ends in .h5")
-    return [out / f"{run_name(spec)}.h5" for spec in specs]
-
-
-def run_name(spec: RunSpec) -> str:
-    """A file name that says the prompt and seed, and differs for whatever else decides the result."""
-    slug = "-".join(re.findall(r"[a-z0-9]+", spec.prompt.lower()))[:48].rstrip("-") or "prompt"
-    return f"{slug}-s{spec.seed}-{hashlib.sha256(spec.digest().encode()).hexdigest()[:8]}"
+@functools.cache  # once, however many times a command makes specifications
+def _say_tiny(task: str) -> None:
+    render.say(
+        f"note: --task {task} has no checkpoint: sampling on tiny, the model in the package, with its own defaults "
+        f"({TINY['size']}, {TINY['frames']} frames, {TINY['steps']} steps, guidance {TINY['guidance']}); "
+        "name a checkpoint with --model DIRECTORY"
+    )

@@ -1,0 +1,105 @@
+"""`wanlab generate --dry-run`: what runs are going to do and cost, exactly or between bounds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from wanlab.cli import render
+from wanlab.spec import RunSpec
+
+
+def show(specs: Sequence[RunSpec], outs: Sequence[Path], form: str) -> int:
+    """Print the forecast of every spec. Raises UsageError where a run would."""
+    from rich.text import Text
+
+    from wanlab.engine.run import check_output, plan
+
+    for place in outs:
+        check_output(place)
+    forecasts = [plan(s) for s in specs]
+    if form in ("json", "csv", "md"):
+        rows = [r for k, f in enumerate(forecasts) for r in step_rows(f, k if len(forecasts) > 1 else None)]
+        render.emit(rows, form, [f.to_dict() for f in forecasts])
+        return 0
+    alike: dict[str, tuple[Any, int]] = {}  # one table for all runs that differ in prompt and seed alone
+    for f in forecasts:
+        key = replace(f.spec, prompt="-", seed=0).digest()
+        alike[key] = (f, alike.get(key, (f, 0))[1] + 1)
+    for f, count in alike.values():
+        rows = step_rows(f)
+        notes = []
+        if any("(" in r["branches"] for r in rows):
+            notes.append("(reused): an earlier step's value")
+        if any("*" in r["frames"] for r in rows):
+            notes.append("*: frames are completed before the step")
+        spec = f.spec
+        title = f"{spec.model}  {spec.width}x{spec.height}  {spec.frames} frames  {spec.steps} steps  shift {spec.shift:g}  {spec.solver}"
+        render.show(
+            render.table(rows, title=title, left=("expert", "branches"), caption="; ".join(notes)),
+            Text("\n".join(summary(f, count))),
+        )
+    return 0
+
+
+def summary(forecast: Any, count: int = 1) -> list[str]:
+    """What a run is going to cost, in lines; `count` runs need as much disk each."""
+    f = forecast
+    disk = f"{render.size(f.disk_bytes)} a run" + (
+        f", {render.size(f.disk_bytes * count)} for {count} runs" if count > 1 else ""
+    )
+    return [
+        f"passes      {passes(f)}",
+        f"operations  {operations(f)}",
+        f"weights     {', '.join(f'{k} {render.size(v)}' for k, v in f.memory_bytes.items())}",
+        f"memory      {', '.join(f'{k} {render.size(v)}' for k, v in f.memory_plans.items())}; here {f.spec.memory}",
+        f"disk        {disk}",
+    ]
+
+
+def bounds(forecast: Any) -> tuple[int, int]:
+    """The least and the most passes."""
+    low, high = getattr(forecast, "passes_bounds", (forecast.passes, forecast.passes))
+    return int(low), int(high)
+
+
+def passes(forecast: Any) -> str:
+    """`8 of 16 passes`, or between which bounds they are, with the speed-up."""
+    low, high = bounds(forecast)
+    if getattr(forecast, "exact", low == high):
+        count = f"{high} of {forecast.plain_passes}"
+        return f"{count} without policies; predicted speed-up {forecast.speedup:.2f}"
+    count = f"between {low} and {high}" if low != high else f"{high}"
+    least, most = forecast.flops_bounds
+    speedup = f"{forecast.plain_flops / most:.2f}" + (
+        f" to {forecast.plain_flops / least:.2f}" if least else " or more"
+    )
+    return f"{count} of {forecast.plain_passes} without policies, decided while running; predicted speed-up {speedup}"
+
+
+def operations(forecast: Any) -> str:
+    """Floating-point operations of a run, exact or between bounds."""
+    low, high = getattr(forecast, "flops_bounds", (forecast.flops, forecast.flops))
+    return f"{high / 1e12:.2f} TFLOP" if low == high else f"{low / 1e12:.2f} to {high / 1e12:.2f} TFLOP"
+
+
+def step_rows(forecast: Any, run: int | None = None) -> list[dict[str, Any]]:
+    """A row for every step; a reused branch in parentheses, `*` at the frames of a step before which frames are
+    completed; `run` is the number of the run, where there are several."""
+    rows = []
+    for r in forecast.rows:
+        reused = getattr(r, "reused", ())
+        least, most = getattr(r, "passes_bounds", (r.passes, r.passes))
+        jump = getattr(r, "jump", False) or getattr(r, "lift", False)
+        rows.append(
+            ({} if run is None else {"run": run})
+            | {
+                "step": r.step + 1, "t": f"{r.timestep:.1f}", "σ": f"{r.sigma:.4f}", "expert": r.expert,
+                "branches": "+".join(f"({b})" if b in reused else b for b in r.branches),
+                "scale": f"{r.guidance:g}", "frames": f"{r.frames}{'*' * jump}", "tokens": r.tokens,
+                "passes": f"{most}" if least == most else f"{least}-{most}",
+            }
+        )  # fmt: skip
+    return rows
