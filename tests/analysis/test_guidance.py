@@ -17,9 +17,14 @@ def make(
     mse: list[float], change: list[float], expert: list[str], branches: list[str], probed: list[bool] | None = None
 ) -> Guidance:
     n = len(mse)
+    statuses = {
+        f"status_{b}": np.array(["fresh" if b in s.split(",") else "skipped" for s in branches])
+        for b in guidance.BRANCHES
+    }
     return Guidance(
         timestep=np.linspace(999, 100, n), sigma=np.linspace(1, 0.1, n), expert=np.array(expert), branches=np.array(branches),
         passes=np.array([b.count(",") + 1 for b in branches]), probed=np.array(probed or [False] * n), mse=np.array(mse), change=np.array(change),
+        **statuses, reuse_error_cond=np.full(n, NAN), reuse_error_uncond=np.full(n, NAN),
         cosine=np.full(n, 0.5), norm_ratio=np.ones(n), projection=np.full(n, 0.5),
     )  # fmt: skip
 
@@ -78,8 +83,10 @@ def test_figures_are_written_whatever_the_prompt(truncated: Guidance, tmp_path: 
 def test_a_gap_is_a_gap(truncated: Guidance) -> None:
     from matplotlib.figure import Figure
 
+    from wanlab.analysis.figures.guidance import _panel
+
     ax = Figure().subplots()
-    figures._panel(ax, truncated, truncated.mse, "t", "l")
+    _panel(ax, truncated, truncated.mse, "t", "l")
     line = ax.get_lines()[0]
     assert np.isnan(np.asarray(line.get_ydata(), float)[4])
     points = np.concatenate([np.asarray(m.get_xdata(), float) for m in ax.get_lines() if m.get_marker() == "o"])

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wanlab.analysis.columns import numbers, words
 from wanlab.analysis.continuity.measure import Step, measure
 from wanlab.analysis.continuity.result import BASELINE, Continuity, OtherExpert
 from wanlab.analysis.continuity.spaces import SPACES, Frames, adjacent, dot, space
@@ -26,28 +27,32 @@ def analyse(run: Run, *, method: str = "", settings: str = "") -> Continuity:
     Raises WanlabError when the run was recorded without latents or has one latent frame.
     """
     spec = run.spec
-    for name in (*SPACES, "velocity_other_expert", "latent"):
-        if name in run and len(run[name].dims) != (4 if name == "latent" else 5):
-            raise WanlabError(f"{run.path}: '{name}' has dimensions {run[name].dims}", "record it with this wanlab")
+    for name in (*SPACES, "velocity_other_expert", "latent", "video", "video_float"):
+        rank = 4 if name in ("latent", "video", "video_float") else 5
+        if name in run and (len(run[name].dims) != rank or run[name].dtype.kind not in "fiu"):
+            raise WanlabError(
+                f"{run.path}: '{name}' has dimensions {run[name].dims} of {run[name].dtype}",
+                "record it with this wanlab",
+            )
     recorded = [n for n in SPACES if n in run and run[n].recorded]
     if not recorded:
         raise WanlabError(
             f"{run.path} holds no latents", "make it again with --record latents, or all for the predictions too"
         )
-    floats = {n: np.asarray(run[n], np.float64) for n in ("timestep", "sigma")}
-    expert, stride = np.asarray(run["expert"]), np.asarray(run["frame_stride"], np.int64)
+    timestep, sigma, expert = numbers(run, "timestep"), numbers(run, "sigma"), words(run, "expert")
+    stride = numbers(run, "frame_stride")
 
     def steps() -> Iterator[Step]:
         for k in range(run.steps):
             here = {n: run[n] for n in recorded if k in run[n].recorded}
             shapes = [d.shape_at(k) for d in here.values()]
             yield Step(
-                timestep=float(floats["timestep"][k]), sigma=float(floats["sigma"][k]), expert=str(expert[k]),
+                timestep=float(timestep[k]), sigma=float(sigma[k]), expert=str(expert[k]),
                 stride=max(1, int(stride[k])), values=math.prod(shapes[0]) // shapes[0][1] if shapes else 0,
                 spaces={n: frames_at(d, k) for n, d in here.items()},
             )  # fmt: skip
 
-    switched = next((int(v) for p in spec.policies if (v := p.options.get("switch"))), None)
+    switched = next((v for p in spec.policies if isinstance(v := p.options.get("switch"), int) and v), None)
     about = dict(
         source=str(run.path), prompt=spec.prompt, seed=spec.seed, model=spec.model, frames=spec.frames,
         method=method or label(spec), settings=settings or settings_of(spec), lifted=switched,

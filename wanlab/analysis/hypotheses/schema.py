@@ -6,7 +6,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def _number(value: Any) -> bool:
         return False
 
 
-_KINDS = {
+_KINDS: dict[str, Callable[[Any], bool]] = {
     "text": _text,
     "path": lambda value: _text(value) and "\0" not in value,
     "number": _number,
