@@ -9,7 +9,7 @@ from wanlab.analysis.hypotheses.baseline import h3, h4
 from wanlab.analysis.hypotheses.evidence import Comparison, Continuity, Evidence, Measured, collect, files, read_run
 from wanlab.analysis.hypotheses.guide import Figure, reproduce, shifted
 from wanlab.analysis.hypotheses.methods import h1, h2
-from wanlab.analysis.hypotheses.schema import COMPARISON, CONTINUITY
+from wanlab.analysis.hypotheses.schema import COMPARISON, CONTINUITY, read_regular
 from wanlab.analysis.hypotheses.verdict import (
     LEAST,
     REFUTED,
@@ -37,6 +37,6 @@ def judge(evidence: Evidence, held: Thresholds) -> list[Hypothesis]:
 
 __all__ = [
     "COMPARISON", "CONTINUITY", "LEAST", "REFUTED", "SUPPORTED", "UNDECIDED", "Claim", "Comparison", "Continuity",
-    "Evidence", "Figure", "Hypothesis", "Measured", "Thresholds", "collect", "decide", "files", "judge", "read_run",
+    "Evidence", "Figure", "Hypothesis", "Measured", "Thresholds", "collect", "decide", "files", "judge", "read_regular", "read_run",
     "reproduce", "share", "shifted", "thresholds",
 ]  # fmt: skip

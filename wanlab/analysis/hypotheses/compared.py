@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from wanlab.analysis.hypotheses.evidence import Evidence
+from wanlab.analysis.hypotheses.evidence import Evidence, Key, titles
 from wanlab.analysis.hypotheses.verdict import Sample
 from wanlab.errors import UsageError
 from wanlab.spec import MethodSpec, PolicySpec
@@ -24,6 +24,8 @@ class Compared:
     settings: bool
     """Whether the method also sets something beside its policies: steps, guidance, a dtype …"""
     pairs: tuple[tuple[Mapping[str, Any], str], ...]
+    on: str = ""
+    """Model, steps and frames, by the run files; by what the comparison says where these are gone."""
 
     def knob(self, policy: str, name: str, default: Any) -> Any:
         return next((p.options.get(name, default) for p in self.policies if p.name == policy), default)
@@ -36,27 +38,31 @@ NOTHING = Compared("", (), False, ())
 
 def compared(evidence: Evidence, policy: str) -> list[Compared]:
     """The methods of this policy alone that were held against the baseline, told by the run files, or by the label where
-    these are gone. A prompt and seed of one model, length and schedule counts once."""
-    known = {r.path.resolve(): r for r in evidence.runs}
-    found: dict[tuple[str, tuple[PolicySpec, ...], bool], dict[Any, tuple[Mapping[str, Any], str]]] = {}
+    these are gone; one for each key of the baseline's runs. A prompt and seed counts once."""
+    runs = {os.path.realpath(r.path): r for r in evidence.runs}
+    methods: dict[tuple[str, tuple[PolicySpec, ...], bool, Key | str], dict[Any, tuple[Mapping[str, Any], str]]] = {}
     for comparison in evidence.comparisons:
-        whole = comparison.content
-        for method in whole["methods"]:
-            label = str(method.get("label", ""))
+        content = comparison.content
+        for method in content["methods"]:
+            label = method.get("label") or ""
             said = MethodSpec("")
             with suppress(UsageError):
-                said = MethodSpec.parse(str(method.get("method") or NAMED.get(label, label)))
+                said = MethodSpec.parse(method.get("method") or NAMED.get(label, label))
             for pair in method.get("pairs") or []:
-                a, b = (known.get(Path(str(pair.get(side, ""))).resolve()) for side in "ab")
-                if b.policies if b else whole.get("baseline") != "baseline":
+                a, b = (runs.get(os.path.realpath(pair.get(side) or "")) for side in "ab")
+                if b.policies if b else content.get("baseline") != "baseline":
                     continue
                 policies = a.policies if a else said.policies
                 settings = a.settings != b.settings if a and b else bool(said.settings)
-                if policies and [p.name for p in policies] == [policy]:
-                    kept = found.setdefault((label, policies, settings), {})
-                    asked = a.asked if a else b.asked if b else whole.get("compared")
-                    kept[pair.get("prompt"), pair.get("seed"), asked] = (pair, str(comparison.path))
-    return [Compared(*method, tuple(pairs.values())) for method, pairs in found.items()]
+                if [p.name for p in policies] == [policy]:
+                    key = b.key if b else a.key if a else content.get("compared") or ""
+                    pairs = methods.setdefault((label, policies, settings, key), {})
+                    pairs[pair.get("prompt"), pair.get("seed")] = (pair, str(comparison.path))
+    named = titles(key for *_, key in methods if isinstance(key, Key))
+    return [
+        Compared(label, policies, settings, tuple(pairs.values()), named[key] if isinstance(key, Key) else key)
+        for (label, policies, settings, key), pairs in methods.items()
+    ]
 
 
 def is_guides(method: Compared) -> bool:

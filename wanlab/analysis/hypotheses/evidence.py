@@ -3,18 +3,49 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from wanlab.analysis import guidance
+from wanlab.analysis.columns import numbers
 from wanlab.analysis.hypotheses.schema import COMPARISON, read_json
 from wanlab.errors import UsageError, WanlabError
 from wanlab.runfile import Run
 from wanlab.spec import METHOD_SETTINGS, PolicySpec
+
+
+@dataclass(frozen=True)
+class Key:
+    """What runs must have in common to be pooled."""
+
+    model: str
+    steps: int
+    frames: int
+    size: tuple[int, int] | None = None
+    shift: float | None = None
+    schedule: str | None = None
+    solver: str | None = None
+    guidance: Any = None
+    dtype: str | None = None
+
+    def __str__(self) -> str:
+        return f"`{self.model}`, {self.steps} steps, {self.frames} frames"
+
+
+def titles(keys: Iterable[Key]) -> dict[Key, str]:
+    """What to call each: model, steps and frames, and whatever else tells it from another of the same."""
+    known = list(dict.fromkeys(keys))
+    named = {}
+    for key in known:
+        alike = [k for k in known if str(k) == str(key)]
+        apart = [f.name for f in fields(Key) if len({getattr(k, f.name) for k in alike}) > 1]
+        named[key] = ", ".join([str(key), *(f"{name} {getattr(key, name)}" for name in apart)])
+    return named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +76,15 @@ class Measured:
     @property
     def asked(self) -> tuple[Any, ...]:
         """What tells runs of one prompt and seed apart that are no copies of each other, whatever their method."""
-        return (self.model, self.frames, self.size, self.steps, self.shift)
+        return (self.model, self.frames, self.size, self.steps, self.key.shift)
+
+    @property
+    def key(self) -> Key:
+        sets = dict(zip(METHOD_SETTINGS, self.settings, strict=False))
+        return Key(
+            self.model, self.steps, self.frames, self.size, self.shift if math.isfinite(self.shift) else None,
+            *(sets.get(name) for name in ("schedule", "solver", "guidance", "dtype")),
+        )  # fmt: skip
 
     @property
     def method(self) -> str:
@@ -84,12 +123,16 @@ def collect(paths: Iterable[Path]) -> Evidence:
     comparisons: dict[Path, Comparison] = {}
     continuities: dict[Path, Continuity] = {}
     problems: dict[Path, str] = {}
+    seen: list[Mapping[str, Any]] = []
     for path in dict.fromkeys(p for given in paths for p in files(given)):
         try:
             if path.suffix == ".h5":
                 runs[path] = read_run(path)
                 continue
             content = read_json(path)
+            if content in seen:  # comparison.json is the newest of those under comparisons/
+                continue
+            seen.append(content)
             if content["format"] == COMPARISON:
                 comparisons[path] = Comparison(path, content)
             else:
@@ -104,14 +147,15 @@ def collect(paths: Iterable[Path]) -> Evidence:
 
 def files(given: Path) -> list[Path]:
     """The files below a path that `collect` reads. Raises UsageError for a path that is not there."""
-    if given.is_file():
+    if not os.path.isdir(given):
+        if not os.path.lexists(given):
+            raise UsageError(f"there is no {given}", "name folders that wanlab wrote, or run files")
         if given.suffix in (".h5", ".json"):
             return [given]
         raise UsageError(f"{given} is no run file and no comparison or continuity analysis", "name one, or a folder")
-    if not given.is_dir():
-        raise UsageError(f"there is no {given}", "name folders that wanlab wrote, or run files")
-    wanted = (*given.rglob("*.h5"), *given.rglob("comparison.json"), *given.rglob("continuity_statistics.json"))
-    return sorted(p for p in wanted if p.is_file() and not any(q.name.endswith(".h5.part") for q in p.parents))
+    names = ("*.h5", "comparison.json", "comparisons/*.json", "continuity_statistics.json")
+    wanted = {p for name in names for p in given.rglob(name)}
+    return sorted(p for p in wanted if not os.path.isdir(p) and not any(q.name.endswith(".h5.part") for q in p.parents))
 
 
 def read_run(path: Path) -> Measured:
@@ -121,21 +165,43 @@ def read_run(path: Path) -> Measured:
             raise WanlabError(f"{path} is not complete")
         spec = run.spec
         g = guidance.analyse(run)
-        by = g.by_expert()
-        share = math.nan
-        if g.switch is not None and "latent" in run:
-            # x_t = (1-sigma) x0 + sigma eps; the final latent stands for x0, and eps has unit variance.
-            sigma = float(g.sigma[g.switch])
-            signal = (1 - sigma) ** 2 * float(np.mean(np.asarray(run["latent"], np.float64) ** 2))
-            share = sigma**2 / (sigma**2 + signal)
-        high, low = (by.get(e, {}).get("mse", math.nan) for e in ("high", "low"))
+        means = g.by_expert()
+        high, low = (means.get(e, {}).get("mse", math.nan) for e in ("high", "low"))
+        shift = run.attrs.get("shift")
         return Measured(
-            path=path, prompt=spec.prompt, seed=spec.seed, model=spec.model, frames=spec.frames, steps=spec.steps,
-            policies=spec.policies, settings=tuple(getattr(spec, name) for name in METHOD_SETTINGS), shift=float(run.attrs.get("shift", math.nan)),
-            passes=int(g.passes.sum()), seconds=float(np.asarray(run["seconds"]).sum()), size=(spec.width, spec.height),
-            sigma=tuple(g.sigma.tolist()), switch=g.switch, noise=share, mse=tuple(g.mse.tolist()),
-            change=tuple(g.change.tolist()), high_over_low=high / low if low > 0 else math.nan,
-        )  # fmt: skip
+            path=path,
+            prompt=spec.prompt,
+            seed=spec.seed,
+            model=spec.model,
+            frames=spec.frames,
+            steps=spec.steps,
+            policies=spec.policies,
+            settings=tuple(getattr(spec, name) for name in METHOD_SETTINGS),
+            shift=float(shift) if isinstance(shift, int | float) else math.nan,
+            passes=int(g.passes.sum()),
+            seconds=float(numbers(run, "seconds").sum()),
+            size=(spec.width, spec.height),
+            sigma=tuple(g.sigma.tolist()),
+            switch=g.switch,
+            noise=math.nan if g.switch is None else _noise_share(run, float(g.sigma[g.switch])),
+            mse=tuple(g.mse.tolist()),
+            change=tuple(g.change.tolist()),
+            high_over_low=high / low if low > 0 else math.nan,
+        )
+
+
+def _noise_share(run: Run, sigma: float) -> float:
+    """Share of x_t's mean square that is noise: x_t = (1-sigma) x0 + sigma eps, where the final latent stands for x0
+    and eps has unit variance. NaN without the latent."""
+    if "latent" not in run:
+        return math.nan
+    latent, spec = run["latent"], run.spec
+    size = math.prod(latent.shape)
+    # A file may declare any size: a latent has fewer values than the video has pixels.
+    if len(latent.dims) != 4 or latent.dtype.kind != "f" or size > spec.width * spec.height * spec.frames:
+        raise WanlabError(f"{run.path}: 'latent' is {latent.shape} of {latent.dtype}", "make it again")
+    square = sum(float(np.sum(latent[:, f].astype(np.float64) ** 2)) for f in range(latent.shape[1])) / size
+    return sigma**2 / (sigma**2 + (1 - sigma) ** 2 * square)
 
 
 def plain_runs(evidence: Evidence) -> list[Measured]:
@@ -156,3 +222,9 @@ def curves(evidence: Evidence) -> list[tuple[Continuity, Mapping[str, Any]]]:
             which = ("method", "model", "prompt", "seed", "frames") if r.get("prompt") else ("source",)
             seen.setdefault((*(r.get(name) for name in which), len(r.get("sigma") or [])), (c, r))
     return list(seen.values())
+
+
+def curve_key(curve: Mapping[str, Any]) -> Key:
+    """As far as a continuity analysis says it."""
+    frames = curve.get("frames")
+    return Key(str(curve.get("model") or ""), len(curve.get("sigma") or []), 0 if frames is None else int(frames))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wanlab.analysis.hypotheses.compared import NOTHING, compared, is_guides, samples
-from wanlab.analysis.hypotheses.evidence import Evidence, curves
+from wanlab.analysis.hypotheses.evidence import Evidence, curve_key, curves, titles
 from wanlab.analysis.hypotheses.verdict import BASELINES, Claim, Sample, Thresholds, claim, share
 
 
@@ -11,7 +11,7 @@ def h1(evidence: Evidence, held: Thresholds) -> list[Claim]:
     return [
         claim(
             "H1", says, quantity, samples(method, quantity), relation, threshold, BASELINES,
-            method=method.label, decides=is_guides(method),
+            on=method.on, method=method.label, decides=is_guides(method),
         )
         for method in compared(evidence, "cfg") or [NOTHING]
         for quantity, relation, threshold, says in (
@@ -26,24 +26,31 @@ def h2(evidence: Evidence, held: Thresholds) -> list[Claim]:
     claims = [
         claim(
             "H2", f"its SSIM is at least {held.ssim:g}", "ssim", samples(method, "ssim"), ">=", held.ssim, run,
-            method=method.label, decides=is_guides(method),
+            on=method.on, method=method.label, decides=is_guides(method),
         )
         for method in compared(evidence, "half") or [NOTHING]
     ]  # fmt: skip
-    recovered: dict[str, list[tuple[bool, Sample]]] = {}
-    for c, r in curves(evidence):
-        label, back = str(r.get("method", "")), r.get("recovery")
-        if label.split(":")[0] == "half" and "+" not in label and " " not in label and isinstance(back, dict):
-            within = back.get("after") is not None and back["after"] <= held.recovery_steps
-            sample = Sample(prompt=str(r.get("prompt")), value=float(within), source=str(c.path))
-            recovered.setdefault(label, []).append((within, sample))
     run += " && wanlab continuity comparison_outputs/baseline comparison_outputs/half_frame"
-    for label, seen in (recovered or {"": []}).items():
-        claims.append(
-            claim(
-                "H2", f"continuity is back within {held.recovery_steps:g} steps in {held.recovered:.0%} of runs",
-                "share recovered", [s for _, s in seen], ">=", held.recovered, run, method=label,
-                decides="renoise" not in label and "strided" not in label, value=share([ok for ok, _ in seen]),
-            )
-        )  # fmt: skip
-    return claims
+    return claims + [
+        claim(
+            "H2", f"continuity is back within {held.recovery_steps:g} steps in {held.recovered:.0%} of runs",
+            "share recovered", seen, ">=", held.recovered, run, on=on, method=label,
+            decides="renoise" not in label and "strided" not in label, value=share([bool(s.value) for s in seen]),
+        )
+        for (label, on), seen in (_recovered(evidence, held) or {("", ""): []}).items()
+    ]  # fmt: skip
+
+
+def _recovered(evidence: Evidence, held: Thresholds) -> dict[tuple[str, str], list[Sample]]:
+    """By method and key, 1 for each run whose continuity is back in time, else 0."""
+    known = curves(evidence)
+    named = titles(curve_key(r) for _, r in known)
+    samples: dict[tuple[str, str], list[Sample]] = {}
+    for c, r in known:
+        label, back, key = r.get("method") or "", r.get("recovery"), curve_key(r)
+        if label.split(":")[0] == "half" and "+" not in label and " " not in label and back is not None:
+            after = back.get("after")
+            within = after is not None and after <= held.recovery_steps
+            sample = Sample(prompt=r.get("prompt") or "", value=float(within), source=str(c.path))
+            samples.setdefault((label, named[key] if key.model else ""), []).append(sample)
+    return samples

@@ -16,6 +16,12 @@ from wanlab.registry import suggest
 SUPPORTED, REFUTED, UNDECIDED = "supported", "refuted", "not enough data"
 LEAST = 4
 """Independent units (prompts, pairs or runs) below which nothing is decided."""
+BOUNDS = {
+    "mse": (0.0, 1.0), "psnr": (0.0, 120.0), "ssim": (-1.0, 1.0), "noise share": (0.0, 1.0),
+    "share of steps settled": (0.0, 1.0), "share recovered": (0.0, 1.0), "passes saved": (-math.inf, 1.0),
+    "continuity": (0.0, math.inf),
+}  # fmt: skip
+RATIOS = ("first over rest", "high over low", "speed-up")
 
 
 BASELINES = "wanlab compare --mode cfg_vs_baseline --suite builtin --seed 0:{seeds}"  # and the plain runs that it needs
@@ -109,7 +115,7 @@ class Sample:
 
 def decide(value: Interval, relation: str, threshold: float) -> str:
     """The verdict: by the interval, not by the mean."""
-    if not value.known:
+    if not value.known or value.n < LEAST:
         return UNDECIDED
     good = {
         ">=": (value.low >= threshold, value.high < threshold),
@@ -126,10 +132,31 @@ def share(successes: Sequence[bool]) -> Interval:
         return Interval(math.nan, math.nan, math.nan, 0)
     p, z = sum(successes) / n, 1.959963984540054
     centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Interval(p, (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n), n)
+    return Interval(p, (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n), n).within(0, 1)
+
+
+def pooled(quantity: str, values: Sequence[float], prompts: Sequence[str]) -> tuple[Interval, str]:
+    """The mean with an interval that ends where the quantity does, and what its n counts. Of ratios it is the
+    geometric mean, with the interval of the logarithms."""
+    if quantity not in RATIOS:
+        value, units = stats.grouped(values, prompts)
+        return value.within(*BOUNDS.get(quantity, (-math.inf, math.inf))), units
+    known = [(math.log(v), p) for v, p in zip(values, prompts, strict=True) if v > 0]
+    value, units = stats.grouped([v for v, _ in known], [p for _, p in known])
+    return Interval(_exp(value.mean), _exp(value.low), _exp(value.high), value.n), units
+
+
+def _exp(value: float) -> float:
+    try:
+        return math.exp(value)
+    except OverflowError:
+        return math.inf
 
 
 def whole(name: str, says: str, claims: list[Claim]) -> Hypothesis:
+    """Claims on too few units do not decide beside claims of the same quantity on enough."""
+    enough = {c.quantity for c in claims if c.decides and c.value.n >= LEAST}
+    claims = [replace(c, decides=c.decides and (c.value.n >= LEAST or c.quantity not in enough)) for c in claims]
     verdicts = {c.verdict for c in claims if c.decides}
     verdict = REFUTED if REFUTED in verdicts else SUPPORTED if verdicts == {SUPPORTED} else UNDECIDED
     return Hypothesis(name=name, says=says, verdict=verdict, claims=tuple(claims))
@@ -137,17 +164,17 @@ def whole(name: str, says: str, claims: list[Claim]) -> Hypothesis:
 
 def claim(
     hypothesis: str, says: str, quantity: str, samples: Sequence[Sample], relation: str, threshold: float, run: str,
-    *, method: str = "", decides: bool = True, value: Interval | None = None,
+    *, on: str = "", method: str = "", decides: bool = True, value: Interval | None = None,
 ) -> Claim:  # fmt: skip
     known = [s for s in samples if math.isfinite(s.value)]
     units = "pairs"
     if value is None:
-        value, units = stats.grouped([s.value for s in known], [s.prompt for s in known])
+        value, units = pooled(quantity, [s.value for s in known], [s.prompt for s in known])
     verdict = decide(value, relation, threshold)
     seeds = math.ceil(len(known) / max(1, len({s.prompt for s in known})))
     run = run.format(seeds=4 if value.n < 16 else 2 * max(2, seeds))
     return Claim(
-        hypothesis=hypothesis, says=says, quantity=quantity, method=method, value=value, units=units,
+        hypothesis=hypothesis, says=f"on {on}: {says}" if on else says, quantity=quantity, method=method, value=value, units=units,
         relation=relation, threshold=threshold, verdict=verdict, sources=tuple(dict.fromkeys(s.source for s in known)),
         run=run if verdict == UNDECIDED else "", decides=decides,
     )  # fmt: skip
