@@ -147,6 +147,20 @@ def test_a_signal_that_a_library_makes_another_error_of_is_a_stop() -> None:
     assert done.returncode == 143 and "Traceback" not in done.stderr
 
 
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", 0)])
+def test_a_command_may_end_well_by_ctrl_c_but_not_by_sigterm(number: str, code: int) -> None:
+    done = script(
+        "import os, signal, time\n"
+        "from wanlab.cli import app\n"
+        "def work(*_, **__):\n"
+        f"    try: os.kill(os.getpid(), signal.{number}); time.sleep(20)\n"
+        "    except BaseException: return 0\n"
+        "app.app = work\n"
+        "app.main(['x'])\n"
+    )
+    assert done.returncode == code and "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("module", ["wanlab.cli.app", "typer.core", "wanlab.spec.run", "torch"])
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_during_an_import_leaves_no_traceback(module: str, number: int, code: int) -> None:

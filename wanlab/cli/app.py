@@ -112,7 +112,7 @@ def _run(args: list[str]) -> int:
     try:
         render.prepare()
         code = app(spelled(args) or ["--help"], prog_name="wanlab", standalone_mode=False)
-        if code == 130 or stopping.received():
+        if code == 130 or stopping.received() == signal.SIGTERM:  # ctrl-c may be a command's proper end (--watch)
             raise KeyboardInterrupt
         render.write("")  # what others wrote may not have left yet
         return code if isinstance(code, int) else 0
