@@ -41,7 +41,7 @@ def test_digest_is_of_what_decides_the_result():
         "prompt": "a blue ball", "negative_prompt": "blur", "model": "elsewhere", "revision": "main", "seed": 1, "width": 160,
         "height": 96, "frames": 17, "steps": 21, "shift": 3.0, "solver": "euler", "schedule": "wan", "guidance": (4.0, 3.0),
         "batch_cfg": True, "policies": (PolicySpec("cfg"),), "device": "cpu", "dtype": "float32", "vae_dtype": "float32",
-        "attention": "math", "precision": "exact",
+        "attention": "math", "precision": "exact", "guider": PolicySpec("cfgzero"),
     }  # fmt: skip
     assert set(changes) | {"record", "memory"} == {f.name for f in dataclasses.fields(RunSpec)}
     digests = {dataclasses.replace(spec, **{k: v}).digest() for k, v in changes.items()}
@@ -143,7 +143,7 @@ def test_policy_parse_refuses(text):
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "null", "{", '{"prompt":"a","nonsense":1}', '{"prompt":"a","record":{"x":1}}', "[" * 100_000,
-     '{"prompt":"a","spec_version":2}', '{"prompt":"a","policies":[1]}', '{"prompt":"a","guidance":7}', "{}"],
+     '{"prompt":"a","spec_version":3}', '{"prompt":"a","policies":[1]}', '{"prompt":"a","guidance":7}', "{}"],
 )  # fmt: skip
 def test_from_json_refuses(text):
     with pytest.raises(UsageError):

@@ -200,11 +200,11 @@ def test_flash3_is_asked_what_torch_is_asked(checkpoint, monkeypatch):
     inputs = dict(hidden_states=torch.randn(1, 16, 3, 4, 6), timestep=torch.tensor([900.0]),
                   encoder_hidden_states=torch.randn(1, 8, expert.config.text_dim), return_dict=False)  # fmt: skip
     plain = expert(**inputs)[0]
-    fast.attend(expert, "flash3")
+    fast.set_self_attention(expert, "flash3")
     assert torch.allclose(expert(**inputs)[0], plain, atol=1e-5)
     assert len(calls) == expert.config.num_layers
     assert calls[0] == (1, 3 * 2 * 3, expert.config.num_attention_heads, expert.config.attention_head_dim)
-    fast.attend(expert, "auto")
+    fast.set_self_attention(expert, "auto")
     expert(**inputs)
     assert len(calls) == expert.config.num_layers
 

@@ -30,10 +30,10 @@ from transformers import UMT5EncoderModel
 from wanlab.engine.model import loading as models
 from wanlab.engine.model import original as convert
 from wanlab.engine.model import vae, weights
-from wanlab.engine.model.loading import Denoiser
+from wanlab.engine.model.cost import Cost
+from wanlab.engine.model.transformer import Denoiser
 from wanlab.engine.run import decode, resolve
-from wanlab.engine.run.forecast import flops
-from wanlab.engine.run.forecast import plan as full_plan
+from wanlab.engine.run.forecast import forecast as full_plan
 from wanlab.engine.solvers import Solver, step_contexts
 from wanlab.engine.types import Call
 from wanlab.errors import UsageError, WanlabError
@@ -344,7 +344,7 @@ def test_every_token_has_its_timestep(loaded_originals, stride):
     try:
         denoiser = Denoiser(model, {"cond": torch.zeros(1, 512, 16), "uncond": torch.zeros(1, 512, 16)})
         ctx = step_contexts(Solver("unipc", "wan", 4, 5.0, model.checkpoint.scheduler, torch.device("cpu")), None)[1]
-        call = Call(ctx=ctx, branches=("cond", "uncond"), x=torch.zeros(1, 48, 3, 4, 6), frame_stride=stride)
+        call = Call(ctx=ctx, branches=("cond", "uncond"), x=torch.zeros(1, 48, 3, 4, 6), positions=stride)
         assert denoiser(call).shape == (2, 48, 3, 4, 6)
     finally:
         hook.remove()
@@ -357,7 +357,7 @@ def test_the_cost_of_timesteps_for_tokens(originals):
     spec = resolve(make_spec(originals["ti2v-5B"], width=64, height=64, frames=1), found)
     row = full_plan(spec, found).rows[0]
     assert row.tokens == 4
-    plain = flops(found.configs["transformer"], 4)
+    plain = Cost.of(found.configs["transformer"]).whole(4)
     assert row.flops == 2 * (plain + 2 * 4 * 36 * (32 + 7 * 36))
 
 

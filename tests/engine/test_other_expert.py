@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from wanlab.engine.model import loading as models
+from wanlab.engine.model.transformer import Denoiser
 from wanlab.engine.run import execute, resolve
+from wanlab.engine.run.forecast import forecast as full_plan
 from wanlab.engine.run.forecast import make_env
-from wanlab.engine.run.forecast import plan as full_plan
 from wanlab.engine.solvers import Solver
 from wanlab.engine.types import Call
 from wanlab.runfile import Run
@@ -38,7 +39,7 @@ def test_it_is_guided_as_the_step_is(model, checkpoint):
     low = make_env(spec, model.checkpoint, solver).steps[13]
     assert (record.ctx.expert, low.expert) == ("high", "low")
     embeds = {"cond": model.encode(spec.prompt), "uncond": model.encode("")}
-    denoiser = models.Denoiser(model, embeds)
+    denoiser = Denoiser(model, embeds)
     ctx = replace(low, t=record.ctx.t)  # the low-noise expert, at the timestep of the high-noise step
     with torch.no_grad():
         c, u = (denoiser(Call(ctx=ctx, branches=(b,), x=record.x_t)) for b in ("cond", "uncond"))

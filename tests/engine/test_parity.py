@@ -75,7 +75,7 @@ def test_the_test_can_fail(model, pipeline, checkpoint):
 def test_each_expert_has_its_own_guidance(model, pipeline, checkpoint):
     """WanPipeline guides neither expert when the high one's scale is 1; here each scale is its expert's own."""
     records = sample(model, make_spec(checkpoint, guidance=(4.0, 1.0)))
-    by_expert = {e: sum(r.passes for r in records if r.ctx.expert == e) for e in ("high", "low")}
+    by_expert = {e: sum(r.ran.passes for r in records if r.ctx.expert == e) for e in ("high", "low")}
     assert by_expert == {"high": 13, "low": 14}  # 13 steps alone, 7 steps with both branches
     records = sample(model, make_spec(checkpoint, guidance=(1.0, 4.0)))
     assert passes(records) == 13 * 2 + 7
@@ -88,7 +88,7 @@ def test_batched_guidance_differs_by_rounding_only(model, checkpoint):
     one, both = (sample(model, make_spec(checkpoint), batched=b) for b in (False, True))
     assert passes(one) == passes(both) == 40
     assert relative(both[-1].x_next, one[-1].x_next) < 1e-4
-    assert [r.tokens for r in one] == [r.tokens for r in both] == [40] * 20
+    assert [r.ran.tokens for r in one] == [r.ran.tokens for r in both] == [40] * 20
 
 
 def test_prompt_is_cleaned_and_padded_as_the_pipeline_does(model, pipeline):

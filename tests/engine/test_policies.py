@@ -3,34 +3,19 @@
 The small clip has 5 latent frames of 4 tokens; at shift 12 of 20 steps 13 are high-noise and 7 low-noise.
 """
 
-import dataclasses
-
 import pytest
 import torch
 
-from wanlab.engine import policies, run
-from wanlab.engine.loop import denoise, guide
+from wanlab.engine import run
+from wanlab.engine.guiders import Again
+from wanlab.engine.loop import denoise
 from wanlab.engine.policies.frames import duplicate, pair, renoise
 from wanlab.engine.run.forecast import make_env
-from wanlab.engine.solvers import Solver, step_contexts
-from wanlab.engine.types import Env, Session, StepPlan
+from wanlab.engine.solvers import Solver
+from wanlab.engine.types import Session
 from wanlab.errors import UsageError, WanlabError
-from wanlab.spec import PolicySpec
 
-from .helpers import make_spec, passes, relative, sample
-
-
-def toy(policy_texts, evaluate, steps=20, frames=5, guidance=4.0, solver="euler", **options):
-    """A run of a made-up transformer on [1,1,frames,2,2]; the schedule of shift 12 with its switch before step 13."""
-    made = Solver(solver, "diffusers", steps, 12.0, {"num_train_timesteps": 1000}, torch.device("cpu"))
-    env = Env(
-        steps=step_contexts(made, 0.875), guidance={"high": guidance, "low": guidance}, shape=(1, frames, 2, 2)
-    )  # fmt: skip
-    sessions = policies.begin([PolicySpec.parse(t) for t in policy_texts], env)
-    x = torch.randn((1, 1, frames, 2, 2), generator=torch.Generator().manual_seed(0))
-    for session in sessions:
-        x = session.initial(x)
-    return list(denoise(x, env, made, evaluate, sessions, **options))
+from .helpers import Toy, make_spec, passes, relative, sample, toy, toy_env
 
 
 def squares(call):
@@ -55,7 +40,7 @@ def test_cfg_truncation(policy, velocity):
         last = 9 if k < 13 else 14  # the last full step of this step's expert
         expected = velocity(k, last) if k in truncated else full
         assert record.velocity.unique().tolist() == [pytest.approx(expected)], k
-        assert record.passes == (1 if k in truncated else 2)
+        assert record.ran.passes == (1 if k in truncated else 2)
         kept = "uncond" if policy == "cfg:last=5,high=3" else "cond"
         assert set(record.predictions) == ({kept} if k in truncated else {"cond", "uncond"})
     assert passes(records) == 12 * 2 + 8 == 32
@@ -72,7 +57,7 @@ def test_pass_and_token_counts(model, checkpoint):
     ]:
         spec = make_spec(checkpoint, policies=texts)
         records = sample(model, spec)
-        assert (passes(records), sum(r.tokens for r in records)) == (ran, used), texts
+        assert (passes(records), sum(r.ran.tokens for r in records)) == (ran, used), texts
         planned = run.plan(spec)
         assert (planned.passes, planned.totals()["tokens"], planned.plain_passes) == (ran, used, 40)
         assert [r.branches for r in planned.rows] == [tuple(r.predictions) for r in records]
@@ -98,7 +83,8 @@ def test_one_branch_stays_one_branch():
         ("cfg:high=14", "use 0 to 13"),
         ("cfg:last=7,keep=reuse", "truncate fewer"),
         ("cfg:high=13,keep=reuse", "truncate fewer"),
-        ("cfg:keep=both", "choose from"),
+        ("cfg:last=1,keep=both", "choose from"),
+        ("cfg:keep=cond", "truncates no step"),
         ("cfg:lsat=2", "did you mean last"),
         ("cfg:last=2.5", "type int"),
         ("cfg:last=true", "type int"),
@@ -134,13 +120,9 @@ def test_a_stale_difference_is_impossible():
     # half changes the length before step 16; a difference made at 3 frames must not be used at 5
     with pytest.raises(UsageError, match="at this length"):
         toy(["half:switch=16", "cfg:last=4,keep=reuse"], squares)
-    plan = StepPlan(branches=("cond",), guidance=4.0, frames=1, reuse=True)
-    with pytest.raises(WanlabError):
-        guide({"cond": torch.ones(1)}, plan)
-    with pytest.raises(WanlabError):
-        guide({"uncond": torch.ones(1)}, dataclasses.replace(plan, difference=torch.ones(1)))
-    with pytest.raises(WanlabError):
-        guide({"cond": torch.ones(2)}, dataclasses.replace(plan, difference=torch.ones(1)))
+    with pytest.raises(WanlabError, match="no difference"):
+        Again(4.0, {})({"cond": torch.ones(1)})
+    assert Again(4.0, {"difference": torch.full((1,), 2.0)})({"cond": torch.ones(1)}).tolist() == [1 + 3 * 2]
 
 
 def test_a_branch_that_did_not_run_is_in_no_record():
@@ -160,13 +142,13 @@ def test_evaluate_nests_first_outermost_and_is_counted_innermost():
             order.append(self.name)
             return inner(call) if self.name != "skips" else torch.zeros_like(call.x)
 
-    solver = Solver("euler", "diffusers", 1, 3.0, {}, torch.device("cpu"))
-    env = Env(steps=step_contexts(solver, None), guidance={"single": 1.0}, shape=(1, 1, 2, 2))
-    (record,) = denoise(torch.zeros(1, 1, 1, 2, 2), env, solver, squares, [Named("a"), Named("b")])
-    assert order == ["a", "b"] and record.passes == 1
+    env, solver = toy_env(steps=1, frames=1, guidance=1.0)
+    (record,) = denoise(torch.zeros(1, 1, 1, 2, 2), env, solver, Toy(squares), [Named("a"), Named("b")])
+    assert order == ["a", "b"] and record.ran.passes == 1 and set(record.predictions) == {"cond"}
     solver.restart(0)
-    (record,) = denoise(torch.zeros(1, 1, 1, 2, 2), env, solver, squares, [Named("skips")])
-    assert record.passes == record.tokens == 0
+    (record,) = denoise(torch.zeros(1, 1, 1, 2, 2), env, solver, Toy(squares), [Named("skips")])
+    assert record.ran.passes == record.ran.tokens == record.ran.operations == 0
+    assert set(record.reused) == {"cond"} and not record.predictions and record.status("uncond") == "skipped"
 
 
 def test_probe_changes_nothing_and_counts_nothing(model, checkpoint):
@@ -239,7 +221,7 @@ def test_renoise_keeps_even_frames_and_first_noise(model, checkpoint):
 
 
 def test_strided_positions_are_those_of_every_second_frame(model):
-    from wanlab.engine.model.loading import frame_positions
+    from wanlab.engine.model.transformer import frame_positions
 
     expert = model.experts["high"]
     full, half = torch.zeros(1, 16, 5, 4, 4), torch.zeros(1, 16, 3, 4, 4)

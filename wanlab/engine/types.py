@@ -1,24 +1,32 @@
 """What passes between the loop, the policies and the observers.
 
-Shapes: B batch (branches evaluated together), C latent channels, F latent frames, H W latent height and width.
-Latents x_t, x0_pred, eps_pred and velocity are [1,C,F,H,W] in latent units (the VAE's, normalised to zero mean and
-unit variance); sigma is in [0,1]: x_t = (1-sigma) x0 + sigma eps, velocity = eps - x0 (flow matching, Lipman et al.,
-"Flow Matching for Generative Modeling", 2023, and Liu et al., "Flow Straight and Fast", 2022).
+Shapes: B batch (branches evaluated together), C latent channels, F latent frames, H W latent height and width, N tokens
+of a pass, D the transformer's width. Latents x_t, x0_pred, eps_pred and velocity are [1,C,F,H,W] in latent units (the
+VAE's, normalised to zero mean and unit variance); sigma is in [0,1]: x_t = (1-sigma) x0 + sigma eps, velocity =
+eps - x0 (flow matching, Lipman et al., "Flow Matching for Generative Modeling", 2023, and Liu et al., "Flow Straight
+and Fast", 2022).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
 
 import numpy as np
-from torch import Tensor
 
 from wanlab.runfile import Field
 
+if TYPE_CHECKING:  # torch takes a second to import, and a policy's name and knobs can be judged without it
+    from torch import Tensor
+
+    from wanlab.engine.guiders import Guide
+    from wanlab.engine.meter import Reading
+    from wanlab.engine.model.transformer import Blocks
+
 COND, UNCOND = "cond", "uncond"
 BOTH = (COND, UNCOND)
+FRESH, REUSED, SKIPPED = "fresh", "reused", "skipped"
 
 State = dict[str, Any]
 """What a session, solver or observer needs to go on: tensors, and JSON values for the rest."""
@@ -39,6 +47,27 @@ class StepContext:
     """The scheduler's own timestep, 0-dim, in its own dtype: what the transformer is given."""
 
 
+class Cost(Protocol):
+    """What an expert's work costs in floating-point operations (engine/model/cost.py)."""
+
+    @property
+    def layers(self) -> int:
+        """Blocks in the stack."""
+
+    @property
+    def width(self) -> int:
+        """D."""
+
+    def block(self, queries: int, keys: int) -> float:
+        """One block of one sample, for so many active tokens that attend to so many keys."""
+
+    def around(self, tokens: int) -> float:
+        """What lies before and after the blocks, of one sample."""
+
+    def whole(self, tokens: int) -> float:
+        """A whole pass of one sample."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Env:
     """What a run is, as policies and observers may know it before it begins."""
@@ -48,6 +77,8 @@ class Env:
     """Guidance scale by expert."""
     shape: tuple[int, int, int, int]
     """C, F, H, W of the full-length latents."""
+    costs: Mapping[str, Cost] = field(repr=False)
+    """By expert."""
 
     @property
     def total(self) -> int:
@@ -60,9 +91,22 @@ class Env:
         experts = [s.expert for s in self.steps]
         return experts.index("low") if {"high", "low"} <= set(experts) else None
 
+    def since(self, ctx: StepContext) -> int:
+        """Steps of this step's expert before it."""
+        return sum(s.expert == ctx.expert for s in self.steps[: ctx.index])
+
+    def layers(self, ctx: StepContext) -> int:
+        """Blocks of this step's expert."""
+        return self.costs[ctx.expert].layers
+
+    def tokens(self, frames: int | None = None) -> int:
+        """Transformer tokens of a pass of so many latent frames, all of them by default: patches of 1 x 2 x 2."""
+        _, full, height, width = self.shape
+        return (full if frames is None else frames) * height * width // 4
+
 
 @dataclass(frozen=True, kw_only=True)
-class Lift:
+class Jump:
     """A change of the latents between two steps, outside what the solver does."""
 
     apply: Callable[[Tensor, Tensor | None], Tensor]
@@ -73,21 +117,27 @@ class Lift:
 
 @dataclass(frozen=True, kw_only=True)
 class StepPlan:
-    """What one step is going to do."""
+    """What one step is going to do, as far as it is known before the run begins."""
 
     branches: tuple[str, ...]
-    """The branches to evaluate."""
-    guidance: float
+    """The branches that the guide needs; the others are skipped."""
+    guide: Guide
+    """How their velocities become one."""
     frames: int
     """Latent frames that the transformer works on."""
     stride: int = 1
     """Full-length latent frames from one of them to the next."""
-    lift: Lift | None = None
+    positions: int = 1
+    """Distance of neighbouring latent frames in temporal rotary positions."""
+    jump: Jump | None = None
     """Applied to the latents before they are evaluated."""
-    reuse: bool = False
-    """Add `difference` in place of the one that is not evaluated."""
-    difference: Tensor | None = None
-    """cond - uncond of an earlier step of the same expert and length; None only while nothing is evaluated."""
+    reused: tuple[str, ...] = ()
+    """Those of `branches` that will not be evaluated: their values are from an earlier step."""
+    least: float = 1.0
+    """The least share of the blocks' operations, in the other branches, that will run: below 1 where a policy decides
+    while it runs, 0 where the network may not be asked at all."""
+    most: float = 1.0
+    """The greatest share: below 1 where fewer blocks or tokens are certain."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,72 +147,138 @@ class Call:
     ctx: StepContext
     branches: tuple[str, ...]
     x: Tensor
-    frame_stride: int = 1
+    positions: int = 1
     """Distance of neighbouring latent frames in temporal rotary positions."""
-    probe: bool = False
-    """For the record only: a policy that keeps state must pass it on untouched."""
+    through: Callable[[Tensor, Blocks], Tensor] | None = None
+    """What a policy does in place of running all blocks: (hidden [B,N,D], blocks) -> hidden [B,N,D]."""
+    count: Callable[[int, int, int], None] | None = None
+    """Told of every block that runs: (samples, active tokens, keys). None for what is evaluated for the record only."""
 
 
-Inner = Callable[[Call], Tensor]
+Inner: TypeAlias = "Callable[[Call], Tensor]"
 """Call -> velocities [B,C,F,H,W], B = the call's branches."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepRecord:
-    """What one step did. `predictions` holds exactly the branches evaluated in this step; `probes` those evaluated
-    for the record only."""
+    """What one step did. A branch is in `predictions` if the whole network evaluated it in this step, in `reused` if
+    any part of its value is from an earlier one, and else in neither."""
 
     ctx: StepContext
     plan: StepPlan
     x_t: Tensor
     predictions: Mapping[str, Tensor]
-    probes: Mapping[str, Tensor]
+    reused: Mapping[str, Tensor]
     velocity: Tensor
     """The guided velocity that the solver was given."""
     x0_pred: Tensor
     """x_t - sigma * velocity in float32, before the solver stepped."""
     x_next: Tensor
-    passes: int
-    """Samples that went through the transformer: a forward of both branches is two."""
-    tokens: int
-    """Transformer tokens summed over passes."""
-    seconds: float
-    """Time of the step, the device synchronised, without recording and probing."""
-    switching: float = 0.0
-    """The part of it that completing frames took."""
+    ran: Reading
+    """What ran, and how long it took."""
+    probes: Mapping[str, Tensor] = field(default_factory=dict)
+    """Fresh velocities of branches that were reused or skipped: for the record only."""
     other: Tensor | None = None
     """The velocity that the other expert gives in this one's place, guided alike: for the record only."""
+    notes: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """What the policies report of their decisions, by the names of their fields."""
 
     @property
     def eps_pred(self) -> Tensor:
         """x_t + (1 - sigma) * velocity in float32."""
         return self.x_t.float() + (1 - self.ctx.sigma) * self.velocity.float()
 
+    def status(self, branch: str) -> str:
+        """FRESH, REUSED or SKIPPED."""
+        return FRESH if branch in self.predictions else REUSED if branch in self.reused else SKIPPED
+
 
 class Session:
-    """A policy in one run: neutral defaults. All state lives here and is made anew for each run."""
+    """A policy in one run: neutral defaults.
+
+    What it remembers from step to step lies in `memory`, which the engine saves with every step, gives back when an
+    interrupted run goes on, and empties where it no longer belongs: at the expert switch, and when the number of latent
+    frames changes. Everything else is made by `begin` and `plan`, which are called again then.
+    What is evaluated for the record only (`--probe`) passes no session.
+    """
+
+    fields: ClassVar[tuple[Field, ...]] = ()
+    """What `note` reports, one value a step, and with dims ("branch",) one a branch. In the run file each is called
+    POLICY_NAME."""
+    keeps_keys: ClassVar[bool] = False
+    """Whether `through` runs blocks on some tokens that attend to all of them (`Blocks.__call__`, `keys`)."""
+
+    _memory: dict[tuple[str, int, str], dict[str, Any]]
+    _notes: dict[str, np.ndarray]
+
+    def __new__(cls, *args: Any, **knobs: Any) -> Self:
+        """Memory is there whatever a subclass's own `__init__` does."""
+        session = super().__new__(cls)
+        session._memory, session._notes = {}, {}
+        return session
 
     def initial(self, noise: Tensor) -> Tensor:
         """The latents to begin with, of the full-length noise [1,C,F,H,W]."""
         return noise
 
     def plan(self, plan: StepPlan, ctx: StepContext) -> StepPlan:
-        """The plan of a step, of the one that the policies before made. Called once a step, in order."""
+        """The plan of a step, of the one that the policies before made. Called once a step, in order, also by the
+        forecast, where nothing is evaluated."""
         return plan
 
     def evaluate(self, call: Call, inner: Inner) -> Tensor:
         """The velocities of a call; `inner` evaluates it."""
         return inner(call)
 
+    def through(self, call: Call, hidden: Tensor, blocks: Blocks) -> Tensor:
+        """The stack of blocks on hidden states [B,N,D]; `blocks(hidden)` runs it. At most one policy of a run has it."""
+        return blocks(hidden)
+
     def after(self, record: StepRecord) -> None:
-        """Told of every finished step; only reads."""
+        """Told of every finished step."""
+
+    def memory(self, ctx: StepContext, frames: int, branches: tuple[str, ...] = ()) -> dict[str, Any]:
+        """What is remembered of this expert and number of latent frames, for these branches or (by default) for all
+        together: tensors, and JSON values, by name."""
+        return self._memory.setdefault((ctx.expert, frames, "+".join(branches)), {})
+
+    def recall(self, call: Call) -> dict[str, Any]:
+        """`memory` of a call's own branches."""
+        return self.memory(call.ctx, call.x.shape[2], call.branches)
+
+    def note(self, branches: tuple[str, ...] = (), /, **values: Any) -> None:
+        """Report declared values of this step, of these branches where the field has dims ("branch",)."""
+        for name, value in values.items():
+            if not branches:
+                self._notes[name] = np.asarray(value)
+                continue
+            by_branch = self._notes.setdefault(name, np.full(len(BOTH), np.nan))
+            by_branch[[BOTH.index(b) for b in branches]] = value
+
+    def noted(self) -> dict[str, np.ndarray]:
+        """What was reported since the last time."""
+        notes, self._notes = self._notes, {}
+        return notes
+
+    def forget(self, ctx: StepContext, frames: int) -> None:
+        """Let go of what belongs to another expert or length than the step that begins."""
+        self._memory = {key: kept for key, kept in self._memory.items() if key[:2] == (ctx.expert, frames)}
 
     def state(self) -> State:
-        """What `restore` needs to go on after the last finished step."""
-        return {}
+        """All of the memory by flat names."""
+        return {
+            f"{expert} {frames} {branches}/{name}": value
+            for (expert, frames, branches), kept in self._memory.items()
+            for name, value in kept.items()
+        }
 
     def restore(self, state: State) -> None:
         """Take back what `state` gave."""
+        self._memory = {}
+        for flat, value in state.items():
+            where, _, name = flat.partition("/")
+            expert, frames, branches = where.split(" ")
+            self._memory.setdefault((expert, int(frames), branches), {})[name] = value
 
 
 class Policy:

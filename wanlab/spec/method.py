@@ -13,8 +13,15 @@ from wanlab.spec.run import PolicySpec, RunSpec, parse_guidance, parse_value, sh
 
 # What a method may change beside its policies: the sampler, never what is asked for.
 METHOD_SETTINGS = (
-    "guidance", "solver", "schedule", "steps", "shift", "batch_cfg", "dtype", "vae_dtype", "precision", "attention",
+    "guidance", "guider", "solver", "schedule", "steps", "shift", "batch_cfg", "dtype", "vae_dtype", "precision", "attention",
 )  # fmt: skip
+
+
+def _setting(name: str, text: str) -> Any:
+    """A setting's value as a specification has it. Raises UsageError."""
+    if name == "guidance":
+        return parse_guidance(text)
+    return PolicySpec.parse(text) if name == "guider" else parse_value(text)
 
 
 @dataclass(frozen=True)
@@ -43,10 +50,10 @@ class MethodSpec:
             name, equals, value = (p.strip() for p in part.partition("="))
             if part == "baseline":
                 continue
-            if equals and ":" not in name:
+            if equals and (":" not in name or name == "guider"):
                 if not value:
                     raise UsageError(f"'{short(part)}' sets nothing", "write guidance=3")
-                settings[name.replace("-", "_")] = parse_guidance(value) if name == "guidance" else parse_value(value)
+                settings[name.replace("-", "_")] = _setting(name, value)
             else:
                 policies.append(PolicySpec.parse(part))
         return cls(label or text.strip() or "baseline", tuple(policies), tuple(settings.items()))
@@ -60,8 +67,9 @@ class MethodSpec:
         if not isinstance(method, str) or not isinstance(texts, list) or not all(isinstance(t, str) for t in texts):
             raise UsageError(f"method '{short(label)}' is malformed", 'write policies = ["cfg:last=5"]')
         whole = cls.parse(method, label)
-        if "guidance" in given:
-            given["guidance"] = parse_guidance(str(given["guidance"]).strip("[]() "))
+        for name in ("guidance", "guider"):
+            if name in given:
+                given[name] = _setting(name, str(given[name]).strip("[]() "))
         policies = whole.policies + tuple(PolicySpec.parse(t) for t in texts)
         return cls(label, policies, whole.settings + tuple(given.items()))
 

@@ -16,9 +16,10 @@ from dataclasses import dataclass, field
 from typing import Any, Self
 
 from wanlab.errors import UsageError
-from wanlab.registry import suggest
+from wanlab.registry import digest, suggest
 
-SPEC_VERSION = 1
+SPEC_VERSION = 2
+READABLE = (1, 2)  # version 1 had no guider and no policies from files
 
 SOLVERS = ("unipc", "dpm++", "euler")
 SCHEDULES = ("diffusers", "wan")
@@ -85,6 +86,10 @@ class PolicySpec:
     name: str
     knobs: Mapping[str, Knob] | tuple[tuple[str, Knob], ...] = ()
     """Given as a mapping or pairs, kept as sorted pairs so that equal specs are equal."""
+    file: str = ""
+    """The Python file that registers the name; "" for what wanlab or an installed package has."""
+    code: str = ""
+    """SHA-256 (hex) of that file."""
 
     def __post_init__(self) -> None:
         pairs = self.knobs.items() if isinstance(self.knobs, Mapping) else self.knobs
@@ -106,11 +111,13 @@ class PolicySpec:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """`name` or `name:knob=value,knob=value`; values are whole numbers, numbers, true/false or words.
+        """`name` or `name:knob=value,knob=value`, behind `FILE.py:` if a file registers it; values are whole numbers,
+        numbers, true/false or words.
 
-        Raises UsageError when `text` has another form.
+        Raises UsageError when `text` has another form or its file cannot be read.
         """
-        name, _, rest = text.strip().partition(":")
+        file = re.match(r"(.+?\.py):(?=[a-z])", text.strip())
+        name, _, rest = text.strip().removeprefix(file[0] if file else "").partition(":")
         knobs: dict[str, Knob] = {}
         for part in filter(None, (p.strip() for p in rest.split(","))):
             key, equals, value = (p.strip() for p in part.partition("="))
@@ -119,11 +126,21 @@ class PolicySpec:
             if key in knobs:
                 raise UsageError(f"knob {short(key)} is given twice in '{short(text)}'", "give it once")
             knobs[key] = parse_value(value)
-        return cls(name.strip(), knobs)
+        return cls(name.strip(), knobs, file[1], digest(file[1])) if file else cls(name.strip(), knobs)
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Self:
+        """What `to_dict` gave."""
+        return cls(plain["name"], plain.get("knobs", {}), plain.get("file", ""), plain.get("code", ""))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        plain: dict[str, Any] = {"name": self.name, "knobs": self.options}
+        return plain | ({"file": self.file, "code": self.code} if self.file else {})
 
     def __str__(self) -> str:
         knobs = ",".join(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in self.options.items())
-        return f"{self.name}:{knobs}" if knobs else self.name
+        return ":".join(filter(None, (self.file, self.name, knobs)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,6 +173,8 @@ class RunSpec:
     """"diffusers", or "wan" for the official repository's sigmas and timesteps."""
     guidance: tuple[float, float] = (4.0, 4.0)
     """Guidance scales (low-noise expert, high-noise expert); a model of one expert uses the first."""
+    guider: PolicySpec = PolicySpec("cfg")
+    """How the branches' velocities become one (engine/guiders.py)."""
     batch_cfg: bool = False
     """Evaluate both branches in one forward of batch 2."""
     policies: tuple[PolicySpec, ...] = ()
@@ -205,6 +224,10 @@ class RunSpec:
         object.__setattr__(self, "policies", tuple(self.policies))
         if not all(isinstance(p, PolicySpec) for p in self.policies):
             raise UsageError("policies are not PolicySpec", "use PolicySpec.parse")
+        if isinstance(self.guider, str):
+            object.__setattr__(self, "guider", PolicySpec.parse(self.guider))
+        if not isinstance(self.guider, PolicySpec):
+            raise UsageError("the guider is no PolicySpec", "use PolicySpec.parse")
         if not isinstance(self.device, str) or not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,2})?", self.device):
             raise UsageError(f"unknown device '{short(str(self.device))}'", "use auto, cpu, cuda or cuda:N")
         _choice("--dtype", self.dtype, DTYPES)
@@ -223,7 +246,8 @@ class RunSpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in the JSON."""
         plain = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        plain["policies"] = [{"name": p.name, "knobs": p.options} for p in self.policies]
+        plain["policies"] = [p.to_dict() for p in self.policies]
+        plain["guider"] = self.guider.to_dict()
         plain["guidance"] = list(self.guidance)
         plain["record"] = dataclasses.asdict(self.record)
         return plain | {"spec_version": SPEC_VERSION}
@@ -233,9 +257,11 @@ class RunSpec:
         return _canonical(self.to_dict())
 
     def digest(self) -> str:
-        """SHA-256 (hex) of the canonical JSON without `record` and `memory`: equal for runs whose results must be
-        equal."""
+        """SHA-256 (hex) of the canonical JSON without `record`, `memory` and the places of files: equal for runs whose
+        results must be equal."""
         decides = {k: v for k, v in self.to_dict().items() if k not in ("record", "memory")}
+        for component in (*decides["policies"], decides["guider"]):
+            component.pop("file", None)
         return hashlib.sha256(_canonical(decides).encode()).hexdigest()
 
     @classmethod
@@ -254,11 +280,13 @@ class RunSpec:
             raise UsageError("the run's specification is no JSON object")
         given = dict(plain)
         version = given.pop("spec_version", SPEC_VERSION)
-        if version != SPEC_VERSION:
+        if version not in READABLE:
             raise UsageError(f"the specification has version {version!r}", "read it with a newer wanlab")
         try:
             if "policies" in given:
-                given["policies"] = tuple(PolicySpec(p["name"], p.get("knobs", {})) for p in given["policies"])
+                given["policies"] = tuple(map(PolicySpec.from_dict, given["policies"]))
+            if "guider" in given:
+                given["guider"] = PolicySpec.from_dict(given["guider"])
             if "guidance" in given:
                 given["guidance"] = tuple(given["guidance"])
             if "record" in given:

@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.models.transformers.transformer_wan import WanAttention
+from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor, nn
 
 E4M3_MAX = 448.0
 
 
-def speed_up(expert: Any, precision: str, *, compiled: bool, text: ShortText | None = None) -> None:
+def optimize(expert: Any, precision: str, *, compiled: bool, text: ShortText | None = None) -> None:
     """Change `expert`, a WanTransformer3DModel, in place to compute by `precision`, "exact" or "fp8"; its weights are needed for nothing else.
 
     compiled  for a GPU
@@ -33,7 +33,7 @@ def speed_up(expert: Any, precision: str, *, compiled: bool, text: ShortText | N
         block.attn1.fuse_projections()
         for name in ("to_q", "to_k", "to_v"):
             delattr(block.attn1, name)  # their weights are in to_qkv now
-        block.attn1.set_processor(FusedSelfAttention())
+        block.attn1.set_processor(SelfAttention())
         if precision == "fp8":
             for owner, name in products(block):
                 setattr(owner, name, Float8Linear(getattr(owner, name)))
@@ -78,18 +78,31 @@ def fp8_problem(device: str) -> str:
     return ""
 
 
-def attend(expert: Any, kernel: str) -> None:
-    """Let the self-attention of an expert that `speed_up` changed be FlashAttention-3's if `kernel` is "flash3", else torch's."""
+def set_self_attention(expert: Any, kernel: str, *, keeps_keys: bool = False) -> None:
+    """Let the self-attention of an expert be FlashAttention-3's if `kernel` is "flash3" and `optimize` changed the expert,
+    else torch's. One that keeps keys is ours in any case, and equal to diffusers' bit for bit where all tokens are active."""
     for block in expert.blocks:
-        if isinstance(block.attn1.processor, FusedSelfAttention):
-            block.attn1.processor.flash3 = kernel == "flash3"
+        fused = hasattr(block.attn1, "to_qkv")
+        if fused or keeps_keys:
+            block.attn1.set_processor(SelfAttention(flash3=fused and kernel == "flash3"))
+        elif isinstance(block.attn1.processor, SelfAttention):
+            block.attn1.set_processor(WanAttnProcessor())
 
 
-class FusedSelfAttention:
-    """Self-attention with one product for query, key and value, written so that a compiler can fuse what follows it."""
+class SelfAttention:
+    """Self-attention of all tokens or of some, written so that a compiler can fuse what follows the projections.
 
-    def __init__(self) -> None:
-        self.flash3 = False
+    active  positions [n] of the tokens it is given, None for all N of them
+    keys    by name, keys and values [B,N,heads,D/heads] of all tokens, kept from call to call: those of the active ones
+            are replaced. None: the active tokens attend to each other only
+    name    what this block's keys and values are called there
+    """
+
+    def __init__(self, *, flash3: bool = False) -> None:
+        self.flash3 = flash3
+        self.active: Tensor | None = None
+        self.keys: dict[str, Any] | None = None
+        self.name = ""
 
     def __call__(
         self,
@@ -99,24 +112,47 @@ class FusedSelfAttention:
         attention_mask: None = None,
         rotary_emb: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
-        """[B,N,D] to [B,N,D]; rotary_emb  cosines and sines, each [1,N,1,D/heads]"""
+        """[B,n,D] to [B,n,D]; rotary_emb  cosines and sines, each [1,n,1,D/heads], of these tokens' positions"""
         assert rotary_emb is not None
-        query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
-        by_head = (*hidden_states.shape[:2], attn.heads, -1)
-        if hidden_states.device.type == "cpu":
-            query, key = norm_and_rotate(attn, torch.stack((query, key), dim=2), *rotary_emb).unbind(2)
-        else:
-            query = rotate(attn.norm_q(query).reshape(by_head), *rotary_emb)
-            key = rotate(attn.norm_k(key).reshape(by_head), *rotary_emb)
-        value = value.reshape(by_head)
+        query, key, value = self.project(attn, hidden_states, rotary_emb)
+        if self.keys is not None:
+            key, value = self.kept("key", key), self.kept("value", value)
         if self.flash3:
             # The package's public function is an autograd one around this operator, which a compiler cannot see through.
             out = torch.ops.fa3_fwd._flash_attn_forward(query, key, value, softmax_scale=query.shape[-1] ** -0.5)[0]
         else:
             out = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
             out = out.transpose(1, 2)
-        joined: Tensor = attn.to_out[0](out.flatten(2))
+        joined: Tensor = attn.to_out[0](out.flatten(2).type_as(query))
         return joined
+
+    def project(
+        self, attn: WanAttention, hidden: Tensor, rotary: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Query, key and value of [B,n,D], each [B,n,heads,D/heads], the first two normed and rotated."""
+        by_head = (*hidden.shape[:2], attn.heads, -1)
+        fused = hasattr(attn, "to_qkv")
+        if fused:
+            query, key, value = attn.to_qkv(hidden).chunk(3, dim=-1)
+        else:
+            query, key, value = attn.to_q(hidden), attn.to_k(hidden), attn.to_v(hidden)
+        if fused and hidden.device.type == "cpu":
+            query, key = norm_and_rotate(attn, torch.stack((query, key), dim=2), *rotary).unbind(2)
+        else:
+            query = rotate(attn.norm_q(query).reshape(by_head), *rotary)
+            key = rotate(attn.norm_k(key).reshape(by_head), *rotary)
+        return query, key, value.reshape(by_head)
+
+    def kept(self, kind: str, fresh: Tensor) -> Tensor:
+        """All tokens' keys or values [B,N,heads,D/heads], these being the active ones' fresh ones."""
+        assert self.keys is not None
+        name = f"{kind} {self.name}"
+        if self.active is None:
+            self.keys[name] = fresh
+        else:
+            self.keys[name] = self.keys[name].index_copy(1, self.active, fresh)
+        whole: Tensor = self.keys[name]
+        return whole
 
 
 class ShortText:

@@ -30,7 +30,6 @@ from diffusers import AutoencoderKLWan, WanTransformer3DModel
 from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoTokenizer, UMT5Config, UMT5EncoderModel
 from transformers.utils import logging as transformers_logging
 
@@ -40,19 +39,12 @@ from wanlab.engine.model import original as convert
 from wanlab.engine.model import vae as wan_vae
 from wanlab.engine.model import weights
 from wanlab.engine.model.placement import Placement
-from wanlab.engine.types import Call
 from wanlab.errors import UsageError, WanlabError
 from wanlab.registry import suggest
 
 TEXT_TOKENS = 512  # the prompt's embeddings are cut or zero-padded to this length
 TRAIN_TIMESTEPS = 1000
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-ATTENTION = {
-    "math": SDPBackend.MATH, "flash": SDPBackend.FLASH_ATTENTION, "efficient": SDPBackend.EFFICIENT_ATTENTION,
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "flash3": SDPBackend.CUDNN_ATTENTION,  # of the cross-attention: the self-attention is set by fast.attend
-}  # fmt: skip
-
 _WEIGHTS = {
     "text_encoder": "model",
     "vae": "diffusion_pytorch_model",
@@ -185,102 +177,6 @@ class Model:
         return len(self.tokenizer(prompt_clean(prompt)).input_ids)
 
 
-class Denoiser:
-    """The experts with a run's prompt embeddings: Call -> velocities [B,C,F,H,W]."""
-
-    def __init__(self, model: Model, embeds: Mapping[str, Tensor], kernel: str = "auto") -> None:
-        """embeds  by branch, each [1,512,D]; kernel  the attention's"""
-        self._model, self._embeds, self._kernel = model, embeds, kernel
-        for expert in model.experts.values():
-            fast.attend(expert, kernel)
-        self._per_token = model.checkpoint.expand_timesteps
-        # The positions that are the prompt's own: what follows is zero.
-        self._own = {b: own_positions(e) for b, e in embeds.items()}
-
-    def __call__(self, call: Call) -> Tensor:
-        expert = self._model.ready(call.ctx.expert)
-        batch = len(call.branches)
-        x = call.x.to(self._model.dtype)
-        if self._per_token:
-            # As the official code and WanPipeline have it, though from text alone every token's timestep is the same.
-            patches = x.shape[2] * (x.shape[3] // 2) * (x.shape[4] // 2)
-            t = (torch.ones(patches, device=x.device) * call.ctx.t).expand(batch, -1)
-        else:
-            t = call.ctx.t.expand(batch)
-        if batch == 1:
-            text = self._embeds[call.branches[0]]
-        else:
-            x = x.expand(batch, -1, -1, -1, -1)
-            text = torch.cat([self._embeds[b] for b in call.branches])
-        if self._model.short_text is not None:
-            own = [self._own[b] for b in call.branches]
-            text = self._model.short_text.cut(text, torch.tensor(own), min(max(own) + 1, text.shape[1]))
-        with frame_positions(expert, call.frame_stride), attention(self._kernel):
-            velocity: Tensor = expert(hidden_states=x, timestep=t, encoder_hidden_states=text, return_dict=False)[0]
-        return velocity
-
-
-def own_positions(embeds: Tensor) -> int:
-    """Positions of prompt embeddings [1,N,D] up to the last that is not zero."""
-    found = (embeds[0] != 0).any(-1).nonzero()
-    return int(found.max()) + 1 if len(found) else 0
-
-
-@contextlib.contextmanager
-def attention(kernel: str) -> Iterator[None]:
-    """Attention inside with this kernel of torch's; "auto" leaves the choice to it. Raises WanlabError where there is
-    none for what is asked of it."""
-    if kernel == "auto":
-        yield
-        return
-    try:
-        with sdpa_kernel(ATTENTION[kernel]):
-            yield
-    except RuntimeError as error:
-        if not re.search("no (available kernel|viable backend)", str(error), re.IGNORECASE):
-            raise
-        raise WanlabError(
-            f"--attention {kernel} cannot do this here: {str(error)[:120]}", "use --attention math"
-        ) from error
-
-
-@contextlib.contextmanager
-def frame_positions(expert: WanTransformer3DModel, stride: int) -> Iterator[None]:
-    """Temporal rotary positions 0, stride, 2 stride, … while inside."""
-    if stride == 1:
-        yield
-        return
-    plain = expert.rope
-    expert.rope = _StridedRope(plain, stride)
-    try:
-        yield
-    finally:
-        expert.rope = plain
-
-
-class _StridedRope(nn.Module):
-    """The rotary embedding of a clip `stride` times as long, of which every `stride`-th frame is kept."""
-
-    def __init__(self, plain: nn.Module, stride: int) -> None:
-        super().__init__()
-        self._plain, self._stride = (
-            [plain],
-            stride,
-        )  # in a list: not a submodule, the expert's parameters stay as they are
-
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        frames = x.shape[2]
-        long = (frames - 1) * self._stride + 1
-        shape = (*x.shape[:2], long, *x.shape[3:])
-        cos, sin = self._plain[0](x.new_empty(1).expand(shape))
-        return self._every(cos, long), self._every(sin, long)
-
-    def _every(self, table: Tensor, long: int) -> Tensor:
-        # [1, frames * patches, 1, D]
-        by_frame = table.reshape(table.shape[0], long, -1, *table.shape[2:])
-        return by_frame[:, :: self._stride].flatten(1, 2)
-
-
 def describe(name: str, revision: str = "") -> Checkpoint:
     """What the checkpoint `name` ("tiny", a directory, or a hub id) is, from its small files.
 
@@ -337,7 +233,7 @@ def load(
     for expert, component in found.experts.items():
         experts[expert] = load_component(found, component, place, dtype)
         if precision != "reference":
-            fast.speed_up(experts[expert], precision, compiled=device.type == "cuda", text=text)
+            fast.optimize(experts[expert], precision, compiled=device.type == "cuda", text=text)
     return Model(found, tokenizer, text_encoder, vae, experts, device, dtype, memory, text)
 
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from wanlab.engine.observers.cost import Cost
 from wanlab.engine.observers.guidance import Guidance
 from wanlab.engine.observers.latents import Latents
-from wanlab.engine.types import Observer
-from wanlab.spec import RecordSpec
+from wanlab.engine.observers.reuse import Declared, Reuse
+from wanlab.engine.types import Observer, Session
+from wanlab.spec import RunSpec
 
 
-def begin(record: RecordSpec, total: int) -> list[Observer]:
+def begin(spec: RunSpec, total: int, sessions: Sequence[Session]) -> list[Observer]:
     """The observers of a run of `total` steps."""
-    made: list[Observer] = [Cost(), Guidance()]
-    if record.level != "metrics":
-        made.append(Latents(record, total))
-    return made
+    observers: list[Observer] = [Cost(), Guidance(), Reuse(), Declared([p.name for p in spec.policies], sessions)]
+    if spec.record.level != "metrics":
+        observers.append(Latents(spec.record, total))
+    return observers

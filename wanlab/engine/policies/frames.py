@@ -6,14 +6,14 @@ Latent frames are counted from 0 along F. A clip of F = 2n-1 latent frames (13) 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
-from wanlab.engine.types import Call, Env, Inner, Lift, Policy, Session, StepContext, StepPlan
+from wanlab.engine.types import Env, Jump, Policy, Session, StepContext, StepPlan
 from wanlab.errors import UsageError
 from wanlab.registry import register
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register("policy", "half")
@@ -25,6 +25,9 @@ class HalfFrames(Policy):
               last step's x0_pred in time and noises it to this step's sigma with the noise those frames had at first
     rope      temporal positions of half the frames: "compact" 0,1,2,… or "strided" 0,2,4,…
     switch    steps on half the frames; 0 for those before the expert switch
+
+    Cost: half the tokens until the switch, and a quarter of the attention pairs.
+    Source: the experiment guide (duplicate, compact); renoise and strided are this project's.
     """
 
     complete: Literal["duplicate", "renoise"] = "duplicate"
@@ -45,6 +48,9 @@ class PairedFrames(Policy):
     """All frames throughout; at the switch frames 2,4,6,… become copies of 1,3,5,…, the solver going on as it was.
 
     switch  the step (from 0) before which that happens; 0 for the expert switch
+
+    Cost: none saved by itself.
+    Source: the experiment guide ("improved frame completion").
     """
 
     switch: int = 0
@@ -82,15 +88,10 @@ class _Half(Session):
 
     def plan(self, plan: StepPlan, ctx: StepContext) -> StepPlan:
         if ctx.index < self._at:
-            return replace(plan, frames=self._half, stride=2)
+            return replace(plan, frames=self._half, stride=2, positions=2 if self._knobs.rope == "strided" else 1)
         if ctx.index == self._at:
-            return replace(plan, lift=one_lift(plan, ctx, Lift(apply=self._complete, restart=True)))
+            return replace(plan, jump=one_jump(plan, ctx, Jump(apply=self._complete, restart=True)))
         return plan
-
-    def evaluate(self, call: Call, inner: Inner) -> Tensor:
-        if self._knobs.rope == "strided" and call.ctx.index < self._at:
-            call = replace(call, frame_stride=2)
-        return inner(call)
 
     def _complete(self, x: Tensor, x0_pred: Tensor | None) -> Tensor:
         if self._knobs.complete == "duplicate":
@@ -106,14 +107,14 @@ class _Paired(Session):
     def plan(self, plan: StepPlan, ctx: StepContext) -> StepPlan:
         if ctx.index != self._at:
             return plan
-        return replace(plan, lift=one_lift(plan, ctx, Lift(apply=lambda x, _: pair(x), restart=False)))
+        return replace(plan, jump=one_jump(plan, ctx, Jump(apply=lambda x, _: pair(x), restart=False)))
 
 
-def one_lift(plan: StepPlan, ctx: StepContext, lift: Lift) -> Lift:
-    """`lift`, unless the step has one already: two of them have no order that means anything."""
-    if plan.lift is not None:
+def one_jump(plan: StepPlan, ctx: StepContext, jump: Jump) -> Jump:
+    """`jump`, unless the step has one already: two of them have no order that means anything."""
+    if plan.jump is not None:
         raise UsageError(f"two policies complete frames at step {ctx.index + 1}", "use half or paired, not both")
-    return lift
+    return jump
 
 
 def duplicate(x: Tensor, full: int) -> Tensor:
@@ -127,7 +128,9 @@ def renoise(x: Tensor, x0_pred: Tensor, noise: Tensor, sigma: float) -> Tensor:
     full = noise.clone()
     full[:, :, ::2] = x
     odd = noise[:, :, 1::2]
-    after = torch.cat([x0_pred[:, :, 1:], x0_pred[:, :, -1:]], dim=2)[:, :, : odd.shape[2]]
+    after = x0_pred.roll(-1, dims=2)
+    after[:, :, -1:] = x0_pred[:, :, -1:]
+    after = after[:, :, : odd.shape[2]]
     clean = (x0_pred[:, :, : odd.shape[2]] + after) / 2
     full[:, :, 1::2] = (1 - sigma) * clean + sigma * odd
     return full

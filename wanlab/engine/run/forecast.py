@@ -1,30 +1,34 @@
-"""What a run is going to do and cost, from configurations only: `--dry-run`, and the checks before anything loads."""
+"""What a run is going to do and cost, from configurations only: `--dry-run`, and the checks before anything loads.
+
+What policies decide beforehand is forecast exactly; of what they decide while they run there are bounds.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 
 from wanlab.engine import observers, policies
-from wanlab.engine.loop import make_plan, tokens
-from wanlab.engine.model import loading as models
-from wanlab.engine.model import vae as wan_vae
-from wanlab.engine.model.loading import TEXT_TOKENS, Checkpoint
+from wanlab.engine.guiders import Cfg, Guider
+from wanlab.engine.loop import nest, plans
+from wanlab.engine.model import loading, vae
+from wanlab.engine.model.cost import BYTES, Cost
+from wanlab.engine.model.loading import Checkpoint
 from wanlab.engine.observers.latents import OTHER_EXPERT
 from wanlab.engine.solvers import Solver, step_contexts
-from wanlab.engine.types import BOTH, Env, StepContext, StepPlan
+from wanlab.engine.types import BOTH, Env, Session, StepContext, StepPlan
+from wanlab.registry import build
 from wanlab.spec import RunSpec
 
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 DECODING = 2**29
 
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One step of the plan."""
+    """One step."""
 
     step: int
     """From 0."""
@@ -32,20 +36,27 @@ class Row:
     sigma: float
     expert: str
     branches: tuple[str, ...]
+    """What the guided velocity is made of."""
+    reused: tuple[str, ...]
+    """Those of them whose value is an earlier step's."""
+    guider: str
     guidance: float
     frames: int
     """Latent frames."""
     tokens: int
     """Transformer tokens of one pass."""
     passes: int
+    """At most."""
+    passes_bounds: tuple[int, int]
     flops: float
-    """Floating-point operations of the step."""
-    lift: bool
+    """Floating-point operations of the step, at most."""
+    flops_bounds: tuple[float, float]
+    jump: bool
     """Whether frames are completed before the step."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class Forecast:
     """A run's schedule and what it is predicted to cost."""
 
     spec: RunSpec
@@ -56,23 +67,36 @@ class Plan:
     """C, F, H, W of the latents."""
     rows: tuple[Row, ...]
     passes: int
+    """At most; `passes_bounds` has the least too."""
+    passes_bounds: tuple[int, int]
     plain_passes: int
     """Without policies."""
     flops: float
+    """At most."""
+    flops_bounds: tuple[float, float]
     plain_flops: float
+    plain_flops_by_step: tuple[float, ...]
+    pass_flops_by_step: tuple[float, ...]
+    """Operations of one whole pass on the full-length latents: what a pass-equivalent is."""
     parameters: Mapping[str, int]
     """By component."""
     memory_bytes: Mapping[str, int]
-    """By component, weights in their dtypes; and estimates of the transformers' "activations" and of "decoding" one
-    latent frame."""
+    """By component, weights in their dtypes; and estimates of the transformers' "activations", of "decoding" one
+    latent frame and, where a policy keeps them, of "keys" and values."""
     memory_plans: Mapping[str, int]
     """The predicted peak on the device under each plan of placement.py."""
     disk_bytes: int
     """The run file's arrays before compression."""
 
     @property
+    def exact(self) -> bool:
+        """Whether everything is decided beforehand."""
+        return self.flops_bounds[0] == self.flops_bounds[1]
+
+    @property
     def speedup(self) -> float:
-        """Predicted speed-up of the sampling loop over the same run without policies: the ratio of operations."""
+        """Predicted speed-up of the sampling loop over the same run without policies, at least: the ratio of
+        operations."""
         return self.plain_flops / self.flops
 
     @property
@@ -83,102 +107,112 @@ class Plan:
     def totals(self) -> dict[str, Any]:
         """The figures that the run is compared with afterwards."""
         return {
-            "passes": self.passes, "plain_passes": self.plain_passes, "flops": self.flops,
-            "plain_flops": self.plain_flops, "speedup": self.speedup,
-            "tokens": sum(r.passes * r.tokens for r in self.rows), "flops_by_step": [r.flops for r in self.rows],
+            "passes": self.passes, "passes_bounds": list(self.passes_bounds), "plain_passes": self.plain_passes,
+            "flops": self.flops, "flops_bounds": list(self.flops_bounds), "plain_flops": self.plain_flops,
+            "speedup": self.speedup, "tokens": sum(r.passes * r.tokens for r in self.rows),
+            "flops_by_step": [r.flops for r in self.rows], "plain_flops_by_step": list(self.plain_flops_by_step),
+            "pass_flops_by_step": list(self.pass_flops_by_step),
         }  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         plain = {k: v for k, v in asdict(self).items() if k != "spec"}
-        return plain | {"spec": self.spec.to_dict(), "speedup": self.speedup, "parameters": dict(self.parameters)}
+        more = {"spec": self.spec.to_dict(), "speedup": self.speedup, "exact": self.exact}
+        return plain | more | {"parameters": dict(self.parameters)}
 
 
-def make_env(spec: RunSpec, found: Checkpoint, solver: Solver) -> Env:
-    """The run's schedule, guidance by expert and full-length latent shape. Raises UsageError for a size that the
-    model cannot make."""
+def make_env(spec: RunSpec, checkpoint: Checkpoint, solver: Solver) -> Env:
+    """The run's schedule, guidance and cost by expert, and full-length latent shape. Raises UsageError for a size that
+    the model cannot make."""
     low, high = spec.guidance
     return Env(
-        steps=step_contexts(solver, found.boundary, models.TRAIN_TIMESTEPS),
+        steps=step_contexts(solver, checkpoint.boundary, loading.TRAIN_TIMESTEPS),
         guidance={"low": low, "high": high, "single": low},
-        shape=found.latent_shape(spec.frames, spec.width, spec.height),
+        shape=checkpoint.latent_shape(spec.frames, spec.width, spec.height),
+        costs={
+            expert: Cost.of(checkpoint.configs[component], checkpoint.expand_timesteps)
+            for expert, component in checkpoint.experts.items()
+        },
     )
 
 
-def plan(spec: RunSpec, found: Checkpoint) -> Plan:
-    """The plan of a resolved spec. Raises UsageError where the run would: policies that do not fit, sizes, schedule."""
+def forecast(spec: RunSpec, checkpoint: Checkpoint) -> Forecast:
+    """The forecast of a resolved spec. Raises UsageError where the run would: policies that do not fit, sizes,
+    schedule."""
     solver = Solver(
-        spec.solver, spec.schedule, spec.steps, float(spec.shift or 0), found.scheduler, torch.device("cpu")
+        spec.solver, spec.schedule, spec.steps, float(spec.shift or 0), checkpoint.scheduler, torch.device("cpu")
     )
-    env = make_env(spec, found, solver)
+    env = make_env(spec, checkpoint, solver)
     sessions = policies.begin(spec.policies, env)
-    rows, plain_rows = [], []
-    for ctx in env.steps:
-        rows.append(_row(make_plan(env, sessions, ctx), ctx, env, found))
-        plain_rows.append(_row(make_plan(env, (), ctx), ctx, env, found))
-    counted = models.parameters(found)
-    held = _memory(spec, found, env, counted)
-    return Plan(
-        spec=spec, model_path=str(found.path), boundary=found.boundary, shape=env.shape, rows=tuple(rows),
-        passes=sum(r.passes for r in rows), plain_passes=sum(r.passes for r in plain_rows),
-        flops=sum(r.flops for r in rows), plain_flops=sum(r.flops for r in plain_rows), parameters=counted,
-        memory_bytes=held, memory_plans=_peaks(held, found, env.shape[1]), disk_bytes=_disk(spec, env),
+    nest(sessions, lambda call: call.x)  # that the policies fit each other
+    guider: Guider = build("guider", spec.guider)
+    rows = [_row(plan, ctx, env) for ctx, plan in plans(env, sessions, guider)]
+    plain = [_row(plan, ctx, env) for ctx, plan in plans(env, (), Cfg())]
+    parameters = loading.parameters(checkpoint)
+    memory = _memory(spec, checkpoint, env, parameters)
+    if any(session.keeps_keys for session in sessions):
+        memory["keys"] = _kept_keys(spec, env, rows)
+    return Forecast(
+        spec=spec, model_path=str(checkpoint.path), boundary=checkpoint.boundary, shape=env.shape, rows=tuple(rows),
+        passes=sum(r.passes for r in rows), passes_bounds=_sums([r.passes_bounds for r in rows]),
+        plain_passes=sum(r.passes for r in plain), flops=sum(r.flops for r in rows),
+        flops_bounds=_sums([r.flops_bounds for r in rows]), plain_flops=sum(r.flops for r in plain),
+        plain_flops_by_step=tuple(r.flops for r in plain),
+        pass_flops_by_step=tuple(env.costs[ctx.expert].whole(env.tokens()) for ctx in env.steps),
+        parameters=parameters, memory_bytes=memory, memory_plans=_peaks(memory, checkpoint, env.shape[1]),
+        disk_bytes=_disk(spec, env, sessions),
     )  # fmt: skip
 
 
-def _row(made: StepPlan, ctx: StepContext, env: Env, found: Checkpoint) -> Row:
-    n = tokens((made.frames, *env.shape[2:]))
-    config = found.configs[found.experts[ctx.expert]]
-    passes = len(made.branches)
+def _sums(bounds: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
+    return sum(low for low, _ in bounds), sum(high for _, high in bounds)
+
+
+def _row(plan: StepPlan, ctx: StepContext, env: Env) -> Row:
+    tokens, cost = env.tokens(plan.frames), env.costs[ctx.expert]
+    passes = len(set(plan.branches) - set(plan.reused))
+    around, whole = cost.around(tokens), cost.whole(tokens)
+
+    def operations(share: float) -> float:
+        return passes * (around + share * (whole - around)) if share else 0.0  # with 0 the network is not asked
+
+    least, most = operations(plan.least), operations(plan.most)
     return Row(
-        step=ctx.index, timestep=ctx.timestep, sigma=ctx.sigma, expert=ctx.expert, branches=made.branches,
-        guidance=made.guidance, frames=made.frames, tokens=n, passes=passes,
-        flops=passes * flops(config, n, per_token=found.expand_timesteps),
-        lift=made.lift is not None,
+        step=ctx.index, timestep=ctx.timestep, sigma=ctx.sigma, expert=ctx.expert, branches=plan.branches,
+        reused=plan.reused, guider=plan.guide.name, guidance=plan.guide.scale, frames=plan.frames, tokens=tokens,
+        passes=passes if plan.most else 0, passes_bounds=(passes if plan.least else 0, passes if plan.most else 0),
+        flops=most, flops_bounds=(least, most), jump=plan.jump is not None,
     )  # fmt: skip
 
 
-def flops(config: Mapping[str, Any], n: int, text: int = TEXT_TOKENS, *, per_token: bool = False) -> float:
-    """Floating-point operations of one pass of n tokens (a multiply-add is two), matrix products only.
-
-    With width D, feed-forward width M and L text tokens, a block costs 8nD² for self-attention's four projections,
-    4n²D for its two products, 4nD² and 4LD² for cross-attention's projections, 4nLD for its products and 4nDM for
-    the feed-forward; around the blocks 2nDP in and out (P = patch values) and 2LD(T + D) for the text. A timestep
-    for each token (TI2V) costs 2nD(E + 7D), E being the width of its sinusoids; one for the sample costs nothing.
-    """
-    width = int(config.get("num_attention_heads") or 40) * int(config.get("attention_head_dim") or 128)
-    inner, layers = int(config.get("ffn_dim") or 13824), int(config.get("num_layers") or 40)
-    text_width = int(config.get("text_dim") or 4096)
-    channels = int(config.get("in_channels") or 16), int(config.get("out_channels") or 16)
-    block = 12 * n * width**2 + 4 * n**2 * width + 4 * text * width**2 + 4 * n * text * width + 4 * n * width * inner
-    around = 2 * n * width * 4 * sum(channels) + 2 * text * width * (text_width + width)
-    if per_token:
-        around += 2 * n * width * (int(config.get("freq_dim") or 256) + 7 * width)
-    return float(layers * block + around)
+def _kept_keys(spec: RunSpec, env: Env, rows: Sequence[Row]) -> int:
+    """Bytes of the keys and values of every block and branch, of the expert that has most."""
+    widths = (cost.layers * cost.width for cost in env.costs.values())
+    return max(2 * max(widths) * len(r.branches) * r.tokens * BYTES[spec.dtype] for r in rows)
 
 
-def _memory(spec: RunSpec, found: Checkpoint, env: Env, counted: Mapping[str, int]) -> dict[str, int]:
-    main, vae = BYTES[spec.dtype], BYTES[spec.vae_dtype]
-    held = {name: n * (vae if name == "vae" else main) for name, n in counted.items()}
-    config = found.configs["transformer"]
+def _memory(spec: RunSpec, checkpoint: Checkpoint, env: Env, counted: Mapping[str, int]) -> dict[str, int]:
+    main, decoder = BYTES[spec.dtype], BYTES[spec.vae_dtype]
+    held = {name: n * (decoder if name == "vae" else main) for name, n in counted.items()}
+    config = checkpoint.configs["transformer"]
     width = int(config.get("num_attention_heads") or 40) * int(config.get("attention_head_dim") or 128)
     inner = int(config.get("ffn_dim") or 13824)
     if spec.precision == "fp8":  # the products of fast.products
         eighths = int(config.get("num_layers") or 40) * (6 * width**2 + 2 * width * inner)
-        for component in found.experts.values():
+        for component in checkpoint.experts.values():
             held[component] -= (main - 1) * eighths
     batch = len(BOTH) if spec.batch_cfg else 1
     # Alive at once in a block: the residual stream, two float32 copies of it (norm and modulation), and either
     # query, key, value and output, or the feed-forward's inner values.
     per_token = width * main + 2 * width * 4 + max(4 * width, inner + width) * main
-    if found.expand_timesteps:  # six modulations of every token, as they are and in float32
+    if checkpoint.expand_timesteps:  # six modulations of every token, as they are and in float32
         per_token += 6 * width * (main + 4)
     *_, height, columns = env.shape
     return held | {
-        "activations": batch * tokens(env.shape[1:]) * per_token,
+        "activations": batch * env.tokens() * per_token,
         # Where the decoder is widest: a block's input, its norm, a convolution's result, the cache, and three times as
         # much for cuDNN's workspaces (measured: benchmarks/a14b.md).
-        "decoding": 16 * vae * wan_vae.widest(found.configs["vae"], height, columns),
+        "decoding": 16 * decoder * vae.widest(checkpoint.configs["vae"], height, columns),
     }
 
 
@@ -189,11 +223,12 @@ def decoded_at_once(held: Mapping[str, int]) -> int:
     return max(1, max(held["activations"], decoding + DECODING) // decoding)
 
 
-def _peaks(held: Mapping[str, int], found: Checkpoint, frames: int) -> dict[str, int]:
+def _peaks(held: Mapping[str, int], checkpoint: Checkpoint, frames: int) -> dict[str, int]:
     """Bytes on the device at most, by plan."""
-    experts = {component: held[component] for component in found.experts.values()}
-    working, decoding = held["activations"], min(decoded_at_once(held), frames) * held["decoding"]
-    blocks = max(size / int(found.configs[c].get("num_layers") or 40) for c, size in experts.items())
+    experts = {component: held[component] for component in checkpoint.experts.values()}
+    working = held["activations"] + held.get("keys", 0)
+    decoding = min(decoded_at_once(held), frames) * held["decoding"]
+    blocks = max(size / int(checkpoint.configs[c].get("num_layers") or 40) for c, size in experts.items())
     weights = held["text_encoder"] + held["vae"] + sum(experts.values())
     alone = max(held["text_encoder"], held["vae"] + decoding)
     return {
@@ -203,13 +238,13 @@ def _peaks(held: Mapping[str, int], found: Checkpoint, frames: int) -> dict[str,
     }
 
 
-def _disk(spec: RunSpec, env: Env) -> int:
+def _disk(spec: RunSpec, env: Env, sessions: Sequence[Session]) -> int:
     channels, frames, height, width = env.shape
     values = channels * frames * height * width
     total = 4 * values + 3 * spec.frames * spec.height * spec.width
     if spec.record.video == "float32":
         total += 12 * spec.frames * spec.height * spec.width
-    for observer in observers.begin(spec.record, env.total):
+    for observer in observers.begin(spec, env.total, sessions):
         for f in observer.fields:
             steps = env.total if not f.dims else len({*range(0, env.total, spec.record.every), env.total - 1})
             if f.name == OTHER_EXPERT:
