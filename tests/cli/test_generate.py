@@ -152,8 +152,29 @@ def test_probe_fills_the_gaps_and_is_not_counted(checkpoint: Path, tmp_path: Pat
 
 
 def test_dry_run_counts_by_hand_and_loads_nothing(checkpoint: Path, tmp_path: Path) -> None:
-    done = wanlab("generate", "--model", str(checkpoint), "--size", "32x16", "--frames", "49", "--steps", "20", "--shift", "12",
-                  "--prompt", "a ball", "--cfg-truncate-steps", "5", "--cfg-truncate-high-noise-steps", "3", "--dry-run", "--json", "--out", str(tmp_path / "o"))  # fmt: skip
+    done = wanlab(
+        "generate",
+        "--model",
+        str(checkpoint),
+        "--size",
+        "32x16",
+        "--frames",
+        "49",
+        "--steps",
+        "20",
+        "--shift",
+        "12",
+        "--prompt",
+        "a ball",
+        "--cfg-truncate-steps",
+        "5",
+        "--cfg-truncate-high-noise-steps",
+        "3",
+        "--dry-run",
+        "--json",
+        "--out",
+        str(tmp_path / "o"),
+    )
     (plan,) = json.loads(done.stdout)
     assert plan["passes"] == 40 - 8 and plan["plain_passes"] == 40
     assert [r["expert"] for r in plan["rows"]].count("high") == 13  # sigma = 12u/(1+11u) stays above .875 for 13 of 20

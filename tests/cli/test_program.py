@@ -88,6 +88,8 @@ def test_completion_completes_commands_and_options() -> None:
         (("--policy", "cfg:lst=5"), "did you mean last"),
         (("--model", "tinny"), "did you mean tiny"),
         (("--model", "no/such/place"), "check --model"),
+        (("--guider", "cfgzeroo"), "did you mean cfgzero"),
+        (("--policy", "no/such/file.py:skip:every=2"), "cannot read no/such/file.py"),
         (("--solver", "unipcc"), "did you mean unipc"),
         (("--task", "t2v-A14"), "did you mean t2v-A14B"),
     ],
@@ -270,7 +272,7 @@ def test_a_mistake_in_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_names_of_files_that_are_no_text_leave_as_they_are(tmp_path: Path) -> None:
-    code = "import os\nfrom wanlab.cli import render\nrender.prepare()\nrender.write(os.fsdecode(b'a\\xff.h5') + ' \\u03c3')"
+    code = "import os\nfrom wanlab.cli.render import *\nprepare()\nwrite(os.fsdecode(b'a\\xff.h5') + ' \\u03c3')"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}
     )

@@ -48,7 +48,7 @@ def generate(
         option(
             "--probe",
             panel=_RECORD,
-            help="Evaluate skipped branches, and with --record all the other expert at the switch, for the record only.",
+            help="Evaluate branches left out, and with --record all the other expert at the switch, for the record only.",
         ),
     ] = False,
     enable_debug: Annotated[
@@ -117,13 +117,15 @@ def summarise(path: Path, analysis: str, *, alone: bool) -> dict[str, Any]:
             files["error_report"].write_text(guidance.report(g, prompt=prompt, title=path.name), encoding="utf-8")
         predicted = run.attrs.get("predicted", {})
         return {
-            "prompt": prompt, "seed": run.spec.seed, "model": run.spec.model, "size": f"{run.spec.width}x{run.spec.height}",
+            "prompt": prompt, "seed": run.spec.seed, "model": run.spec.model,
+            "size": f"{run.spec.width}x{run.spec.height}",
             "frames": run.spec.frames, "steps": g.steps, "policies": " ".join(map(str, run.spec.policies)),
             "device": str(run.attrs.get("device_name", "")), "passes": int(g.passes.sum()),
             "plain_passes": predicted.get("plain_passes"), "tokens": int(np.asarray(run["tokens"]).sum()),
-            "sampling_seconds": float(np.asarray(run["seconds"]).sum()), "peak_memory_bytes": run.attrs.get("peak_memory_bytes", 0),
-            "resumed_from_step": run.attrs.get("resumed_from_step", 0), "timing_seconds": timing, "reading": guidance.reading(g),
-            "files": {k: str(v) for k, v in files.items()}, "by_step": by_step(run, g),
+            "sampling_seconds": float(np.asarray(run["seconds"]).sum()),
+            "peak_memory_bytes": run.attrs.get("peak_memory_bytes", 0),
+            "resumed_from_step": run.attrs.get("resumed_from_step", 0), "timing_seconds": timing,
+            "reading": guidance.reading(g), "files": {k: str(v) for k, v in files.items()}, "by_step": by_step(run, g),
         }  # fmt: skip
 
 
@@ -150,7 +152,8 @@ def picture(s: dict[str, Any], show_steps: bool) -> list[Any]:
     from rich.text import Text
 
     method = s["policies"] or "no policy"
-    line = f"{s['model']}, seed {s['seed']}, {s['size']}, {s['frames']} frames, {s['steps']} steps, {method}; {s['device'] or 'cpu'}"
+    size = f"{s['size']}, {s['frames']} frames, {s['steps']} steps"
+    line = f"{s['model']}, seed {s['seed']}, {size}, {method}; {s['device'] or 'cpu'}"
     cost = f"passes    {s['passes']}"
     cost += f" of {s['plain_passes']} without policies" if s["plain_passes"] else ""
     clock = ", ".join(f"{k} {v:.2f} s" for k, v in s["timing_seconds"].items())

@@ -15,7 +15,7 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def printable(text: object) -> str:
-    """Text from anywhere on one line: no escape sequence, no line break, nothing that turns the direction of writing."""
+    """Text from anywhere on one line: no escape sequence, no line break, nothing that turns the direction."""
     return "".join(c if c.isprintable() else " " if c.isspace() else "\N{REPLACEMENT CHARACTER}" for c in str(text))
 
 
