@@ -8,9 +8,10 @@ from typing import Annotated, Any
 from wanlab.cli import forecast, render
 from wanlab.cli.options import Form, Method, Sampling, option, with_options
 from wanlab.cli.running import run_all
+from wanlab.errors import WanlabError
 from wanlab.spec import RecordSpec
-from wanlab.study.requests import places
-from wanlab.study.text import plain
+from wanlab.study.requests import check_place, places
+from wanlab.study.text import in_words, plain
 
 # In the order in which they happen.
 PHASES = (
@@ -48,7 +49,7 @@ def generate(
         option(
             "--probe",
             panel=_RECORD,
-            help="Evaluate branches left out, and with --record all the other expert at the switch, for the record only.",
+            help="Evaluate branches left out, and with --record all the other expert at the switch: recorded only.",
         ),
     ] = False,
     enable_debug: Annotated[
@@ -77,10 +78,15 @@ def generate(
     if dry_run:
         return forecast.show(specs, outs, shown_as)
     analysis = ("debug_outputs/" if debug_outputs else "") + "error_analysis" if enable_debug else ""
+    for folder in {place.parent / analysis for place in outs}:
+        check_place(folder / "error_analysis_report.txt")
     summaries: list[dict[str, Any]] = []
 
     def done(place: Path) -> None:
-        summaries.append(summarise(place, analysis, alone=len(specs) == 1))
+        try:
+            summaries.append(summarise(place, analysis, alone=len(specs) == 1))
+        except OSError as error:
+            raise WanlabError(*in_words(error)) from error
         if shown_as == "paths":
             render.write(f"{place}\n")
 
