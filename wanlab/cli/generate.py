@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -29,21 +30,20 @@ PHASES = (
 _RECORD, _OUTPUT = "What is recorded", "Output"
 
 
-@with_options
-def generate(
-    sampling: Sampling,
-    method: Method,
-    form: Form,
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """What is recorded."""
+
     record: Annotated[
         str,
         option("--record", panel=_RECORD, help="metrics, latents (x_t too) or all (predictions and branches too)."),
-    ] = "metrics",
+    ] = ("metrics",)
     record_every: Annotated[
         int, option("--record-every", panel=_RECORD, help="Record latents every so many steps.")
-    ] = 1,
-    record_dtype: Annotated[
-        str, option("--record-dtype", panel=_RECORD, help="float32 or float16 latents.")
-    ] = "float32",
+    ] = (1,)
+    record_dtype: Annotated[str, option("--record-dtype", panel=_RECORD, help="float32 or float16 latents.")] = (
+        "float32",
+    )
     probe: Annotated[
         bool,
         option(
@@ -51,7 +51,19 @@ def generate(
             panel=_RECORD,
             help="Evaluate branches left out, and with --record all the other expert at the switch: recorded only.",
         ),
-    ] = False,
+    ] = (False,)
+
+    def spec(self) -> RecordSpec:
+        """As a run specification has it. Raises UsageError."""
+        return RecordSpec(level=self.record, every=self.record_every, dtype=self.record_dtype, probe=self.probe)
+
+
+@with_options
+def generate(
+    sampling: Sampling,
+    method: Method,
+    form: Form,
+    recording: Recording,
     enable_debug: Annotated[
         bool, option("--enable-debug/--no-error-analysis", panel=_RECORD, help="Write the error analysis of guidance.")
     ] = True,
@@ -72,8 +84,7 @@ def generate(
     wanlab generate --prompt "a large red circle moving right on a black background"
     """
     shown_as = form.choose()
-    recorded = RecordSpec(level=record, every=record_every, dtype=record_dtype, probe=probe)
-    specs = sampling.specs(method.policies(), recorded)
+    specs = sampling.specs(method.policies(), recording.spec())
     outs = places(specs, out or Path("outputs" if debug_outputs else "runs"))
     if dry_run:
         return forecast.show(specs, outs, shown_as)
