@@ -37,12 +37,12 @@ class Recording:
     record: Annotated[
         str,
         option("--record", panel=_RECORD, help="metrics, latents (x_t too) or all (predictions and branches too)."),
-    ] = ("metrics",)
+    ] = "metrics"
     record_every: Annotated[
         int, option("--record-every", panel=_RECORD, help="Record latents every so many steps.")
-    ] = (1,)
+    ] = 1
     record_dtype: Annotated[str, option("--record-dtype", panel=_RECORD, help="float32 or float16 latents.")] = (
-        "float32",
+        "float32"
     )
     probe: Annotated[
         bool,
@@ -51,7 +51,7 @@ class Recording:
             panel=_RECORD,
             help="Evaluate branches left out, and with --record all the other expert at the switch: recorded only.",
         ),
-    ] = (False,)
+    ] = False
 
     def spec(self) -> RecordSpec:
         """As a run specification has it. Raises UsageError."""
