@@ -262,7 +262,7 @@ def _report(results: Sequence[Continuity], out: Path, form: str, debug_latents: 
 
 
 def _write(groups: Sequence[Group], whole: dict[str, Any], out: Path) -> list[Path]:
-    from wanlab.analysis import continuity_figures as figures
+    from wanlab.analysis.figures import continuity as figures
 
     _make(out)
     first = groups[0].first

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from wanlab.analysis.continuity import BASELINE, METRICS, SPACES, Floats, Group, names
-from wanlab.analysis.figures import COLOURS, HIGH, INK, LOW, QUIET, save, shorten
+from wanlab.analysis.figures.style import COLOURS, HIGH, INK, LOW, QUIET, save, shorten
 
 PALETTE = (INK, HIGH, LOW, "#0f766e", "#9333ea", "#ca8a04", "#be185d", "#4d7c0f")
 ACROSS = 4  # panels in a row
