@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from wanlab.analysis.compare import THRESHOLDS, Comparison, Pair, Result, pareto
-from wanlab.analysis.fidelity import Clip
-from wanlab.analysis.figures import HIGH, INK, LOW, QUIET, save, shorten
+from wanlab.analysis.figures.style import HIGH, INK, LOW, QUIET, save, shorten
+from wanlab.analysis.metrics.clip import Clip
 from wanlab.video import write_mp4_from
 
 AMPLIFIED = 8  # times the difference in the side-by-side film
@@ -36,7 +36,7 @@ def per_frame(result: Result, path: Path) -> Path:
     for ax, name, unit in zip(figure.subplots(1, 2), ("psnr", "ssim"), ("PSNR, dB", "SSIM"), strict=True):
         _axes(ax, unit.split(",")[0] + " by frame", "frame", unit)
         for pair in result.pairs:
-            values = getattr(pair.fidelity, f"{name}_by_frame")
+            values = pair.fidelity.by_frame[name]
             last = pair is worst
             ax.plot(
                 np.where(np.isinf(values), np.nan, values), color=HIGH if last else QUIET, linewidth=1.6 if last else 0.8,
@@ -138,7 +138,7 @@ def side_by_side(pair: Pair, path: Path) -> Path:
 
 def front(comparison: Comparison, path: Path) -> Path:
     """Quality against cost of every method: PSNR with its interval over operations; the Pareto front joined."""
-    results = [r for r in comparison.results if not math.isinf(r.summary["psnr"].mean)]
+    results = [r for r in comparison.results if math.isfinite(r.summary["psnr"].mean)]
     points = [(1 / r.summary["speedup_predicted"].mean, r.summary["psnr"].mean) for r in results]
     figure = Figure(figsize=(8, 5), layout="constrained")
     ax = figure.subplots()
@@ -147,7 +147,7 @@ def front(comparison: Comparison, path: Path) -> Path:
     for k, (result, (cost, quality)) in enumerate(zip(results, points, strict=True)):
         s = result.summary["psnr"]
         if s.known:
-            ax.plot([cost, cost], [s.low, s.high], color=QUIET, linewidth=1, zorder=1)
+            ax.plot([cost, cost], [s.low, min(s.high, TOP)], color=QUIET, linewidth=1, zorder=1)
         ax.plot([cost], [quality], "o", color=HIGH if k in best else QUIET, markersize=5, zorder=3)
     ax.plot([points[k][0] for k in best], [points[k][1] for k in best], color=HIGH, linewidth=1, zorder=2)
     for k in best:
