@@ -27,7 +27,7 @@ def test_coverage_on_lognormal_data(n, sigma):
     assert 0.93 <= coverage(lambda s: np.exp(sigma * rng.standard_normal(s)), math.exp(sigma**2 / 2), n) <= 0.97
 
 
-@pytest.mark.parametrize(("n", "low", "high"), [(4, 0.86, 0.94), (8, 0.915, 0.95), (16, 0.925, 0.955)])
+@pytest.mark.parametrize(("n", "low", "high"), [(4, 0.86, 0.94), (8, 0.895, 0.95), (16, 0.915, 0.955)])
 @pytest.mark.parametrize("sigma", [0.5, 1.0])
 def test_coverage_that_is_said_beside_small_skewed_samples(n, low, high, sigma):
     rng = np.random.default_rng(n)
@@ -36,11 +36,7 @@ def test_coverage_that_is_said_beside_small_skewed_samples(n, low, high, sigma):
 
 
 def test_by_hand():
-    """1, 2, 3: mean 2, s 1, t(.975; 2) = 4.302653, so 2 ± 4.302653/sqrt(3) = 2 ± 2.484138."""
-    found = interval([1, 2, 3])
-    assert (found.mean, found.n) == (2, 3)
-    assert (found.low, found.high) == pytest.approx((2 - 2.484138, 2 + 2.484138), abs=1e-6)
-    # Symmetric values have no skewness: Student's t again. 1 to 5: s² = 2.5, t(.975; 4) = 2.776445.
+    """Symmetric values have no skewness: Student's t. 1 to 5: s² = 2.5, t(.975; 4) = 2.776445."""
     found = interval([1, 2, 3, 4, 5])
     assert (found.low, found.high) == pytest.approx(
         (3 - 2.776445 * math.sqrt(0.5), 3 + 2.776445 * math.sqrt(0.5)), abs=1e-6
@@ -49,6 +45,7 @@ def test_by_hand():
 
 def test_equal_values_and_too_few():
     assert interval([7.0] * 6) == Interval(7.0, 7.0, 7.0, 6)
+    assert interval([1.0, 2.0, 3.0]).mean == 2 and not interval([1.0, 2.0, 3.0]).known  # too few to see how they lie
     assert interval([]).n == 0 and not interval([3.0]).known and interval([3.0]).mean == 3.0
     assert not interval([1.0, math.inf]).known
 

@@ -42,9 +42,7 @@ class Fidelity:
         return int(self.by_frame["mse"].argmax())
 
 
-def compare(
-    a: Clip, b: Clip, *, metrics: Sequence[Metric] | None = None, known: Known | None = None
-) -> Fidelity:
+def compare(a: Clip, b: Clip, *, metrics: Sequence[Metric] | None = None, known: Known | None = None) -> Fidelity:
     """A held against B. `known` remembers what was measured of a clip alone, by path, for the next pairs.
 
     Raises UsageError when their sizes or lengths differ, WanlabError when a file is damaged.
@@ -57,7 +55,7 @@ def compare(
     by_frame: dict[str, list[float]] = {m.name: [] for m in paired}
     sides = {c.path: {m.name: list[float]() for m in alone} for c in (a, b) if c.path not in known}
     before: dict[Path, Floats] = {}
-    with ExitStack() as stack:
+    with ExitStack() as stack, np.errstate(invalid="ignore"):  # what is not finite gives NaN, and that is all
         frames = [stack.enter_context(clip.read()) for clip in (a, b)]
         for x, y in _together(frames[0], frames[1], a, b):
             for m in paired:

@@ -13,7 +13,7 @@ from scipy import stats
 Floats = NDArray[np.float64]
 CONFIDENCE = 0.95
 ENOUGH = 4  # independent values from which on there is an interval
-HELD = 0.95  # of the skewness term, where the cubic transformation's slope would go to infinity
+HELD = 0.88  # of the skewness term, where the cubic transformation's slope would go to infinity
 UNBOUNDED = (-math.inf, math.inf)
 DRAWS = 4000  # of the largest t statistic, for simultaneous intervals
 
@@ -40,21 +40,21 @@ class Interval:
         return {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n}
 
 
-def interval(
-    values: ArrayLike, limits: tuple[float, float] = UNBOUNDED, *, factor: float | None = None
-) -> Interval:
-    """The mean of independent values [n] with its 95 % interval, inside the `limits` of the quantity; `factor` stands in
+def interval(values: ArrayLike, limits: tuple[float, float] = UNBOUNDED, *, factor: float | None = None) -> Interval:
+    """The mean of independent values [n] with its 95 % interval, inside the `limits` of the quantity (none, a lower one
+    or both); `factor` stands in
     for Student's quantile where several intervals are to hold together (see `simultaneous`).
 
     Without limits: the t statistic corrected for the skewness g of the values by Hall's monotone cubic transformation
     (P. Hall, "On the removal of skewness by transformation", JRSS B 54, 1992), T + g T²/3 + g² T³/27 + g/(6n) with
     T = (mean - mu)/s, inverted at Student's quantiles instead of a bootstrap's. g is the sample skewness times
-    (1 + 6/n): the plain one is too near to 0 in small samples; it is held where |g| t/√n is .95, since the inverse's
-    slope is infinite near 1. Both numbers were chosen by simulation; `coverage` in tests/analysis/test_stats.py measures
+    (1 + 6/n): the plain one is too near to 0 in small samples; it is held where |g| t/√n is .88, since the inverse's
+    slope is infinite near 1, and a bound would jump where one value moves a little. Both numbers were chosen by simulation; `coverage` in tests/analysis/test_stats.py measures
     what the interval holds, docs/compare.md has the table.
 
-    With one limit: Student's interval of log |mean - limit|; with two, of the logit of the mean's place between them
-    (the delta method), which ends inside them and goes to the limit continuously.
+    With a lower limit: the same, but no end is lower than that of Student's interval of log(mean - limit) (the delta
+    method), which stays above the limit. With two limits: Student's interval of the logit of the mean's place between
+    them. Both go to the limit as the values do.
     """
     x = np.asarray(values, np.float64)
     n = len(x)
@@ -63,11 +63,14 @@ def interval(
     mean = float(x.mean())
     if n < ENOUGH or not np.isfinite(x).all():
         return Interval(mean, math.nan, math.nan, n)
+    low, high = (float(b[0]) for b in bounds(x[None], factor))
     if limits == UNBOUNDED:
-        low, high = bounds(x[None], factor)
-        return Interval(mean, float(low[0]), float(high[0]), n)
+        return Interval(mean, low, high, n)
     half = (quantile(n) if factor is None else factor) * float(x.std(ddof=1)) / math.sqrt(n)
-    return _bounded(mean, half, n, limits)
+    within = _bounded(mean, half, n, limits)
+    if math.isinf(limits[1]):
+        return Interval(mean, max(low, within.low), max(high, within.high), n)
+    return within
 
 
 def bounds(x: Floats, factor: float | None = None) -> tuple[Floats, Floats]:
@@ -89,15 +92,13 @@ def bounds(x: Floats, factor: float | None = None) -> tuple[Floats, Floats]:
 
 
 def _bounded(mean: float, half: float, n: int, limits: tuple[float, float]) -> Interval:
+    """On a logarithmic scale above a limit, on that of the odds between two."""
     low, high = limits
     if not low < mean < high or half == 0:  # every value is the limit, or all are equal
         return Interval(mean, mean, mean, n)
     if math.isinf(high):
         factor = _exp(half / (mean - low))
         return Interval(mean, low + (mean - low) / factor, low + (mean - low) * factor, n)
-    if math.isinf(low):
-        factor = _exp(half / (high - mean))
-        return Interval(mean, high - (high - mean) * factor, high - (high - mean) / factor, n)
     odds, factor = (mean - low) / (high - mean), _exp(half * (high - low) / ((mean - low) * (high - mean)))
     ends = (odds / factor, odds * factor)
     return Interval(mean, *(high - (high - low) / (1 + o) for o in ends), n)

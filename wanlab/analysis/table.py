@@ -141,7 +141,9 @@ def answer(comparison: Comparison, loss: tuple[str, float]) -> list[str]:
     def shown(result: Result) -> str:
         s = result.summary
         share = 1 / s["speedup_predicted"].mean
-        return f"{result.label}, {m.title} {cell(s[name], m, form=m.format, lines=False)} at {share:.3f} of the operations"
+        return (
+            f"{result.label}, {m.title} {cell(s[name], m, form=m.format, lines=False)} at {share:.3f} of the operations"
+        )
 
     sure, likely = comparison.cheapest(name, bound)
     if likely is None:

@@ -129,7 +129,9 @@ def at_equal_cost(results: Sequence[Result]) -> list[str]:
 
 def _loses_least(results: Sequence[Result]) -> str:
     keys = set.intersection(*({(p.prompt, p.seed) for p in r.pairs} for r in results))
-    shared = {r: sorted((p.prompt, p.seed, p.figures["mse"]) for p in r.pairs if (p.prompt, p.seed) in keys) for r in results}
+    shared = {
+        r: sorted((p.prompt, p.seed, p.figures["mse"]) for p in r.pairs if (p.prompt, p.seed) in keys) for r in results
+    }
     errors = {r: [e for _, _, e in rows] for r, rows in shared.items()}
     prompts = [prompt for prompt, _, _ in shared[results[0]]]
     if not prompts:
@@ -224,7 +226,9 @@ def parse_loss(text: str) -> tuple[str, float]:
     return name, _number(value, text, "write --max-loss psnr=35")
 
 
-def check_conditions(conditions: Iterable[tuple[str, ...] | Condition], *, runs: bool, asked: Sequence[str] = ()) -> None:
+def check_conditions(
+    conditions: Iterable[tuple[str, ...] | Condition], *, runs: bool, asked: Sequence[str] = ()
+) -> None:
     """Raises UsageError for a figure that will not be measured: of runs where videos are given, or not asked for."""
     measured = {n: m for n, m in metrics.by_figure(metrics.chosen(asked)).items()}
     for name, *_ in conditions:

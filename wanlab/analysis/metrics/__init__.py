@@ -65,7 +65,8 @@ class Metric:
         except (KeyError, ZeroDivisionError):
             return math.nan
         low, high = self.bounds
-        return value if low - 1e-9 <= value <= high + 1e-9 else math.nan
+        possible = value == self.identical or (math.isfinite(value) and low - 1e-9 <= value <= high + 1e-9)
+        return value if possible else math.nan
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -149,7 +150,11 @@ def load(path: str | Path) -> list[Metric]:
     """Register the measures of a file of code and return them. Raises UsageError when it has none."""
     before = {m.name for m in every()}
     from_file(str(path), digest(str(path)))
-    own = [m for m in every() if m.name not in before or Path(m.function.__code__.co_filename).resolve() == Path(path).resolve()]
+    own = [
+        m
+        for m in every()
+        if m.name not in before or Path(m.function.__code__.co_filename).resolve() == Path(path).resolve()
+    ]
     if not own:
         raise UsageError(f"{path} registers no metric", "put @metric(NAME, needs=…) on its function")
     return own

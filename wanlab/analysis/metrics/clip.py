@@ -39,7 +39,9 @@ class Clip:
                 kept = run[_best(run)]
                 frames, height, width = kept.shape[:3]
                 fps = float(run.attrs.get("fps", FPS))
-                return cls(path=path, frames=frames, width=width, height=height, rounded=kept.dtype.kind == "u", fps=fps)
+                return cls(
+                    path=path, frames=frames, width=width, height=height, rounded=kept.dtype.kind == "u", fps=fps
+                )
         with read_mp4(path) as (meta, _):
             width, height = meta["size"]
             return cls(path=path, frames=0, width=width, height=height, rounded=True, fps=float(meta.get("fps") or FPS))

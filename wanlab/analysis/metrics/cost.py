@@ -14,7 +14,14 @@ from wanlab.runfile import Run
 
 Floats = NDArray[np.float64]
 COUNT = {"better": "lower", "bounds": (0.0, math.inf)}
-SPEED = {"unit": "x", "better": "higher", "bounds": (0.0, math.inf), "format": ".3f", "mean": "geometric", "column": ".2f"}
+SPEED = {
+    "unit": "x",
+    "better": "higher",
+    "bounds": (0.0, math.inf),
+    "format": ".3f",
+    "mean": "geometric",
+    "column": ".2f",
+}
 BRANCHES = ("cond", "uncond")
 
 

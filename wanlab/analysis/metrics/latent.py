@@ -78,7 +78,9 @@ def apart(x: NDArray[Any], y: NDArray[Any]) -> tuple[float, float]:
     return float(np.linalg.norm(a - b)) / norm_b, float(a @ b) / (norm_a * norm_b)
 
 
-@metric("latent_error", needs="runs", title="latents, relative error", better="lower", bounds=(0.0, math.inf), format=".6g")
+@metric(
+    "latent_error", needs="runs", title="latents, relative error", better="lower", bounds=(0.0, math.inf), format=".6g"
+)
 def latent_error(a: Run, b: Run) -> float:
     """|a - b| / |b| of the resulting latents."""
     if "latent" not in a or "latent" not in b or a["latent"].shape != b["latent"].shape:
