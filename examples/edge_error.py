@@ -10,5 +10,5 @@ from wanlab.analysis.metrics import metric
 
 @metric("edge_error", needs="frame pair", better="lower", bounds=(0, math.inf), format=".4f", column=".4f")
 def edge_error(x: np.ndarray, y: np.ndarray) -> float:
-    """Mean absolute difference of the Sobel edges."""
-    return float(np.abs(sobel(x, axis=(0, 1)) - sobel(y, axis=(0, 1))).mean())
+    """Mean absolute difference of the Sobel edges, in grey."""
+    return float(np.abs(sobel(x.mean(axis=-1)) - sobel(y.mean(axis=-1))).mean())

@@ -28,7 +28,7 @@ def write(path, *, value=0.5, prompt="a ball", seed=0, passes=(2, 2, 2, 2), seco
     dims = ("channel", "latent_frame", "latent_height", "latent_width")
     fields = [Field(n, (), d, "1", n) for n, d in SCALARS.items()] + [Field("x_t", dims, "float32", "1", "x")]
     x = np.ones((STEPS + 1, 1, 4, 2, 2), np.float32) if x is None else x
-    video = np.broadcast_to(np.float32(value), (13, 16, 16, 3)).copy()
+    video = np.broadcast_to(np.asarray(value, np.float32), (13, 16, 16, 3)).copy()
     flops = [float(p) for p in passes] if flops is None else flops
     attrs = {"timing_seconds": {"encode": 0.5, "decode": 1.0, "write": 0.5}, "predicted": predicted or {"flops_by_step": flops},
              "process": process, "resumed_from_step": resumed}  # fmt: skip

@@ -149,44 +149,34 @@ def geometric(values: ArrayLike) -> Interval:
     return Interval(math.exp(logs.mean), math.exp(logs.low), math.exp(logs.high), logs.n)
 
 
-def ratio_of_means(
+def paired_ratio(
     a: Sequence[float], b: Sequence[float], groups: Sequence[Hashable], *, factor: float | None = None
 ) -> Interval:
-    """mean(a) / mean(b) of values >= 0 that belong together one by one, with Student's interval of its logarithm (the
-    delta method). It goes on smoothly where a value becomes 0; infinite where every b is 0, NaN where every a is, too."""
-    (x, _), (y, _) = units(a, groups), units(b, groups)
-    n = len(x)
-    if not n or not (np.isfinite(x).all() and np.isfinite(y).all()):
-        return Interval(math.nan, math.nan, math.nan, n)
-    if y.mean() == 0:
-        end = math.inf if x.mean() > 0 else math.nan
-        return Interval(end, end, end, n)
-    value = float(x.mean() / y.mean())
-    if n < ENOUGH:
-        return Interval(value, math.nan, math.nan, n)
-    if value == 0:
-        return Interval(0.0, 0.0, 0.0, n)
-    error = float(influence(x, y).std(ddof=1)) / math.sqrt(n)
-    spread = _exp((quantile(n) if factor is None else factor) * error)
-    return Interval(value, value / spread, value * spread, n)
+    """The ratio a/b of values >= 0 that belong together one by one: (1 + d) / (1 - d) of the mean relative difference d,
+    with its interval on the scale of the ratio's logarithm.
+
+    Every unit weighs alike, whatever its size, and nothing jumps where a value becomes 0: 0 where every a is 0, infinite
+    where every b is.
+    """
+    own = interval(units(relative_difference(a, b), groups)[0], (-1.0, 1.0), factor=factor)
+    mean, low, high = ((1 + d) / (1 - d) if d != 1 else math.inf for d in (own.mean, own.low, own.high))
+    return Interval(mean, low, high, own.n)
 
 
-def influence(a: Floats, b: Floats | None = None) -> Floats:
-    """What each unit adds to the logarithm of mean(a), or of mean(a) / mean(b): its mean is 0, its standard error that
-    of the logarithm."""
-    own = a / a.mean() if a.mean() > 0 else np.ones_like(a)
-    other = 1.0 if b is None else b / b.mean() if b.mean() > 0 else np.ones_like(b)
-    return np.asarray(own - other, np.float64)
+def relative_difference(a: ArrayLike, b: ArrayLike) -> Floats:
+    """(a - b) / (a + b) of values >= 0, in [-1, 1]; 0 where both are 0."""
+    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return np.divide(x - y, x + y, out=np.zeros_like(x), where=(x + y) != 0)
 
 
-def simultaneous(influences: ArrayLike, *, two_sided: bool = True) -> float:
-    """The factor of the standard error that all K intervals need to hold together in 95 % of cases: influences [K, n].
+def simultaneous(values: ArrayLike, *, two_sided: bool = True) -> float:
+    """The factor of the standard error that all K intervals need to hold together in 95 % of cases: values [K, n].
 
-    The 95 % quantile of the largest of K t statistics of n normal units whose correlation is that of the influences,
+    The 95 % quantile of the largest of K t statistics of n normal units whose correlation is that of the values,
     drawn towards independence by 1/√n since few units look more alike than they are, by simulation from a fixed seed
     (max-t; T. Hothorn, F. Bretz, P. Westfall, Biometrical Journal 50, 2008).
     """
-    x = np.asarray(influences, np.float64)
+    x = np.asarray(values, np.float64)
     k, n = x.shape
     x = x - x.mean(axis=1, keepdims=True)
     size = np.linalg.norm(x, axis=1, keepdims=True)
@@ -220,7 +210,7 @@ def share(successes: Sequence[bool], groups: Sequence[Hashable]) -> Interval:
     members = [np.array([g == name for g in groups]) for name in names]
     residuals = np.array([(y[m] - p).sum() for m in members])
     variance = float((residuals**2).sum()) / runs**2 * k / (k - 1)
-    n = min(float(runs), p * (1 - p) / variance) if variance > 0 else float(k if p in (0.0, 1.0) else runs)
+    n = min(4.0 * runs, p * (1 - p) / variance) if variance > 0 else float(k if p in (0.0, 1.0) else 4 * runs)
     t = quantile(k)
     centre, half = p + t * t / (2 * n), t * math.sqrt(p * (1 - p) / n + t * t / (4 * n * n))
     return Interval(p, max((centre - half) / (1 + t * t / n), 0.0), min((centre + half) / (1 + t * t / n), 1.0), k)
@@ -233,6 +223,6 @@ def caution(n: int, units: str = "pairs", prompts: int | None = None) -> str:
     if (prompts is not None and prompts < ENOUGH) or n < ENOUGH:
         return f"n = {n} {units}: these prompts only; nothing is said of others before there are {ENOUGH} prompts"
     if n < 32:
-        covered = next(c for most, c in ((7, "87 to 93"), (15, "92 to 94"), (31, "93 to 95")) if n <= most)
+        covered = next(c for most, c in ((7, "87 to 93"), (15, "90 to 94"), (31, "93 to 95")) if n <= most)
         return f"n = {n} {units}: if the values are skewed, the 95 % intervals hold in {covered} % of cases"
     return ""

@@ -14,7 +14,7 @@ import numpy as np
 
 from wanlab.analysis import metrics
 from wanlab.analysis.stats import (
-    ENOUGH, Interval, caution, influence, quantile, ratio_of_means, simultaneous, units,
+    ENOUGH, Interval, caution,  quantile, relative_difference, paired_ratio, simultaneous, units,
 )  # fmt: skip
 from wanlab.errors import UsageError
 from wanlab.registry import suggest
@@ -56,11 +56,11 @@ def _against(value: Interval, bound: float, good: str, bad: str, unit: str, *, f
 
 def standing(result: Result, floor: Result) -> str:
     """Whether a method's error is above a noise floor's, below it, or not told apart: by the interval of the ratio of
-    their mean squared errors over the pairs that both have; of too few pairs for one, by all of them alike."""
+    their errors within the pairs that both have; of too few pairs for one, by all of them alike."""
     own = {(p.prompt, p.seed): p.figures["mse"] for p in result.pairs}
     shared = [p for p in floor.pairs if (p.prompt, p.seed) in own]
     a, b = [own[p.prompt, p.seed] for p in shared], [p.figures["mse"] for p in shared]
-    value = ratio_of_means(a, b, [p.prompt for p in shared])
+    value = paired_ratio(a, b, [p.prompt for p in shared])
     if value.known:
         return ABOVE if value.low > 1 else BELOW if value.high < 1 else NEAR
     differs = [x > y for x, y in zip(a, b, strict=True) if x != y]
@@ -137,12 +137,13 @@ def _loses_least(results: Sequence[Result]) -> str:
     if not prompts:
         return "no two methods share a pair"
     best, *others = sorted(results, key=lambda r: float(np.mean(errors[r])))
-    own = [units(errors[r], prompts)[0] for r in results]
-    pairs = [influence(x, y) for k, x in enumerate(own) for y in own[:k]]
-    factor = simultaneous(pairs) if len(own[0]) >= ENOUGH else None
+    pairs = [
+        units(relative_difference(errors[x], errors[y]), prompts)[0] for k, x in enumerate(results) for y in results[:k]
+    ]
+    factor = simultaneous(pairs) if len(pairs[0]) >= ENOUGH else None
     against = []
     for other in others:
-        ratio = ratio_of_means(errors[other], errors[best], prompts, factor=factor)
+        ratio = paired_ratio(errors[other], errors[best], prompts, factor=factor)
         mean, low, high = (_decibels(v) for v in (ratio.mean, ratio.low, ratio.high))
         spread = f" ({low:.2f} to {high:.2f})" if ratio.known else ""
         apart = "" if ratio.known and low > 0 else ", which is not enough to tell them apart"
@@ -230,7 +231,7 @@ def check_conditions(
     conditions: Iterable[tuple[str, ...] | Condition], *, runs: bool, asked: Sequence[str] = ()
 ) -> None:
     """Raises UsageError for a figure that will not be measured: of runs where videos are given, or not asked for."""
-    measured = {n: m for n, m in metrics.by_figure(metrics.chosen(asked)).items()}
+    measured = metrics.by_figure(metrics.chosen(asked))
     for name, *_ in conditions:
         metric = metrics.get(str(name))
         if name not in measured:
