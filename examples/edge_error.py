@@ -1,4 +1,4 @@
-"""A measure in one file: how far the edges of two videos are apart. `wanlab compare --metric examples/edge_error.py`."""
+"""A measure in one file: how far the edges of two videos are apart, `--metric examples/edge_error.py`."""
 
 import math
 

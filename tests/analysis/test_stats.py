@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from wanlab.analysis import stats
-from wanlab.analysis.stats import Interval, bounds, grouped, interval, ratio, paired_ratio, share, simultaneous
+from wanlab.analysis.stats import Interval, bounds, grouped, interval, paired_ratio, ratio, share, simultaneous
 
 
 def coverage(draw, mean, n, samples=20_000):
@@ -84,7 +84,7 @@ def test_a_limit_holds_its_interval():
     """Errors end above 0, shares inside 0 and 1, an SSIM below 1; at the limit itself there is nothing but the limit."""
     found = interval([0, 0, 0.01, 0.16], (0, math.inf))
     assert 0 < found.low < found.mean < found.high
-    assert 0 < interval([0, 1, 1, 1], (0, 1)).low and interval([0, 1, 1, 1], (0, 1)).high < 1
+    assert interval([0, 1, 1, 1], (0, 1)).low > 0 and interval([0, 1, 1, 1], (0, 1)).high < 1
     assert interval([1, 1, 1, 0.5], (-1, 1)).high < 1
     assert interval([1.0] * 5, (-1, 1)) == Interval(1, 1, 1, 5) and interval([0.0] * 5, (0, math.inf)) == Interval(
         0, 0, 0, 5

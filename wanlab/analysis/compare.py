@@ -1,7 +1,7 @@
 """Methods against a baseline: pairs of runs, what they cost and how far apart they end, and what can be said of it.
 
-A pair is one prompt and one seed sampled by both, from the same noise. Every figure of a method is over its pairs; which
-figures there are says the registry of metrics.
+A pair is one prompt and one seed sampled by both, from the same noise. Every figure of a method is over its pairs;
+which figures there are says the registry of metrics.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Two clips measured: each is read once, a frame at a time, for all measures, so memory does not grow with the length."""
+"""Two clips measured: each is read once, a frame at a time, for all measures. Memory does not grow with the length."""
 
 from __future__ import annotations
 

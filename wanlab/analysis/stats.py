@@ -49,8 +49,9 @@ def interval(values: ArrayLike, limits: tuple[float, float] = UNBOUNDED, *, fact
     (P. Hall, "On the removal of skewness by transformation", JRSS B 54, 1992), T + g T²/3 + g² T³/27 + g/(6n) with
     T = (mean - mu)/s, inverted at Student's quantiles instead of a bootstrap's. g is the sample skewness times
     (1 + 6/n): the plain one is too near to 0 in small samples; it is held where |g| t/√n is .88, since the inverse's
-    slope is infinite near 1, and a bound would jump where one value moves a little. Both numbers were chosen by simulation; `coverage` in tests/analysis/test_stats.py measures
-    what the interval holds, docs/compare.md has the table.
+    slope is infinite near 1, and a bound would jump where one value moves a little. Both numbers were chosen by
+    simulation; `coverage` in tests/analysis/test_stats.py measures what the interval holds, docs/compare.md has the
+    table.
 
     With a lower limit: the same, but no end is lower than that of Student's interval of log(mean - limit) (the delta
     method), which stays above the limit. With two limits: Student's interval of the logit of the mean's place between
@@ -101,7 +102,8 @@ def _bounded(mean: float, half: float, n: int, limits: tuple[float, float]) -> I
         return Interval(mean, low + (mean - low) / factor, low + (mean - low) * factor, n)
     odds, factor = (mean - low) / (high - mean), _exp(half * (high - low) / ((mean - low) * (high - mean)))
     ends = (odds / factor, odds * factor)
-    return Interval(mean, *(high - (high - low) / (1 + o) for o in ends), n)
+    least, most = (high - (high - low) / (1 + o) for o in ends)
+    return Interval(mean, least, most, n)
 
 
 def _exp(x: float) -> float:
@@ -113,7 +115,7 @@ def quantile(n: int, count: int = 1) -> float:
     return float(stats.t.ppf(1 - (1 - CONFIDENCE) / (2 * count), n - 1))
 
 
-def units(values: Sequence[float], groups: Sequence[Hashable]) -> tuple[Floats, str]:
+def units(values: Sequence[float] | Floats, groups: Sequence[Hashable]) -> tuple[Floats, str]:
     """The independent units, and what they are.
 
     Seeds of one prompt are no independent evidence about prompts. With four or more groups the units are their means;
@@ -152,11 +154,11 @@ def geometric(values: ArrayLike) -> Interval:
 def paired_ratio(
     a: Sequence[float], b: Sequence[float], groups: Sequence[Hashable], *, factor: float | None = None
 ) -> Interval:
-    """The ratio a/b of values >= 0 that belong together one by one: (1 + d) / (1 - d) of the mean relative difference d,
-    with its interval on the scale of the ratio's logarithm.
+    """The ratio a/b of values >= 0 that belong together one by one: (1 + d) / (1 - d) of the mean relative difference
+    d, with its interval on the scale of the ratio's logarithm.
 
-    Every unit weighs alike, whatever its size, and nothing jumps where a value becomes 0: 0 where every a is 0, infinite
-    where every b is.
+    Every unit weighs alike, whatever its size, and nothing jumps where a value becomes 0: 0 where every a is 0,
+    infinite where every b is.
     """
     own = interval(units(relative_difference(a, b), groups)[0], (-1.0, 1.0), factor=factor)
     mean, low, high = ((1 + d) / (1 - d) if d != 1 else math.inf for d in (own.mean, own.low, own.high))
@@ -193,7 +195,8 @@ def simultaneous(values: ArrayLike, *, two_sided: bool = True) -> float:
 
 
 def share(successes: Sequence[bool], groups: Sequence[Hashable]) -> Interval:
-    """A proportion of runs whose prompts (`groups`) are the independent units, with its 95 % interval; n is their number.
+    """A proportion of runs whose prompts (`groups`) are the independent units, with its 95 % interval; n is
+    their number.
 
     Wilson's score interval (JASA 22, 1927) at the number of independent runs that the variance between prompts leaves
     (the design effect; E. L. Korn, B. I. Graubard, Survey Methodology 24, 1998), and at Student's quantile. No interval

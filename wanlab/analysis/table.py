@@ -1,5 +1,7 @@
-"""A comparison as rows and lines, for the terminal, Markdown, CSV and the page alike. Which figures there are, what they
-are called and how they are written says the registry of metrics."""
+"""A comparison as rows and lines, for the terminal, Markdown, CSV and the page alike.
+
+Which figures there are, what they are called and how they are written says the registry of metrics.
+"""
 
 from __future__ import annotations
 
@@ -113,10 +115,9 @@ def report(comparison: Comparison, described: str, remarks: list[str]) -> str:
         if len(by_prompt) > 1:
             psnr = metrics.get("psnr")
             lines.append("  by prompt")
-            lines += [
-                f"    {psnr.text(r['psnr']) + ' dB' * math.isfinite(r['psnr']):>10}  SSIM {r['ssim']:.4f}  {r['prompt']!r}"
-                for r in by_prompt
-            ]
+            for r in by_prompt:
+                loss = psnr.text(r["psnr"]) + " dB" * math.isfinite(r["psnr"])
+                lines.append(f"    {loss:>10}  SSIM {r['ssim']:.4f}  {r['prompt']!r}")
         lines.append("")
     return "\n".join([*lines, *remarks]) + "\n"
 

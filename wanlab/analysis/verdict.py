@@ -14,7 +14,14 @@ import numpy as np
 
 from wanlab.analysis import metrics
 from wanlab.analysis.stats import (
-    ENOUGH, Interval, caution,  quantile, relative_difference, paired_ratio, simultaneous, units,
+    ENOUGH,
+    Interval,
+    caution,
+    paired_ratio,
+    quantile,
+    relative_difference,
+    simultaneous,
+    units,
 )  # fmt: skip
 from wanlab.errors import UsageError
 from wanlab.registry import suggest
@@ -85,8 +92,8 @@ def remarks(results: Sequence[Result], floors: Sequence[Result]) -> list[str]:
 
 
 def where_time_went(result: Result) -> str:
-    """A sentence when predicted and measured speed-up of the sampling loop are further apart than 10 %, and the interval
-    of the measured one does not hold the prediction; else ""."""
+    """A sentence when predicted and measured speed-up of the sampling loop are further apart than 10 %, and the
+    interval of the measured one does not hold the prediction; else ""."""
     timed, s = result.timed, result.summary
     if not timed or not math.isfinite(s["speedup_predicted"].mean):
         return ""

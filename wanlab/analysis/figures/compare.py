@@ -38,10 +38,14 @@ def per_frame(result: Result, path: Path) -> Path:
         for pair in result.pairs:
             values = pair.fidelity.by_frame[name]
             last = pair is worst
+            label = shorten(f"worst pair: {pair.prompt}, seed {pair.seed}", 60) if last else None
             ax.plot(
-                np.where(np.isinf(values), np.nan, values), color=HIGH if last else QUIET, linewidth=1.6 if last else 0.8,
-                zorder=3 if last else 2, label=shorten(f"worst pair: {pair.prompt}, seed {pair.seed}", 60) if last else None,
-            )  # fmt: skip
+                np.where(np.isinf(values), np.nan, values),
+                color=HIGH if last else QUIET,
+                linewidth=1.6 if last else 0.8,
+                zorder=3 if last else 2,
+                label=label,
+            )
         ax.axhline(THRESHOLDS[name], color=LOW, linestyle=":", linewidth=1)
         ax.annotate(f"{THRESHOLDS[name]:g}", (0, THRESHOLDS[name]), xycoords=("axes fraction", "data"), fontsize=8,
                     color=LOW, xytext=(2, 2), textcoords="offset points")  # fmt: skip
@@ -80,8 +84,8 @@ def divergence(result: Result, path: Path) -> Path | None:
         for k in first.truncated:
             ax.axvspan(k + 0.5, k + 1.5, color="#f1f3f5", zorder=0, linewidth=0)
         if first.truncated:
-            ax.annotate("fewer passes", (np.mean(first.truncated) + 1, 0), xycoords=("data", "axes fraction"), xytext=(0, 4),
-                        textcoords="offset points", ha="center", fontsize=8, color="#616e7c")  # fmt: skip
+            ax.annotate("fewer passes", (np.mean(first.truncated) + 1, 0), xycoords=("data", "axes fraction"),
+                        xytext=(0, 4), textcoords="offset points", ha="center", fontsize=8, color="#616e7c")  # fmt: skip
         if first.switch is not None:
             ax.axvline(first.switch + 0.5, color=QUIET, linestyle=":", linewidth=1)
             ax.annotate("switch", (first.switch + 0.5, 1), xycoords=("data", "axes fraction"), xytext=(3, -9),
@@ -147,7 +151,7 @@ def front(comparison: Comparison, path: Path) -> Path:
     for k, (result, (cost, quality)) in enumerate(zip(results, points, strict=True)):
         s = result.summary["psnr"]
         if s.known:
-            ax.plot([cost, cost], [s.low, min(s.high, TOP)], color=QUIET, linewidth=1, zorder=1)
+            ax.plot([cost, cost], [s.low, s.high], color=QUIET, linewidth=1, zorder=1)
         ax.plot([cost], [quality], "o", color=HIGH if k in best else QUIET, markersize=5, zorder=3)
     ax.plot([points[k][0] for k in best], [points[k][1] for k in best], color=HIGH, linewidth=1, zorder=2)
     for k in best:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,8 @@ from wanlab.analysis.metrics import metric
 from wanlab.runfile import Run
 
 Floats = NDArray[np.float64]
-COUNT = {"better": "lower", "bounds": (0.0, math.inf)}
-SPEED = {
+COUNT: dict[str, Any] = {"better": "lower", "bounds": (0.0, math.inf)}
+SPEED: dict[str, Any] = {
     "unit": "x",
     "better": "higher",
     "bounds": (0.0, math.inf),
@@ -78,7 +79,7 @@ def fewer(a: Run, b: Run) -> tuple[int, ...]:
 
 
 def _fresh(run: Run, branch: str) -> NDArray[np.bool_]:
-    return np.asarray(run[f"status_{branch}"]).astype(str) == "fresh"
+    return np.array([str(s) == "fresh" for s in np.asarray(run[f"status_{branch}"]).astype(str)], np.bool_)
 
 
 @metric("passes", needs="run", format="g", **COUNT)

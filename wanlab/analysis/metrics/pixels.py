@@ -1,4 +1,7 @@
-"""How near two videos are to each other, frame by frame. Legend: x a frame of A, y of the reference B, [H,W,3] in [0,1]."""
+"""How near two videos are to each other, frame by frame.
+
+Legend: x a frame of A, y the same of the reference B, [H,W,3] in [0,1].
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import re
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from skimage.metrics import structural_similarity
@@ -17,7 +21,7 @@ from wanlab.video import ffmpeg_compare, has_filter
 
 EPSILON = 1e-8
 SSIM_WINDOW = 11  # pixels: sigma 1.5 cut at 3.5 sigma
-ERROR = {"better": "lower", "bounds": (0.0, math.inf)}
+ERROR: dict[str, Any] = {"better": "lower", "bounds": (0.0, math.inf)}
 
 
 @metric("mse", needs="frame pair", title="MSE", format=".6g", **ERROR)
@@ -31,7 +35,8 @@ def mse(x: Floats, y: Floats) -> float:
     identical=math.inf,
 )  # fmt: skip
 def psnr(figures: Mapping[str, float]) -> float:
-    """-10 log10(MSE) for peak 1, of the MSE over all frames; over pairs, of the mean MSE. Equal videos are "identical"."""
+    """-10 log10(MSE) for peak 1, of the MSE over all frames; over pairs, of the mean MSE. Equal videos are
+    "identical"."""
     return decibels(figures["mse"])
 
 
