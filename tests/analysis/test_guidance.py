@@ -16,6 +16,8 @@ import pytest
 from wanlab.analysis import figures, guidance
 from wanlab.analysis.figures import style
 from wanlab.analysis.guidance import Guidance
+from wanlab.runfile import Field, Run, RunWriter
+from wanlab.spec import RunSpec
 
 NAN = float("nan")
 
@@ -205,3 +207,32 @@ def test_a_figure_is_written_whole_or_not_at_all_and_through_no_link(tmp_path: P
         style.save(broken, tmp_path / "x.png")
     assert (tmp_path / "x.png").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["mine.txt", "x.png"]
+
+
+def test_a_version_2_run_file_is_read_and_a_version_1_falls_back(tmp_path: Path) -> None:
+    spec = RunSpec(prompt="p", width=32, height=32, frames=17, steps=2)
+    old = {n: Field(n, (), "float64") for n in (*guidance.METRICS, "timestep", "sigma")}
+    old |= {"expert": Field("expert", (), "S6"), "branches": Field("branches", (), "S16")}
+    old |= {"passes": Field("passes", (), "int32"), "probed": Field("probed", (), "bool")}
+    new = {f"status_{b}": Field(f"status_{b}", (), "S7") for b in guidance.BRANCHES}
+    new |= {
+        n: Field(n, (), "float64") for n in ("reuse_error_cond", "reuse_error_uncond", "operations", "cache_distance")
+    }
+    values: dict[str, Any] = dict.fromkeys((*guidance.METRICS, "timestep", "sigma"), 1.0)
+    values |= {"expert": "single", "branches": "uncond", "passes": 1, "probed": False}
+    more = {"status_cond": "reused", "status_uncond": "fresh", "reuse_error_cond": 0.5, "reuse_error_uncond": NAN}
+    more |= {"operations": 7.0, "cache_distance": 0.25}
+    for name, fields, given in (("1", old, values), ("2", old | new, values | more)):
+        path = tmp_path / f"{name}.h5"
+        with RunWriter(path, spec_json=spec.to_json(), digest=spec.digest(), fields=list(fields.values())) as writer:
+            for k in range(2):
+                writer.step(k, {n: np.asarray(v) for n, v in given.items()})
+            writer.finish({}, {})
+        with Run(path) as run:
+            g = guidance.analyse(run)
+        if name == "1":
+            assert g.status_cond.tolist() == ["skipped"] * 2 and g.status_uncond.tolist() == ["fresh"] * 2
+            assert not g.fields and not g.reuse_errors
+        else:
+            assert g.status_cond.tolist() == ["reused"] * 2 and list(g.reuse_errors) == ["cond"]
+            assert {n: v.tolist() for n, v in g.fields.items()} == {"cache_distance": [0.25, 0.25]}

@@ -126,7 +126,7 @@ def report(g: Guidance, *, prompt: str, title: str) -> str:
         "",
         "d_k = v_cond - v_uncond;  mse = mean(d_k^2);  change = mean((d_k - d_(k-1))^2)",
         "cosine = <c,u>/(|c||u|);  norm = |c|/|u|;  projection = <c,u>/|u|^2",
-        "cond, uncond: whether the branch was evaluated (fresh), reused or skipped;  - : no value, not both were evaluated",
+        "cond, uncond: whether the branch was evaluated (fresh), reused or skipped;  - : no value",
         "",
         *_table(g),
         "",

@@ -20,7 +20,8 @@ from wanlab.analysis.continuity.text import reading
 from wanlab.analysis.continuity.theory import Theory, expectation
 
 __all__ = [
-    "BASELINE", "FORMAT", "METRICS", "SPACES", "Continuity", "Floats", "Group", "OtherExpert", "Recovery", "Space", "Step",
+    "BASELINE", "FORMAT", "METRICS", "SPACES", "Continuity", "Floats", "Group", "OtherExpert", "Recovery", "Space",
+    "Step",
     "Theory", "adjacent", "analyse", "change_at_switch", "dot", "expectation", "group", "label", "labels", "measure",
     "names", "noise_back_after", "plain", "reading", "recovery", "settings_of", "statistics",
 ]  # fmt: skip

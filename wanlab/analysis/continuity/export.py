@@ -53,9 +53,10 @@ def _each(g: Group, name: str, metric: str) -> dict[str, Any]:
 def _run_plain(c: Continuity, found: Recovery | None) -> dict[str, Any]:
     t, s = c.theory, c.switch
     return {
-        "source": c.source, "prompt": c.prompt, "seed": c.seed, "model": c.model, "method": c.method, "frames": c.frames,
-        "notes": list(c.notes), "step": list(range(1, c.steps + 1)), "timestep": plain(c.timestep), "sigma": plain(c.sigma),
-        "expert": c.expert.tolist(), "latent_frames": c.evaluated.tolist(), "frame_stride": c.stride.tolist(),
+        "source": c.source, "prompt": c.prompt, "seed": c.seed, "model": c.model, "method": c.method,
+        "frames": c.frames, "notes": list(c.notes), "step": list(range(1, c.steps + 1)), "timestep": plain(c.timestep),
+        "sigma": plain(c.sigma), "expert": c.expert.tolist(), "latent_frames": c.evaluated.tolist(),
+        "frame_stride": c.stride.tolist(),
         "spaces": {n: _space_plain(v) for n, v in c.spaces.items()},
         "final": None if c.final is None else _space_plain(c.final, single=True),
         "video": None if c.video is None else _space_plain(c.video, single=True),
@@ -64,13 +65,18 @@ def _run_plain(c: Continuity, found: Recovery | None) -> dict[str, Any]:
             "relative_residual": plain(t.residual / t.expected),
             "parts": {"signal": plain(t.signal), "noise": plain(t.noise), "cross": plain(t.cross)},
             "noise_share": plain(t.noise_share),
-            "noise_correlation": {"mean": plain(t.rho), "pairs": _rows(t.correlation), "sd_if_independent": plain(t.correlation_sd)},
+            "noise_correlation": {
+                "mean": plain(t.rho), "pairs": _rows(t.correlation), "sd_if_independent": plain(t.correlation_sd),
+            },
             "independent": [bool(i) if math.isfinite(r) else None for i, r in zip(t.independent, t.rho, strict=True)],
             "independent_again_after": noise_back_after(c),
         },
         "switch": None if s is None else {
             "last_high_noise_step": s, "first_low_noise_step": s + 1,
-            "metrics": {n: {m: {k: plain(v) for k, v in w.items()} for m, w in by.items()} for n, by in change_at_switch(c).items()},
+            "metrics": {
+                n: {m: {k: plain(v) for k, v in w.items()} for m, w in by.items()}
+                for n, by in change_at_switch(c).items()
+            },
             "other_expert": [
                 {"step": o.step + 1, "used": o.used, "other": o.other, "velocity_cosine": plain(o.cosine),
                  "velocity_difference": plain(o.difference),

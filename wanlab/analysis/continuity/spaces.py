@@ -38,7 +38,8 @@ class Space:
 
 def adjacent(frames: Frames, what: str = "a frame") -> tuple[list[float], list[float], list[float], list[float]]:
     """(mse, cosine, normalised_l2) of each pair of neighbours, then each frame's mean square; two frames in memory.
-    Frames of bytes count as multiples of 1/255. cosine and normalised_l2 are NaN for frames of zeros. Raises WanlabError for values that are no numbers."""
+    Frames of bytes count as multiples of 1/255. cosine and normalised_l2 are NaN for frames of zeros.
+    Raises WanlabError for values that are no numbers."""
     mse: list[float] = []
     cosine: list[float] = []
     distance: list[float] = []

@@ -18,7 +18,8 @@ def reading(g: Group) -> list[str]:
     c, x_t, s = g.first, g.curve("x_t"), g.first.switch
     share, rho, residual = g.theory("noise_share"), g.theory("rho"), g.theory("residual") / g.theory("expected")
     if np.isfinite(x_t[[0, -1]]).all():
-        line = f"Neighbouring latent frames of x_t differ by {x_t[0]:#.3g} (mse) at step 1 and by {x_t[-1]:#.3g} at step {c.steps}"
+        line = f"Neighbouring latent frames of x_t differ by {x_t[0]:#.3g} (mse) at step 1 and by {x_t[-1]:#.3g}"
+        line += f" at step {c.steps}"
         known = s is not None and np.isfinite(share[s])
         said.append(line + (f"; at the expert switch {share[s]:.1%} of it is noise." if known else "."))
     if np.isfinite(rho).any():
@@ -28,7 +29,8 @@ def reading(g: Group) -> list[str]:
         line = f"Independent noise and the final latent explain x_t to within {abs(residual[k]):.1%}"
         parts = [g.theory(n)[k] / g.theory("expected")[k] for n in ("signal", "noise", "cross")]
         if np.isfinite(parts).all():
-            line += f"; the rest at step {k + 1} is x0_pred {parts[0]:+.1%}, eps_pred {parts[1]:+.1%}, both together {parts[2]:+.1%}"
+            line += f"; the rest at step {k + 1} is x0_pred {parts[0]:+.1%}, eps_pred {parts[1]:+.1%}"
+            line += f", both together {parts[2]:+.1%}"
         said.append(line + ".")
     if s is not None:
         jumps = [change_at_switch(r) for r in g.runs]
@@ -82,4 +84,5 @@ def _recovered(g: Group, after: list[int], never: int) -> str:
     if len(known) == 1:
         return f"Its curve is back within the spread of {spread} after {after[0]} {of}."
     some = f"in all {len(known)} runs" if not never else f"in {len(after)} of {len(known)} runs, in the others never"
-    return f"Its curve is back within the spread of {spread} after {float(np.median(after)):g} {of} (median; {min(after)} to {max(after)}) {some}."
+    median = f"{float(np.median(after)):g} {of} (median; {min(after)} to {max(after)})"
+    return f"Its curve is back within the spread of {spread} after {median} {some}."

@@ -42,7 +42,8 @@ class Theory:
     """[steps, pairs]: ρ for which (1-σ)² m0 + 2σ² (1-ρ) is the pair's mse, with the pair's own m0; NaN where
     `noise_share` is under one half."""
     correlation_sd: Floats
-    """Standard deviation of a step's mean ρ when the noise is independent: sqrt((3P-1)/n)/P of P pairs, n values each."""
+    """Standard deviation of a step's mean ρ when the noise is independent: sqrt((3P-1)/n)/P of P pairs, n values
+    each."""
 
     @property
     def rho(self) -> Floats:

@@ -12,7 +12,7 @@ from wanlab.analysis.figures.style import INK, save, shorten
 
 
 def contact_sheet(video: NDArray[np.uint8], path: Path, *, pictures: int = 8, title: str = "") -> Path:
-    """`pictures` frames of a video [T,H,W,3], evenly from the first to the last, four in a row, each with its number."""
+    """`pictures` frames of a video [T,H,W,3], evenly from the first to the last, four in a row, each numbered."""
     at = np.unique(np.linspace(0, len(video) - 1, min(pictures, len(video))).round().astype(int))
     columns = min(4, len(at))
     rows = -(-len(at) // columns)

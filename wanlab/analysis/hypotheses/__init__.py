@@ -2,7 +2,7 @@
 
 Evidence comes from run files, comparisons and continuity analyses. A claim is a number with a threshold: supported when
 its whole 95 % interval lies on the right side, refuted when the whole of it lies on the other, undecided otherwise, and
-with fewer than `LEAST` independent units. These are prompts, or runs where there are fewer than four prompts (stats.py).
+with fewer than `LEAST` independent units. These are prompts, or runs where there are fewer than four prompts.
 """
 
 from wanlab.analysis.hypotheses.baseline import h3, h4
@@ -37,6 +37,6 @@ def judge(evidence: Evidence, held: Thresholds) -> list[Hypothesis]:
 
 __all__ = [
     "COMPARISON", "CONTINUITY", "LEAST", "REFUTED", "SUPPORTED", "UNDECIDED", "Claim", "Comparison", "Continuity",
-    "Evidence", "Figure", "Hypothesis", "Measured", "Thresholds", "collect", "decide", "files", "judge", "read_regular", "read_run",
-    "reproduce", "share", "shifted", "thresholds",
+    "Evidence", "Figure", "Hypothesis", "Measured", "Thresholds", "collect", "decide", "files", "judge", "read_regular",
+    "read_run", "reproduce", "share", "shifted", "thresholds",
 ]  # fmt: skip

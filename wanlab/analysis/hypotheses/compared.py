@@ -37,8 +37,8 @@ NOTHING = Compared("", (), False, ())
 
 
 def compared(evidence: Evidence, policy: str) -> list[Compared]:
-    """The methods of this policy alone that were held against the baseline, told by the run files, or by the label where
-    these are gone; one for each key of the baseline's runs. A prompt and seed counts once."""
+    """The methods of this policy alone that were held against the baseline, told by the run files, or by the label
+    where these are gone; one for each key of the baseline's runs. A prompt and seed counts once."""
     runs = {os.path.realpath(r.path): r for r in evidence.runs}
     methods: dict[tuple[str, tuple[PolicySpec, ...], bool, Key | str], dict[Any, tuple[Mapping[str, Any], str]]] = {}
     for comparison in evidence.comparisons:
@@ -87,5 +87,6 @@ def number(value: Any) -> float:
 def samples(method: Compared, quantity: str) -> list[Sample]:
     """A figure of each pair; an identical pair's PSNR counts as 120 dB, so that a mean exists."""
     return [
-        Sample(prompt=str(p.get("prompt")), value=min(number(p.get(quantity)), 120.0), source=s) for p, s in method.pairs
-    ]  # fmt: skip
+        Sample(prompt=p.get("prompt") or "", value=min(number(p.get(quantity)), 120.0), source=source)
+        for p, source in method.pairs
+    ]

@@ -28,7 +28,8 @@ class Figure:
 
 
 def shifted(step: int, steps: int, shift: float) -> float:
-    """Sigma of a step, counted from 1, of the flow schedule shifted in time: s u / (1 + (s-1) u), u = 1 - (step-1)/steps."""
+    """Sigma of a step, counted from 1, of the flow schedule shifted in time: s u / (1 + (s-1) u),
+    u = 1 - (step-1)/steps."""
     u = 1 - (step - 1) / steps
     return shift * u / (1 + (shift - 1) * u)
 
@@ -60,7 +61,8 @@ def _truncation(evidence: Evidence) -> list[Figure]:
             what="example: MSE beside absolute error (mean .010234, std .023456)", stated=".000105",
             theory=f"mean² + std² = {stated:.6f}", measured=mse, sources=sources,
             contradiction=f"the stated mean and deviation of the absolute error give an MSE of {stated:.6f}, "
-            f"{stated / 0.000105:.1f} times the stated one; .000105 is the square of the mean alone ({0.010234**2:.6f})",
+            f"{stated / 0.000105:.1f} times the stated one; "
+            f".000105 is the square of the mean alone ({0.010234**2:.6f})",
         ),
         Figure(
             what="H1: MSE .01 and PSNR 39 dB", stated="both", theory=f"MSE .01 is {implied:.0f} dB",
@@ -68,7 +70,8 @@ def _truncation(evidence: Evidence) -> list[Figure]:
             contradiction=f"an MSE of .01 is a PSNR of {implied:.0f} dB; 39 dB is an MSE of {10**-3.9:.6f}",
         ),
         Figure(
-            what="saving of 5 truncated steps of 40", stated="25–35 %", theory=f"{5 / 80:.2%} of passes, {80 / 75:.3f}x",
+            what="saving of 5 truncated steps of 40", stated="25–35 %",
+            theory=f"{5 / 80:.2%} of passes, {80 / 75:.3f}x",
             measured="–" if saved == "–" else f"{saved}, {speed}", sources=sources,
             contradiction="5 of 40 steps lose one of two passes each: 5 of 80",
         ),
@@ -107,9 +110,11 @@ def _neighbours(evidence: Evidence) -> list[Figure]:
         figures.append(
             Figure(
                 what=f"adjacent-frame MSE of x_t at step {step} of 20", stated=stated,
-                theory=f"2σ² = {noise:.2f}, and {(1 - sigma) ** 2:.3f} of the clip's own", measured=measured, sources=sources,
+                theory=f"2σ² = {noise:.2f}, and {(1 - sigma) ** 2:.3f} of the clip's own",
+                measured=measured, sources=sources,
                 contradiction={
-                    1: f"independent unit noise alone gives 2σ² = {noise:.2f}; 2.5 needs neighbouring noises that oppose each other",
+                    1: f"independent unit noise alone gives 2σ² = {noise:.2f}; "
+                    "2.5 needs neighbouring noises that oppose each other",
                     13: f"1.13 is 2 x .75²; at the schedule's σ of {sigma:.3f} noise alone gives {noise:.2f}",
                 }.get(step, ""),
             )
@@ -135,7 +140,8 @@ def _recovery(evidence: Evidence) -> Figure:
         what="H2: 7 steps after step 13 recover continuity", stated="7", theory=f"20 - 13 = {20 - 13}",
         measured=f"{median}; {len(backs) - len(known)} of {len(backs)} never" if backs else "–",
         sources=tuple(str(c.path) for c in evidence.continuities),
-        contradiction="7 is every step that is left after step 13, so the statement holds whenever the result is good at all",
+        contradiction="7 is every step that is left after step 13, so the statement holds whenever the result is good "
+        "at all",
     )  # fmt: skip
 
 

@@ -174,7 +174,8 @@ def claim(
     seeds = math.ceil(len(known) / max(1, len({s.prompt for s in known})))
     run = run.format(seeds=4 if value.n < 16 else 2 * max(2, seeds))
     return Claim(
-        hypothesis=hypothesis, says=f"on {on}: {says}" if on else says, quantity=quantity, method=method, value=value, units=units,
-        relation=relation, threshold=threshold, verdict=verdict, sources=tuple(dict.fromkeys(s.source for s in known)),
+        hypothesis=hypothesis, says=f"on {on}: {says}" if on else says, quantity=quantity, method=method, value=value,
+        units=units, relation=relation, threshold=threshold, verdict=verdict,
+        sources=tuple(dict.fromkeys(s.source for s in known)),
         run=run if verdict == UNDECIDED else "", decides=decides,
     )  # fmt: skip
