@@ -81,7 +81,7 @@ def test_ratio_by_hand():
 
 
 def test_a_limit_holds_its_interval():
-    """Errors end above 0, shares inside 0 and 1, an SSIM below 1; at the limit itself there is nothing but the limit."""
+    """Errors end above 0, shares inside 0 and 1, an SSIM below 1."""
     found = interval([0, 0, 0.01, 0.16], (0, math.inf))
     assert 0 < found.low < found.mean < found.high
     assert interval([0, 1, 1, 1], (0, 1)).low > 0 and interval([0, 1, 1, 1], (0, 1)).high < 1
@@ -92,7 +92,7 @@ def test_a_limit_holds_its_interval():
 
 
 def test_odds_by_hand():
-    """0, 0, 1, 1 between 0 and 1: mean 1/2, s/√4 = √(1/3)/2, t(.975; 3) = 3.182446; the logit's half-width is t·s/2/(1/4)."""
+    """0, 0, 1, 1 between 0 and 1: mean 1/2, s/√4 = √(1/3)/2, t(.975; 3) = 3.182446."""
     half = 3.182446 * math.sqrt(1 / 3) / 2 / 0.25
     found = interval([0, 0, 1, 1], (0, 1))
     assert (found.low, found.high) == pytest.approx((1 / (1 + math.exp(half)), 1 / (1 + math.exp(-half))), abs=1e-6)

@@ -124,7 +124,8 @@ def report(comparison: Comparison, described: str, remarks: list[str]) -> str:
 
 def _line(name: str, value: Interval, result: Result) -> str:
     m = result.metrics[name]
-    title = "  of the baseline" if name.endswith(BASELINE) else m.title + f", {m.unit}" * (m.unit not in ("", "x"))
+    title = "  of the baseline" if name.endswith(BASELINE) else "speed-up " * (m.unit == "x") + m.title
+    title += f", {m.unit}" * (m.unit not in ("", "x") and not name.endswith(BASELINE))
     form = m.format
     spread = f"   95 % interval {value.low:{form}} to {value.high:{form}}, n = {value.n}" if value.known else ""
     if m.mean not in ("arithmetic", "geometric"):
