@@ -29,8 +29,8 @@ def halves(path, bright):
 
 def test_a_measure_of_a_file_shows_up_everywhere(tmp_path):
     """An edge of height h between columns 7 and 8: the Sobel operator gives h across it in both columns (the weights 1,
-    2, 1 over 4 along it add up to 1) and 0 along it; the magnitude is the root mean square of the two, h/√2. Edges of .5
-    and .25 differ by .25/√2 in 2 of 16 columns."""
+    2, 1 over 4 along it add up to 1) and 0 along it; the magnitude is the root mean square of the two, h/√2. Edges
+    of .5 and .25 differ by .25/√2 in 2 of 16 columns."""
     a, b = halves(tmp_path / "a.h5", 0.75), halves(tmp_path / "b.h5", 0.5)
     pair = measure(a, b, metrics=[str(EXAMPLE)])
     expected = 0.25 / math.sqrt(2) * 2 / 16

@@ -85,7 +85,8 @@ def divergence(result: Result, path: Path) -> Path | None:
             ax.axvspan(k + 0.5, k + 1.5, color="#f1f3f5", zorder=0, linewidth=0)
         if first.truncated:
             ax.annotate("fewer passes", (np.mean(first.truncated) + 1, 0), xycoords=("data", "axes fraction"),
-                        xytext=(0, 4), textcoords="offset points", ha="center", fontsize=8, color="#616e7c")  # fmt: skip
+                        xytext=(0, 4), textcoords="offset points", ha="center", fontsize=8,
+                        color="#616e7c")  # fmt: skip
         if first.switch is not None:
             ax.axvline(first.switch + 0.5, color=QUIET, linestyle=":", linewidth=1)
             ax.annotate("switch", (first.switch + 0.5, 1), xycoords=("data", "axes fraction"), xytext=(3, -9),
