@@ -30,8 +30,9 @@ from skimage.registration import optical_flow_ilk
 from skimage.transform import resize, warp
 
 from wanlab.errors import UsageError
+from wanlab.images import read_video as read_mp4
 from wanlab.runfile import Run
-from wanlab.video import FPS, ffmpeg_compare, has_filter, read_mp4
+from wanlab.video import FPS, ffmpeg_compare, has_filter
 
 Floats = NDArray[np.float64]
 EPSILON = 1e-8

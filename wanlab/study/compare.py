@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -55,15 +56,26 @@ def forecast(design: Design) -> list[dict[str, Any]]:
     for label, path in zip(labels, firsts, strict=True):
         f = plan(specs[path])
         usual = usual or f.flops
-        least, most = f.flops_bounds
-        low, high = f.passes_bounds
-        rows.append({
-            "method": label, "passes": f"{high}" if low == high else f"{low}–{high}", "exact": "yes" if f.exact else "bounds",
-            "operations": f"{most / usual:.3f}" if least == most else f"{least / usual:.3f}–{most / usual:.3f}",
-            "speed-up": f"{usual / most:.2f}" if least == most else f"{usual / most:.2f}–{usual / least:.2f}" if least else f"{usual / most:.2f} or more",
-            "bytes a run": f.disk_bytes, "folder": str(path.parent),
-        })  # fmt: skip
+        operations = f.flops_bounds[0] / usual, f.flops_bounds[1] / usual
+        rows.append(
+            {
+                "method": label,
+                "passes": _bounds(*f.passes_bounds, "d"),
+                "exact": "yes" if f.exact else "bounds",
+                "operations": _bounds(*operations, ".3f"),
+                "speed-up": _bounds(1 / operations[1], 1 / operations[0] if operations[0] else math.inf, ".2f"),
+                "bytes a run": f.disk_bytes,
+                "folder": str(path.parent),
+            }
+        )
     return rows
+
+
+def _bounds(low: float, high: float, form: str) -> str:
+    """`12`, or `26–40` where it is decided while running."""
+    if low == high:
+        return f"{low:{form}}"
+    return f"{low:{form}} or more" if math.isinf(high) else f"{low:{form}}–{high:{form}}"
 
 
 def amount(design: Design) -> str:

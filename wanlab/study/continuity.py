@@ -172,7 +172,8 @@ def continuity(
         watcher.measure(k, len(sources))
     if not results:
         raise WanlabError(f"none of {len(missing)} runs can be analysed", "see above")
-    notes = [f"note: {r.source}: {note}" for r in results for note in r.notes]
+    folders = [r for r in results if Path(r.source).is_dir()]
+    notes = [f"note: {r.source}: {note}" for r in folders for note in r.notes]
     groups = analysis.group(results)
     content = analysis.statistics(groups, __version__)
     if len(groups) > DRAWN:

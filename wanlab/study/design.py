@@ -152,7 +152,7 @@ def split_counts(text: str | None) -> list[int | None]:
     return list(dict.fromkeys(int(n) for n in text.split(",")))
 
 
-def is_source(text: str | None, named: Mapping[str, MethodSpec] = {}) -> bool:  # noqa: B006 - never written
+def is_source(text: str | None, named: Mapping[str, MethodSpec] = {}) -> bool:
     """Whether `text` names a run file, a video or a folder rather than a method.
 
     A method's name is one whatever lies in the folder: `half` is the method, `./half` the file.
@@ -242,7 +242,9 @@ def _axis(text: str) -> tuple[str, list[Any]]:
         raise UsageError(f"'{short(text)}' is no sweep", "write cfg.last=0:10, guidance=1:8:1 or cfg.keep=uncond,cond")
     bounds = values.split(":")
     if len(bounds) == 1:
-        return name, list(dict.fromkeys(PolicySpec.parse(f"x:y={v}").options["y"] for v in values.split(",") if v.strip()))
+        return name, list(
+            dict.fromkeys(PolicySpec.parse(f"x:y={v}").options["y"] for v in values.split(",") if v.strip())
+        )
     try:
         numbers = [float(v) for v in bounds]
         start, stop, step = numbers if len(numbers) == 3 else (*numbers, 1.0)

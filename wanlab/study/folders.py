@@ -57,7 +57,7 @@ def match(a: Path, b: Path) -> tuple[list[Match], list[str]]:
         examples = " and ".join(f"{next(iter(names))} in {folder}" for folder, names in zip((a, b), sides, strict=True))
         raise UsageError(f"no video has the same name in {a} and {b}", f"rename them: there is {examples}")
     remarks = []
-    for folder, own, other in ((a, *sides), (b, *sides[::-1])):
+    for folder, own, other in ((a, sides[0], sides[1]), (b, sides[1], sides[0])):
         if alone := [name for name in own if name not in other]:
             some = ", ".join(alone[:3]) + (", …" if len(alone) > 3 else "")
             remarks.append(f"{len(alone)} of {len(own)} videos in {folder} have no partner: {some}")

@@ -6,7 +6,7 @@ import base64
 import html
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -19,6 +19,7 @@ from wanlab.study import exports
 if TYPE_CHECKING:
     from wanlab.analysis.compare import Comparison
     from wanlab.analysis.continuity import Group
+    from wanlab.analysis.hypotheses import Figure, Hypothesis
     from wanlab.runfile import Run
     from wanlab.spec import RunSpec
 
@@ -129,10 +130,9 @@ class RunResult:
 
         with self.open() as run:
             columns = {}
-            for name in run:
-                values = np.asarray(run[name]) if run[name].ndim == 1 and len(run[name]) == run.steps else None
-                if values is not None:
-                    columns[name] = [v.decode() if isinstance(v, bytes) else v for v in values.tolist()]
+            for name, data in run.data.items():
+                if data.group == "steps" and len(data.shape) == 1:
+                    columns[name] = np.asarray(data).tolist()
             return [{"step": k + 1} | {n: v[k] for n, v in columns.items()} for k in range(run.steps)]
 
     def to_pandas(self) -> Any:
@@ -287,7 +287,9 @@ class ContinuityResult:
         return _choose({name: lambda path=path: Picture(path.read_bytes()) for name, path in drawn.items()}, kind)  # type: ignore[misc]
 
     def _repr_html_(self) -> str:
-        rows = [{"method": g.method, "frames": g.frames, "runs": len(g.runs), "steps": g.first.steps} for g in self.groups]
+        rows = [
+            {"method": g.method, "frames": g.frames, "runs": len(g.runs), "steps": g.first.steps} for g in self.groups
+        ]
         return table(rows) + "".join(f"<p>{html.escape(line)}</p>" for line in self.reading)
 
 
@@ -301,8 +303,16 @@ class ReportResult:
     """A row a claim."""
     files: tuple[Path, ...]
     """report.html, report.md, report.json."""
-    problems: tuple[tuple[Path, str], ...] = field(default=())
+    judged: tuple[Hypothesis, ...]
+    figures: tuple[Figure, ...]
+    """The guide's figures: stated, in theory, measured."""
+    markdown: str
+    """What report.md says."""
+    counted: str
+    """What was read, as "3 runs, 1 comparison"."""
+    problems: tuple[tuple[Path, str], ...] = ()
     """Files that could not be read, and why."""
+    notes: tuple[str, ...] = ()
 
     def to_pandas(self) -> Any:
         """A DataFrame of `rows`. Raises WanlabError without pandas."""
@@ -314,5 +324,7 @@ class ReportResult:
         return _frame(self.rows).rename_axis("number").to_xarray()
 
     def _repr_html_(self) -> str:
-        verdicts = [{"": x["name"], "hypothesis": x["says"], "verdict": x["verdict"]} for x in self.content["hypotheses"]]
+        verdicts = [
+            {"": x["name"], "hypothesis": x["says"], "verdict": x["verdict"]} for x in self.content["hypotheses"]
+        ]
         return table(verdicts) + f"<p>{html.escape(str(self.files[0]))}</p>"
