@@ -39,7 +39,9 @@ def _frame(rows: Sequence[Mapping[str, Any]]) -> Any:
 
 def _dataset(rows: Sequence[Mapping[str, Any]], index: Sequence[str]) -> Any:
     _need("xarray")
-    return _frame(rows).set_index(list(index)).to_xarray()
+    frame = _frame(rows)
+    texts = [name for name in frame if frame[name].dtype.kind not in "biuf"]  # xarray cannot leave gaps in pandas' texts
+    return frame.astype(dict.fromkeys(texts, object)).set_index(list(index)).to_xarray()
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
