@@ -54,14 +54,12 @@ def run(python: str, libraries: str, args: argparse.Namespace) -> tuple[dict[str
     home = ROOT / ".matrix" / f"{python}-{libraries}"
     if not home.exists():
         subprocess.run([interpreter, "-m", "venv", home], check=True)
-    requirements = choose(home, libraries, cuda=args.cuda)
-    tests = args.tests
-    if not any(r.startswith("torch") for r in requirements):
-        tests = [*WITHOUT_TORCH]
     try:
+        requirements = choose(home, libraries, cuda=args.cuda)
         pip(home, "-q", "--only-binary", ":all:", *requirements)
     except subprocess.CalledProcessError as error:
         return {}, f"FAILED: {said(error)}"
+    tests = args.tests if any(r.startswith("torch") for r in requirements) else [*WITHOUT_TORCH]
     pytest = subprocess.run(
         [home / "bin/python", "-m", "pytest", "-q", *tests], cwd=ROOT, capture_output=True, text=True
     )
@@ -83,7 +81,10 @@ def find(python: str) -> Path | None:
 
 
 def choose(home: Path, libraries: str, *, cuda: bool) -> list[str]:
-    """What to install: with the wanted torch, else with that of constraints.txt, else with none."""
+    """What to install: with the wanted torch, else with that of constraints.txt, else with none.
+
+    Raises CalledProcessError when the bounds contradict each other.
+    """
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     wanted = [r.replace(">=", "==", 1) if libraries == "oldest" else r for r in project["dependencies"]]
@@ -91,11 +92,7 @@ def choose(home: Path, libraries: str, *, cuda: bool) -> list[str]:
     pinned = [r for r in (ROOT / "constraints.txt").read_text().split() if r.startswith("torch==")]
     rest = [r for r in wanted if not r.startswith("torch")]
     for torch in [*(r for r in wanted if r.startswith("torch")), *pinned]:
-        try:
-            heavy = [name for name in resolve(home, [torch, *rest]) if CUDA.match(name)]
-        except subprocess.CalledProcessError as error:
-            print(f"   {torch}: {said(error)}", flush=True)
-            continue
+        heavy = [name for name in resolve(home, [torch, *rest]) if CUDA.match(name)]
         if cuda or not heavy:
             return [torch, *rest]
         print(f"   {torch} brings {len(heavy)} packages of CUDA; CUDA=1 takes them", flush=True)

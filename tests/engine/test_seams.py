@@ -16,6 +16,7 @@ import torch
 
 from wanlab.engine import policies, run
 from wanlab.engine.guiders import CfgZero, Linear
+from wanlab.engine.model.config import TransformerConfig
 from wanlab.engine.model.cost import Cost
 from wanlab.engine.model.transformer import Denoiser
 from wanlab.engine.run.forecast import make_env
@@ -141,7 +142,7 @@ def test_a_block_cache_counts_the_blocks_that_ran(tmp_path, loaded, checkpoint):
     """With a threshold above everything only the first step of each expert runs both blocks: 20 tokens, 2 branches."""
     spec = make_spec(checkpoint, policies=[f"{BLOCK}:threshold=1e9"])
     expected = run.plan(spec)
-    cost = Cost.of({"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "num_layers": 2, "text_dim": 16, "freq_dim": 32})  # fmt: skip
+    cost = Cost.of(TransformerConfig.from_json({"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "num_layers": 2, "text_dim": 16, "freq_dim": 32}))  # fmt: skip
     one = cost.block(20, 20) + cost.around(20)
     assert not expected.exact and expected.passes_bounds == (40, 40)
     assert expected.flops_bounds[0] == pytest.approx(40 * one) and expected.flops == expected.plain_flops

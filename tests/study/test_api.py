@@ -52,7 +52,7 @@ def test_a_comparison(result: kinds.ComparisonResult) -> None:
     floors = frame[frame["method"] != "cfg:last=2"]
     assert (floors["passes"] == 7).all()  # B's policies and all
     data = result.to_xarray()
-    assert float(data["passes"].sel(method="cfg:last=2", prompt="a blue ball", seed=0)) == 6
+    assert float(data["passes"].sel({"method": "cfg:last=2", "prompt": "a blue ball", "seed": 0})) == 6
     assert result.figure("per_frame").data[:8] == b"\x89PNG\r\n\x1a\n"
     with pytest.raises(wanlab.UsageError, match="there is no figure 'per_fram'"):
         result.figure("per_fram")
@@ -83,7 +83,9 @@ def test_notebooks_get_html_without_the_prompts_markup(result: kinds.ComparisonR
 
 
 def test_one_run(checkpoint: Path, tmp_path: Path) -> None:
-    run = wanlab.generate("a red ball", model=str(checkpoint), out=tmp_path / "r.h5", record="all", progress=False, **QUICK)
+    run = wanlab.generate(
+        "a red ball", model=str(checkpoint), out=tmp_path / "r.h5", record="all", progress=False, **QUICK
+    )
     assert run.path == tmp_path / "r.h5" and run.spec.steps == 4 and run.spec.frames == 9
     assert list(run.to_pandas()["step"]) == [1, 2, 3, 4] and list(run.to_pandas()["passes"]) == [2, 2, 2, 2]
     assert run.to_xarray().sizes == {"step": 4}

@@ -28,7 +28,7 @@ def inspect(
         bool,
         typer.Option(
             "--untrusted",
-            help=f"Read in a process of its own, with at most {MEMORY // 2**30} GiB of memory and {SECONDS:.0f} s for a file.",
+            help=f"Read each file in a process of its own: {MEMORY // 2**30} GiB of memory, {SECONDS:.0f} s at most.",
         ),
     ] = False,
     *,

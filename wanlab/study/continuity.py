@@ -191,7 +191,7 @@ def continuity(
 
 
 def _write(groups: Sequence[Group], content: dict[str, Any], out: Path) -> list[Path]:
-    from wanlab.analysis import continuity_figures as figures
+    from wanlab.analysis.figures import continuity as figures
 
     first = groups[0].first
     runs = sum(len(g.runs) for g in groups)

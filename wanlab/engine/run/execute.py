@@ -23,7 +23,8 @@ from torch import Tensor
 from wanlab.engine import observers, policies
 from wanlab.engine.loop import Prober, denoise
 from wanlab.engine.model import loading, vae
-from wanlab.engine.model.loading import Checkpoint, Model
+from wanlab.engine.model.fingerprint import fingerprint
+from wanlab.engine.model.loading import Checkpoint, Model, fetched
 from wanlab.engine.model.transformer import Denoiser
 from wanlab.engine.run.forecast import Forecast, forecast, make_env
 from wanlab.engine.run.resolve import resolve
@@ -78,6 +79,7 @@ class Models:
 
     def load(self, spec: RunSpec, checkpoint: Checkpoint, *, keeps_keys: bool = False) -> Model:
         """The model of a resolved spec, loaded unless it was the last one."""
+        checkpoint = fetched(checkpoint)
         key = (
             str(checkpoint.path), fingerprint(checkpoint), spec.device, spec.dtype, spec.vae_dtype, spec.precision,
             spec.memory,
@@ -117,7 +119,7 @@ def execute(
     checkpoint = loading.describe(spec.model, spec.revision)
     asked, spec = spec, resolve(spec, checkpoint)
     expected = forecast(spec, checkpoint)
-    if not force and out.exists() and _is_done(out, spec, fingerprint(checkpoint)):
+    if not force and out.exists() and _is_done(out, spec, fingerprint(fetched(checkpoint))):
         progress(Progress(phase="kept", step=spec.steps, total=spec.steps))
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -310,19 +312,6 @@ def decode(model: Model, latents: Tensor, at_once: int | None = None) -> np.ndar
     video = vae.decode(model.ready("vae"), latents, at_once)[0]
     frames: np.ndarray = (video.float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 3, 0).contiguous().cpu().numpy()
     return frames
-
-
-def fingerprint(checkpoint: Checkpoint) -> str:
-    """Changes when a checkpoint's weights are others: of each file its name, size, header and 16 blocks spread over it."""
-    digest = hashlib.sha256(checkpoint.revision.encode())
-    for path in sorted(p for p in checkpoint.path.rglob("*") if p.suffix in (".safetensors", ".pth")):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(checkpoint.path)} {size} ".encode())
-        with open(path, "rb") as file:
-            for place in (0, *(size * k // 16 for k in range(1, 16)), max(0, size - 4096)):
-                file.seek(place)
-                digest.update(file.read(4096 if place else 65536))
-    return digest.hexdigest()
 
 
 def _is_done(out: Path, spec: RunSpec, weights: str) -> bool:
