@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0.dev0"
 
-__all__ = [
-    "Method", "RunSpec", "UsageError", "WanlabError", "__version__", "compare", "continuity", "generate", "open_run", "report",
-]  # fmt: skip
+__all__ = ["Method", "RunSpec", "UsageError", "WanlabError", "__version__"]
+__all__ += ["compare", "continuity", "generate", "open_run", "report"]
 
 _PLACES = {
     "Method": ("wanlab.spec", "MethodSpec"),

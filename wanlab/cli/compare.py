@@ -1,9 +1,10 @@
-"""`wanlab compare`: methods against a baseline, with what they cost, how far apart they end, and what can be said of it."""
+"""`wanlab compare`: methods against a baseline: what they cost, how far apart they end, and what can be said of it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from rich.text import Text
 
@@ -16,6 +17,7 @@ from wanlab.study import design as designs
 from wanlab.study.design import MODES, Design, Variant
 
 if TYPE_CHECKING:
+    from wanlab.study.compare import Asked
     from wanlab.study.results import ComparisonResult
 
 MANY_RUNS = 1000  # more new runs than this ask for --yes
@@ -23,64 +25,112 @@ WIDE = 125  # columns that the whole table needs
 _WHAT, _HOW, _OUTPUT = "What is compared", "How", "Output"
 
 
-@with_options
-def compare(
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """What is compared."""
+
     mode: Annotated[
         str | None, option("--mode", panel=_WHAT, help=f"{', '.join(MODES)}.  [default: cfg_vs_baseline]")
-    ] = None,
+    ] = None
     a: Annotated[
         str | None,
-        option("--a", panel=_WHAT, help='A method, as "half+cfg:last=5,keep=cond+guidance=3"; or a run file, a video, '
-               "a folder of images, or a folder of such, paired with --b's by name."),
-    ] = None,
-    b: Annotated[str | None, option("--b", panel=_WHAT, help="What A is held against.  [default: baseline]")] = None,
+        option(
+            "--a",
+            panel=_WHAT,
+            help='A method, as "half+cfg:last=5,keep=cond+guidance=3"; or a run file, a video, a folder of images, or '
+            "a folder of such, paired with --b's by name.",
+        ),
+    ] = None
+    b: Annotated[str | None, option("--b", panel=_WHAT, help="What A is held against.  [default: baseline]")] = None
     methods: Annotated[
         Path | None,
-        option("--methods", panel=_WHAT, help='A TOML file that names methods: [methods.fast] policies = ["cfg:last=5"].'),
-    ] = None,
+        option("--methods", panel=_WHAT, help='A TOML file of methods: [methods.fast] policies = ["cfg:last=5"].'),
+    ] = None
     sweep: Annotated[
         list[str] | None,
-        option("--sweep", panel=_WHAT, help="policy.knob=values or setting=values, as cfg.last=0:10 (0 to 9), "
-               "guidance=1:8:1 (1 to 7) or cfg.keep=uncond,cond. Repeat for all combinations."),
-    ] = None,
+        option(
+            "--sweep",
+            panel=_WHAT,
+            help="policy.knob=values or setting=values, as cfg.last=0:10 (0 to 9), guidance=1:8:1 (1 to 7) or "
+            "cfg.keep=uncond,cond. Repeat for all combinations.",
+        ),
+    ] = None
     suite: Annotated[
         str | None, option("--suite", panel=_WHAT, help="builtin: the prompts in the package.  [default: 3 of them]")
-    ] = None,
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Judging:
+    """How it is measured and judged."""
+
     noise_floor: Annotated[
-        bool, option("--noise-floor", panel=_HOW, help="Also B itself, computed three other ways: what a difference must exceed."),
-    ] = False,
-    vmaf: Annotated[bool, option("--vmaf", panel=_HOW, help="VMAF too, where ffmpeg has it: similarity only.")] = False,
+        bool,
+        option(
+            "--noise-floor",
+            panel=_HOW,
+            help="Also B itself, computed three other ways: what a difference must exceed.",
+        ),
+    ] = False
+    vmaf: Annotated[bool, option("--vmaf", panel=_HOW, help="VMAF too, where ffmpeg has it: similarity only.")] = False
     max_loss: Annotated[
         str, option("--max-loss", panel=_HOW, help="The loss that a sweep may cost: psnr=DB or ssim=VALUE.")
-    ] = "psnr=35",
+    ] = "psnr=35"
     fail_if: Annotated[
         list[str] | None,
-        option("--fail-if", panel=_HOW, help='Exit with 4 when this holds for a method\'s mean: "psnr<35". Repeatable.'),
-    ] = None,
-    out: Annotated[Path, option("--out", "-o", panel=_OUTPUT, help="The folder of runs and results.")] = Path("comparison_outputs"),
+        option(
+            "--fail-if", panel=_HOW, help='Exit with 4 when this holds for a method\'s mean: "psnr<35". Repeatable.'
+        ),
+    ] = None
+
+    def asked(self, is_sweep: bool) -> Asked:
+        """The same for a study. Raises UsageError."""
+        from wanlab.analysis.compare import parse_condition
+        from wanlab.study.compare import Asked
+
+        loss = designs.parse_loss(self.max_loss)
+        conditions = [parse_condition(c) for c in self.fail_if or []]
+        return Asked(conditions=conditions, loss=loss if is_sweep else None, vmaf=self.vmaf)
+
+
+@with_options
+def compare(
+    subject: Subject,
+    judging: Judging,
+    out: Annotated[Path, option("--out", "-o", panel=_OUTPUT, help="The folder of runs and results.")] = Path(
+        "comparison_outputs"
+    ),
     force: Annotated[bool, option("--force", panel=_OUTPUT, help="Sample again what is already complete.")] = False,
-    dry_run: Annotated[bool, option("--dry-run", panel=_OUTPUT, help="Print methods, passes and disk; load no weights.")] = False,
-    yes: Annotated[bool, option("--yes", "-y", panel=_OUTPUT, help=f"Go ahead with more than {MANY_RUNS} runs.")] = False,
+    dry_run: Annotated[
+        bool, option("--dry-run", panel=_OUTPUT, help="Print methods, passes and disk; load no weights.")
+    ] = False,
+    yes: Annotated[
+        bool, option("--yes", "-y", panel=_OUTPUT, help=f"Go ahead with more than {MANY_RUNS} runs.")
+    ] = False,
     *,
-    shortcuts: Shortcuts, sampling: Sampling, form: Form,
-) -> int:  # fmt: skip
+    shortcuts: Shortcuts,
+    sampling: Sampling,
+    form: Form,
+) -> int:
     """Compare ways to sample: the same prompts, seeds and noise, method A against baseline B.
 
     wanlab compare --mode cfg_vs_baseline
     """
     shown_as = form.choose()
-    asked = _asked(fail_if or [], max_loss, bool(sweep), vmaf)
-    named = designs.read_methods(methods) if methods else {}
-    if designs.is_source(a, named) or designs.is_source(b, named):
-        if mode or sweep or noise_floor:
+    asked = judging.asked(bool(subject.sweep))
+    named = designs.read_methods(subject.methods) if subject.methods else {}
+    if designs.is_source(subject.a, named) or designs.is_source(subject.b, named):
+        if subject.mode or subject.sweep or judging.noise_floor:
             raise UsageError("--mode, --sweep and --noise-floor sample; two videos are given", "leave them out")
-        return _finish(_of_files(a, b, named, out, asked), shown_as)
-    baseline, variants = _methods(mode, a, b, sweep or [], named, shortcuts)
-    if suite not in (None, "builtin"):
-        raise UsageError(f"there is no suite '{render.plain(suite, 40)}'", "use --suite builtin, or --prompts FILE")
-    prompts = designs.builtin_prompts(suite is not None)
+        return _finish(_of_files(subject.a, subject.b, named, out, asked), shown_as)
+    baseline, variants = _methods(subject, named, shortcuts)
+    if subject.suite not in (None, "builtin"):
+        raise UsageError(
+            f"there is no suite '{render.plain(subject.suite, 40)}'", "use --suite builtin, or --prompts FILE"
+        )
+    prompts = designs.builtin_prompts(subject.suite is not None)
     specs = sampling.specs((), RecordSpec(level="latents", video="float32"), prompts=prompts)
-    floors = designs.floors_of(baseline, specs[0]) if noise_floor else []
+    floors = designs.floors_of(baseline, specs[0]) if judging.noise_floor else []
     design = designs.arrange(specs, baseline, variants, floors, out)
     if dry_run:
         return _dry_run(design, shown_as)
@@ -91,15 +141,7 @@ def compare(
     return _finish(study.compare(design, out, asked, force=force, watcher=Watcher()), shown_as)
 
 
-def _asked(fail_if: list[str], max_loss: str, is_sweep: bool, vmaf: bool) -> Any:
-    from wanlab.analysis.compare import parse_condition
-    from wanlab.study.compare import Asked
-
-    loss = designs.parse_loss(max_loss)
-    return Asked(conditions=[parse_condition(c) for c in fail_if], loss=loss if is_sweep else None, vmaf=vmaf)
-
-
-def _of_files(a: str | None, b: str | None, named: dict[str, MethodSpec], out: Path, asked: Any) -> ComparisonResult:
+def _of_files(a: str | None, b: str | None, named: dict[str, MethodSpec], out: Path, asked: Asked) -> ComparisonResult:
     from wanlab.study.compare import compare_files
 
     if not (a and b and designs.is_source(a, named) and designs.is_source(b, named)):
@@ -110,20 +152,16 @@ def _of_files(a: str | None, b: str | None, named: dict[str, MethodSpec], out: P
     return compare_files(Path(a), Path(b), out, asked, watcher=Watcher())
 
 
-def _methods(
-    mode: str | None, a: str | None, b: str | None, sweep: list[str], named: dict[str, MethodSpec], given: Shortcuts
-) -> tuple[MethodSpec, list[Variant]]:
+def _methods(subject: Subject, named: dict[str, MethodSpec], given: Shortcuts) -> tuple[MethodSpec, list[Variant]]:
     """(the baseline, what is held against it). Raises UsageError."""
-    if mode and (sweep or a or b):
-        raise UsageError(f"{'--sweep' if sweep else '--a'} and --mode both name methods", "give one of them")
-    if sweep:
-        return designs.parse_method(b or "baseline", named), designs.swept(
-            designs.parse_method(a or "baseline", named), sweep
-        )
-    if a or b:
-        return designs.parse_method(b or "baseline", named), [Variant(designs.parse_method(a or "baseline", named))]
-    first, baseline = of_mode(mode or MODES[0], given)
-    return baseline, [Variant(first)]
+    if subject.mode and (subject.sweep or subject.a or subject.b):
+        raise UsageError(f"{'--sweep' if subject.sweep else '--a'} and --mode both name methods", "give one of them")
+    if not (subject.sweep or subject.a or subject.b):
+        first, baseline = of_mode(subject.mode or MODES[0], given)
+        return baseline, [Variant(first)]
+    baseline = designs.parse_method(subject.b or "baseline", named)
+    method = designs.parse_method(subject.a or "baseline", named)
+    return baseline, designs.swept(method, subject.sweep) if subject.sweep else [Variant(method)]
 
 
 def of_mode(mode: str, given: Shortcuts) -> tuple[MethodSpec, MethodSpec]:
@@ -162,9 +200,13 @@ def _dry_run(design: Design, form: str) -> int:
         return 0
     exact = all(r["exact"] == "yes" for r in rows)
     shown = [
-        {("disk a run" if k == "bytes a run" else k): (render.size(v) if k == "bytes a run" else v) for k, v in r.items() if k != "exact"}
+        {
+            ("disk a run" if k == "bytes a run" else k): (render.size(v) if k == "bytes a run" else v)
+            for k, v in r.items()
+            if k != "exact"
+        }
         for r in rows
-    ]  # fmt: skip
+    ]
     title = f"{len(design.specs)} prompts and seeds, {len(design.order)} runs, {len(design.new)} of them new"
     caption = "exact" if exact else "exact, and least–most of what methods decide while running"
     render.show(

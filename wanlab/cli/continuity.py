@@ -78,15 +78,19 @@ def continuity(
         specs = [s for n in split_counts(frames) for s in replace(sampling, frames=n).specs((), record)]
         sources, failed = study.sample(specs, split_methods(methods or []), out, force=force, watcher=watcher)
     result = study.continuity(sources, out, failed=failed, debug_latents=debug_latents, watcher=watcher)
-    if shown_as == "paths":
+    _show(result, shown_as)
+    return 3 if result.failed else 0
+
+
+def _show(result: ContinuityResult, form: str) -> None:
+    if form == "paths":
         render.write("".join(f"{path}\n" for path in result.files))
-    elif shown_as == "human":
+    elif form == "human":
         render.show(*_picture(result))
     else:
-        blank = "" if shown_as == "csv" else "–"
+        blank = "" if form == "csv" else "–"
         rows = [{k: blank if v is None else v for k, v in r.items()} for r in result.rows]
-        render.emit(rows, shown_as, result.content)
-    return 3 if result.failed else 0
+        render.emit(rows, form, result.content)
 
 
 def _picture(result: ContinuityResult) -> list[Any]:
@@ -106,9 +110,15 @@ def _picture(result: ContinuityResult) -> list[Any]:
         )
         parts += [
             Text(render.plain((len(g.runs) == 1 and g.first.prompt) or g.method), style="bold"),
-            Text(render.plain(f"{g.first.model} {g.method}, {g.frames} frames, {runs}: how far neighbouring latent frames are apart (mse)".strip())),
-            _by_step(g), *_switch(g),
-        ]  # fmt: skip
+            Text(
+                render.plain(
+                    f"{g.first.model} {g.method}, {g.frames} frames, {runs}: "
+                    "how far neighbouring latent frames are apart (mse)".strip()
+                )
+            ),
+            _by_step(g),
+            *_switch(g),
+        ]
     else:
         parts.append(_summary(groups))
     lines: list[str] = []
@@ -134,10 +144,14 @@ def reading(g: Group, short: bool) -> list[str]:
 def _by_step(g: Group) -> Any:
     c, n = g.first, render.number
     columns: dict[str, tuple[Any, str]] = {
-        "x_t": (g.curve("x_t"), ".4f"), "± pairs": (g.curve("x_t", std=True), ".4f"), "expected": (g.theory("expected"), ".4f"),
-        "off": (g.theory("residual") / g.theory("expected"), "+.1%"), "noise ρ": (g.theory("rho"), "+.3f"),
-        "x0_pred": (g.curve("x0_pred"), ".4f"), "eps_pred": (g.curve("eps_pred"), ".4f"),
-    }  # fmt: skip
+        "x_t": (g.curve("x_t"), ".4f"),
+        "± pairs": (g.curve("x_t", std=True), ".4f"),
+        "expected": (g.theory("expected"), ".4f"),
+        "off": (g.theory("residual") / g.theory("expected"), "+.1%"),
+        "noise ρ": (g.theory("rho"), "+.3f"),
+        "x0_pred": (g.curve("x0_pred"), ".4f"),
+        "eps_pred": (g.curve("eps_pred"), ".4f"),
+    }
     columns = {k: v for k, v in columns.items() if any(w == w for w in v[0])}
     frames = [f"{f}" + (f" (every {s})" if s > 1 else "") for f, s in zip(c.evaluated, c.stride, strict=True)]
     rows = [
@@ -187,16 +201,26 @@ def _summary(groups: Sequence[Group]) -> Any:
             back += f"\n{min(after)} to {max(after)}" if len(set(after)) > 1 else ""
             back += f"\nnever in {never}" if after and never else ""
         rows.append(
-            {"method": render.plain(g.method, 60), "frames": g.frames, "runs": len(g.runs), "step 1": n(float(x_t[0]), ".3f"),
-             "after switch": n(float(x_t[at]), ".3f") if at is not None else "–", "last step": n(float(x_t[-1]), ".3f"),
-             "noise ρ": n(float(rho[at]), "+.3f") if at is not None else "–", "steps to recover": back,
-             "final latent": _spread(g, "final"), "video": _spread(g, "video")}
-        )  # fmt: skip
+            {
+                "method": render.plain(g.method, 60),
+                "frames": g.frames,
+                "runs": len(g.runs),
+                "step 1": n(float(x_t[0]), ".3f"),
+                "after switch": n(float(x_t[at]), ".3f") if at is not None else "–",
+                "last step": n(float(x_t[-1]), ".3f"),
+                "noise ρ": n(float(rho[at]), "+.3f") if at is not None else "–",
+                "steps to recover": back,
+                "final latent": _spread(g, "final"),
+                "video": _spread(g, "video"),
+            }
+        )
     return render.table(
-        rows, left=("method",), title="How far neighbouring frames are apart (mse)",
-        caption="x_t at step 1, at the first step after frames were completed (or the expert switch), at the last; noise ρ there; steps from "
-        "there until within the baseline's spread for good; then what came out. Below, dimmed: the spread over runs.",
-    )  # fmt: skip
+        rows,
+        left=("method",),
+        title="How far neighbouring frames are apart (mse)",
+        caption="x_t at step 1, at the first step after frames were completed (or the expert switch), at the last; noise ρ there; "
+        "steps from there until within the baseline's spread for good; then what came out. Below, dimmed: the spread over runs.",
+    )
 
 
 def _spread(g: Group, name: str) -> str:

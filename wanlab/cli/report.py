@@ -117,10 +117,15 @@ def _show(result: ReportResult) -> None:
         styles.append(f"bold {STYLES.get(x.verdict, 'yellow')}")
         for c in x.claims:
             rows.append(
-                {"": "", "claim": c.says + (f"\n{c.method}{'' if c.decides else ' (variant)'}" if c.method else ""), "verdict": c.verdict,
-                 "value": said(c.value.mean) + (f"\n{interval(c)}" if c.value.known else ""), "n": c.value.n or "–",
-                 "threshold": threshold(c)}
-            )  # fmt: skip
+                {
+                    "": "",
+                    "claim": c.says + (f"\n{c.method}{'' if c.decides else ' (variant)'}" if c.method else ""),
+                    "verdict": c.verdict,
+                    "value": said(c.value.mean) + (f"\n{interval(c)}" if c.value.known else ""),
+                    "n": c.value.n or "–",
+                    "threshold": threshold(c),
+                }
+            )
             styles.append("" if c.decides else "dim")
     left = ("", "claim", "verdict")
     render.show(render.table(rows, title=f"Hypotheses, from {result.counted}", left=left, styles=styles))
@@ -130,9 +135,10 @@ def _show(result: ReportResult) -> None:
     render.show(
         render.table(
             [{"figure": f.what, "stated": f.stated, "theory": f.theory, "measured": f.measured} for f in figures],
-            title="The guide's figures", left=("figure", "stated", "theory", "measured"),
+            title="The guide's figures",
+            left=("figure", "stated", "theory", "measured"),
         )
-    )  # fmt: skip
+    )
     against = [f"  {f.what}: {f.contradiction}." for f in figures if f.contradiction]
     render.show(Text("Where the guide contradicts arithmetic, the schedule or itself:\n" + "\n".join(against) + "\n"))
     render.show(Text(f"files {files[0].parent}: " + ", ".join(f.name for f in files)))

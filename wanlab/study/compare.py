@@ -238,10 +238,16 @@ def conclude(
         files[kind] = write_text(latest, text)
     files |= _figures(comparison, out)
     return ComparisonResult(
-        comparison=comparison, content=content | {"files": {k: str(v) for k, v in files.items()}}, out=out,
-        description=description, remarks=tuple(said), answer=tuple(answer), missed=tuple(missed), files=files,
+        comparison=comparison,
+        content=content | {"files": {k: str(v) for k, v in files.items()}},
+        out=out,
+        description=description,
+        remarks=tuple(said),
+        answer=tuple(answer),
+        missed=tuple(missed),
+        files=files,
         failed=tuple(failed),
-    )  # fmt: skip
+    )
 
 
 def _figures(comparison: Comparison, out: Path) -> dict[str, Path]:

@@ -29,36 +29,62 @@ KINDS = {"supported": "good", "refuted": "bad"}
 def page(evidence: Evidence, judged: Sequence[Hypothesis], figures: Sequence[Stated]) -> tuple[str, list[str]]:
     """The whole report as one HTML page that loads nothing from anywhere, and notes on clips that are left out."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
+    from markupsafe import Markup
 
     there = resources.files("wanlab.study") / "templates"
     style, script = ((there / name).read_text("utf-8") for name in ("report.css", "report.js"))
     environment = Environment(
-        loader=PackageLoader("wanlab.study"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )  # fmt: skip
+        loader=PackageLoader("wanlab.study"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     clips, left_out, notes = _clips(evidence)
     budget = [FIGURES]
-    # Style and script are this package's own text: marked as safe, and named to the browser by their hashes.
-    from markupsafe import Markup
-
+    # Style and script are our own text: marked as safe, and named to the browser by their hashes.
     html = environment.get_template("report.html.j2").render(
-        title="wanlab report", version=__version__, date=date.today().isoformat(), counted=counted(evidence),
-        style=Markup(style), script=Markup(script), style_hash=_hash(style), script_hash=_hash(script),
+        title="wanlab report",
+        version=__version__,
+        date=date.today().isoformat(),
+        counted=counted(evidence),
+        style=Markup(style),
+        script=Markup(script),
+        style_hash=_hash(style),
+        script_hash=_hash(script),
         hypotheses=[
-            {"name": x.name, "says": x.says, "verdict": x.verdict, "kind": KINDS.get(x.verdict, "open"),
-             "claims": [_claim(c) for c in x.claims]} for x in judged
+            {
+                "name": x.name,
+                "says": x.says,
+                "verdict": x.verdict,
+                "kind": KINDS.get(x.verdict, "open"),
+                "claims": [_claim(c) for c in x.claims],
+            }
+            for x in judged
         ],
         claim_columns=("claim", "verdict", "value", "95 % interval", "n", "threshold", "from"),
         numeric=("value", "95 % interval", "n", "threshold", "seed", "frames", "steps", "passes", "seconds"),
-        figures=figures, comparisons=[_comparison(c.path, c.content, budget) for c in evidence.comparisons],
+        figures=figures,
+        comparisons=[_comparison(c.path, c.content, budget) for c in evidence.comparisons],
         continuities=[_continuity(c.path, c.content, budget) for c in evidence.continuities],
         runs=[
-            {"prompt": r.prompt, "method": r.method, "model": r.model, "seed": r.seed, "frames": r.frames,
-             "steps": r.steps, "passes": r.passes, "seconds": f"{r.seconds:.2f}"} for r in evidence.runs
+            {
+                "prompt": r.prompt,
+                "method": r.method,
+                "model": r.model,
+                "seed": r.seed,
+                "frames": r.frames,
+                "steps": r.steps,
+                "passes": r.passes,
+                "seconds": f"{r.seconds:.2f}",
+            }
+            for r in evidence.runs
         ],
         run_columns=("prompt", "method", "model", "seed", "frames", "steps", "passes", "seconds"),
-        clips=clips, clips_said=f"{len(clips)} clips" + (f"; {left_out} left out to keep the page small" if left_out else ""),
+        clips=clips,
+        clips_said=f"{len(clips)} clips" + (f"; {left_out} left out to keep the page small" if left_out else ""),
         problems=[{"path": str(p), "message": m} for p, m in evidence.problems],
-    )  # fmt: skip
+    )
     return html, notes
 
 
@@ -68,26 +94,48 @@ def _hash(text: str) -> str:
 
 def _claim(c: Claim) -> dict[str, Any]:
     return {
-        "says": c.says, "method": c.method, "decides": c.decides, "run": c.run, "verdict": c.verdict,
-        "kind": KINDS.get(c.verdict, "open"), "value": said(c.value.mean), "sort": exact(c.value.mean),
-        "interval": interval(c), "n": f"{c.value.n} {c.units}" if c.value.n else "–",
-        "threshold": threshold(c), "sources": sources(c),
-    }  # fmt: skip
+        "says": c.says,
+        "method": c.method,
+        "decides": c.decides,
+        "run": c.run,
+        "verdict": c.verdict,
+        "kind": KINDS.get(c.verdict, "open"),
+        "value": said(c.value.mean),
+        "sort": exact(c.value.mean),
+        "interval": interval(c),
+        "n": f"{c.value.n} {c.units}" if c.value.n else "–",
+        "threshold": threshold(c),
+        "sources": sources(c),
+    }
 
 
 def _comparison(path: Path, content: Any, budget: list[int]) -> dict[str, Any]:
     rows = []
     for m in content["methods"]:
         s = m.get("summary") or {}
-        rows.append([
-            m.get("label"), *(_of(s, *k) for k in (("speedup_predicted", ".2f", "x"), ("speedup", ".2f", "x"), ("psnr", ".1f", " dB"), ("ssim", ".3f", ""))),
-            m.get("n", "–"), m.get("verdict"),
-        ])  # fmt: skip
+        rows.append(
+            [
+                m.get("label"),
+                *(
+                    _of(s, *k)
+                    for k in (
+                        ("speedup_predicted", ".2f", "x"),
+                        ("speedup", ".2f", "x"),
+                        ("psnr", ".1f", " dB"),
+                        ("ssim", ".3f", ""),
+                    )
+                ),
+                m.get("n", "–"),
+                m.get("verdict"),
+            ]
+        )
     return {
-        "title": content.get("compared") or "comparison", "path": str(path), "rows": rows,
+        "title": content.get("compared") or "comparison",
+        "path": str(path),
+        "rows": rows,
         "columns": ("method", "predicted", "measured", "PSNR", "SSIM", "n", "verdict"),
         "figures": _figures(_drawn(path, content), budget),
-    }  # fmt: skip
+    }
 
 
 def _drawn(path: Path, content: Any) -> list[Path]:
@@ -109,9 +157,13 @@ def _of(summary: Any, name: str, form: str, unit: str) -> str:
 def _continuity(path: Path, content: Any, budget: list[int]) -> dict[str, Any]:
     return {
         "title": str(path),
-        "reading": [f"{g.get('method')}, {g.get('frames')} frames: {line}" for g in content["groups"] for line in g.get("reading") or []],
+        "reading": [
+            f"{g.get('method')}, {g.get('frames')} frames: {line}"
+            for g in content["groups"]
+            for line in g.get("reading") or []
+        ],
         "figures": _figures(sorted(path.parent.glob("continuity_*.png")), budget),
-    }  # fmt: skip
+    }
 
 
 def _figures(files: Sequence[Path], budget: list[int]) -> list[dict[str, str]]:

@@ -52,38 +52,72 @@ def report(evidence: Evidence, thresholds: Thresholds, out: Path) -> ReportResul
     }
     files = [write_text(out / f"report.{kind}", text) for kind, text in texts.items()]
     return ReportResult(
-        content=content, rows=claim_rows(judged), files=tuple(files), problems=evidence.problems, judged=tuple(judged),
-        figures=tuple(figures), markdown=texts["md"], counted=counted(evidence), notes=tuple(notes),
-    )  # fmt: skip
+        content=content,
+        rows=claim_rows(judged),
+        files=tuple(files),
+        problems=evidence.problems,
+        judged=tuple(judged),
+        figures=tuple(figures),
+        markdown=texts["md"],
+        counted=counted(evidence),
+        notes=tuple(notes),
+    )
 
 
 def whole(
     evidence: Evidence, judged: Sequence[Hypothesis], figures: Sequence[Stated], thresholds: Thresholds
 ) -> dict[str, Any]:
     return {
-        "format": FORMAT, "wanlab": __version__, "thresholds": asdict(thresholds),
+        "format": FORMAT,
+        "wanlab": __version__,
+        "thresholds": asdict(thresholds),
         "hypotheses": [
-            {"name": x.name, "says": x.says, "verdict": x.verdict, "claims": [asdict(c) for c in x.claims]} for x in judged
+            {"name": x.name, "says": x.says, "verdict": x.verdict, "claims": [asdict(c) for c in x.claims]}
+            for x in judged
         ],
         "reproduction": [asdict(f) for f in figures],
         "runs": [
-            {"path": str(r.path), "prompt": r.prompt, "seed": r.seed, "model": r.model, "method": r.method,
-             "frames": r.frames, "steps": r.steps, "passes": r.passes, "seconds": r.seconds} for r in evidence.runs
+            {
+                "path": str(r.path),
+                "prompt": r.prompt,
+                "seed": r.seed,
+                "model": r.model,
+                "method": r.method,
+                "frames": r.frames,
+                "steps": r.steps,
+                "passes": r.passes,
+                "seconds": r.seconds,
+            }
+            for r in evidence.runs
         ],
         "comparisons": [{"path": str(c.path), "compared": c.content.get("compared")} for c in evidence.comparisons],
         "continuities": [{"path": str(c.path), "groups": len(c.content["groups"])} for c in evidence.continuities],
         "problems": [{"path": str(p), "message": m} for p, m in evidence.problems],
-    }  # fmt: skip
+    }
 
 
 def claim_rows(judged: Sequence[Hypothesis]) -> list[dict[str, Any]]:
     return [
-        {"hypothesis": c.hypothesis, "claim": c.says, "method": c.method, "decides": c.decides, "verdict": c.verdict,
-         "quantity": c.quantity, "value": exact(c.value.mean), "low": exact(c.value.low), "high": exact(c.value.high),
-         "n": c.value.n, "units": c.units, "relation": c.relation, "threshold": c.threshold, "run": c.run,
-         "sources": " ".join(c.sources)}
-        for x in judged for c in x.claims
-    ]  # fmt: skip
+        {
+            "hypothesis": c.hypothesis,
+            "claim": c.says,
+            "method": c.method,
+            "decides": c.decides,
+            "verdict": c.verdict,
+            "quantity": c.quantity,
+            "value": exact(c.value.mean),
+            "low": exact(c.value.low),
+            "high": exact(c.value.high),
+            "n": c.value.n,
+            "units": c.units,
+            "relation": c.relation,
+            "threshold": c.threshold,
+            "run": c.run,
+            "sources": " ".join(c.sources),
+        }
+        for x in judged
+        for c in x.claims
+    ]
 
 
 def exact(value: float) -> Any:
@@ -111,9 +145,10 @@ def sources(c: Claim) -> str:
 
 def counted(evidence: Evidence) -> str:
     parts = {
-        "run": len(evidence.runs), "comparison": len(evidence.comparisons),
+        "run": len(evidence.runs),
+        "comparison": len(evidence.comparisons),
         "continuity analysis": len(evidence.continuities),
-    }  # fmt: skip
+    }
     words = [f"{n} {name if n == 1 else name.replace('analysis', 'analyse') + 's'}" for name, n in parts.items() if n]
     return ", ".join(words) or "nothing"
 
@@ -124,19 +159,37 @@ def as_markdown(judged: Sequence[Hypothesis], figures: Sequence[Stated], evidenc
         lines.append(f"### {x.name}: {x.says} **{x.verdict}**\n")
         lines.append(
             markdown(
-                [{"claim": c.says, "method": c.method or "–", "verdict": c.verdict, "value": said(c.value.mean),
-                  "95 % interval": interval(c), "n": c.value.n, "threshold": threshold(c),
-                  "from": sources(c)} for c in x.claims]
+                [
+                    {
+                        "claim": c.says,
+                        "method": c.method or "–",
+                        "verdict": c.verdict,
+                        "value": said(c.value.mean),
+                        "95 % interval": interval(c),
+                        "n": c.value.n,
+                        "threshold": threshold(c),
+                        "from": sources(c),
+                    }
+                    for c in x.claims
+                ]
             )
-        )  # fmt: skip
+        )
         lines += [f"To decide it: `{run}`\n" for run in dict.fromkeys(c.run for c in x.claims if c.run)]
     lines.append("## The guide's figures\n")
     lines.append(
         markdown(
-            [{"figure": f.what, "stated": f.stated, "theory": f.theory, "measured": f.measured,
-              "contradiction": f.contradiction or "–"} for f in figures]
+            [
+                {
+                    "figure": f.what,
+                    "stated": f.stated,
+                    "theory": f.theory,
+                    "measured": f.measured,
+                    "contradiction": f.contradiction or "–",
+                }
+                for f in figures
+            ]
         )
-    )  # fmt: skip
+    )
     if evidence.problems:
         lines.append("## Not read\n")
         lines.append("".join(f"- {plain(p)}: {plain(m)}\n" for p, m in evidence.problems))

@@ -206,7 +206,10 @@ class ComparisonResult:
         return _frame(self.pairs)
 
     def to_xarray(self) -> Any:
-        """A Dataset over "method", "prompt" and "seed": `data.sel({"method": "half"})`. Raises WanlabError without pandas and xarray."""
+        """A Dataset over "method", "prompt" and "seed": `data.sel({"method": "half"})`.
+
+        Raises WanlabError without pandas and xarray.
+        """
         return _dataset(self.pairs, ["method", "prompt", "seed"])
 
     def figure(self, kind: str = "per_frame", method: str = "") -> Picture:
