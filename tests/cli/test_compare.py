@@ -194,7 +194,12 @@ def test_a_dry_run_loads_and_writes_nothing(wanlab, tmp_path):
     ("args", "said"),
     [
         (("--mode", "cfg_vs_basline"), "did you mean cfg_vs_baseline"),
-        (("--a", "halv"), "is no method, run or video"),
+        (("--a", "halv"), "is no method, run, video or folder"),
+        (("--sweep", "cfg.lst=0:4"), "no knob 'lst'"),
+        (("--sweep", "cfg.keep=uncond,cnd"), "cfg:keep is 'cnd'"),
+        (("--sweep", "cfg.keep=uncond,cond"), "changes nothing"),
+        (("--a", "cfg:keep=cond"), "cfg truncates no step"),
+        (("--sweep", "guidance=0:100000", "--sweep", "shift=1:100001"), "10,000,000,000 methods"),
         (("--a", "cfg:lst=5"), "lst"),
         (("--a", "prompt=x"), "a method cannot set 'prompt'"),
         (("--a", "cfg:last=9"), "cfg:last=9 of 6 steps"),

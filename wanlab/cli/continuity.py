@@ -218,8 +218,9 @@ def _summary(groups: Sequence[Group]) -> Any:
         rows,
         left=("method",),
         title="How far neighbouring frames are apart (mse)",
-        caption="x_t at step 1, at the first step after frames were completed (or the expert switch), at the last; noise ρ there; "
-        "steps from there until within the baseline's spread for good; then what came out. Below, dimmed: the spread over runs.",
+        caption="x_t at step 1, at the first step after frames were completed (or the expert switch), at the last; "
+        "noise ρ there; steps from there until within the baseline's spread for good; then what came out. Below, "
+        "dimmed: the spread over runs.",
     )
 
 
