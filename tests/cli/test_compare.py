@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from wanlab.cli.app import main
-from wanlab.cli.compare import parse_loss, swept
 from wanlab.errors import UsageError
 from wanlab.spec import MethodSpec
+from wanlab.study.design import parse_loss, swept
 
 SMALL = ("--size", "32x32", "--frames", "9", "--steps", "6", "--prompt", "a red ball", "--prompt", "a blue ball")
 
@@ -119,7 +119,8 @@ def test_thresholds_for_pipelines(wanlab):
     code, _, err = wanlab("--a", "cfg:last=3", "--fail-if", "psnr<1000")
     assert code == 4 and "a stated threshold was missed: cfg:last=3: psnr is" in err
     code, _, err = wanlab("--a", "cfg:last=3", "--fail-if", "psnr<1", "--fail-if", "ssim<-1")
-    assert code == 0 and err == ""
+    # A run that is not sampled again says so: 2 prompts by 2 methods.
+    assert code == 0 and err == "4 of 4 runs were complete already and kept; --force samples again\n"
 
 
 def test_two_runs_and_two_videos(wanlab, tmp_path):
@@ -193,7 +194,12 @@ def test_a_dry_run_loads_and_writes_nothing(wanlab, tmp_path):
     ("args", "said"),
     [
         (("--mode", "cfg_vs_basline"), "did you mean cfg_vs_baseline"),
-        (("--a", "halv"), "is no method, run or video"),
+        (("--a", "halv"), "is no method, run, video or folder"),
+        (("--sweep", "cfg.lst=0:4"), "no knob 'lst'"),
+        (("--sweep", "cfg.keep=uncond,cnd"), "cfg:keep is 'cnd'"),
+        (("--sweep", "cfg.keep=uncond,cond"), "changes nothing"),
+        (("--a", "cfg:keep=cond"), "cfg truncates no step"),
+        (("--sweep", "guidance=0:100000", "--sweep", "shift=1:100001"), "10,000,000,000 methods"),
         (("--a", "cfg:lst=5"), "lst"),
         (("--a", "prompt=x"), "a method cannot set 'prompt'"),
         (("--a", "cfg:last=9"), "cfg:last=9 of 6 steps"),

@@ -303,23 +303,20 @@ def test_inspect_lists_and_verifies(made: tuple[Path, subprocess.CompletedProces
     assert damaged.returncode == 1 and "Traceback" not in damaged.stderr + damaged.stdout
 
 
-def test_a_word_never_learned_gets_one_warning(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from wanlab.cli.running import warn_of_unknown_words
+def test_a_word_never_learned_gets_one_warning() -> None:
     from wanlab.spec import RunSpec
+    from wanlab.study.runners.local import unknown_words
 
-    warn_of_unknown_words([RunSpec(prompt="a red elephant moving left"), RunSpec(prompt="a blue elephant")])
-    said = capsys.readouterr().err
+    said = unknown_words([RunSpec(prompt="a red elephant moving left"), RunSpec(prompt="a blue elephant")])
     assert said.count("warning") == 1 and "elephant" in said and "circle" in said
-    warn_of_unknown_words(
+    said = unknown_words(
         [
             RunSpec(prompt="A woman walking in a park"),
             RunSpec(prompt="a young woman walking in a city at night"),
             RunSpec(prompt="A beautiful sunset over the ocean"),
         ]
     )
-    assert capsys.readouterr().err == ""
+    assert said == ""
 
 
 def test_seeds() -> None:
