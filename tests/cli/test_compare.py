@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from wanlab.analysis.verdict import parse_loss
 from wanlab.cli.app import main
 from wanlab.errors import UsageError
 from wanlab.spec import MethodSpec
-from wanlab.study.design import parse_loss, swept
+from wanlab.study.design import swept
 
 SMALL = ("--size", "32x32", "--frames", "9", "--steps", "6", "--prompt", "a red ball", "--prompt", "a blue ball")
 
