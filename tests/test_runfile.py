@@ -290,9 +290,9 @@ def test_misuse_of_the_writer(tmp_path: Path) -> None:
     ):
         with pytest.raises(WanlabError):
             new("other.h5", attrs=attrs)
-    for fields in ([Field("a"), Field("a")], [Field("n"), Field("b", ("n",))]):
+    for declared in ([Field("a"), Field("a")], [Field("n"), Field("b", ("n",))]):
         with pytest.raises(WanlabError):
-            new("other.h5", fields=fields)
+            new("other.h5", fields=declared)
     (tmp_path / "folder").mkdir()
     with pytest.raises(WanlabError, match="is a directory"):
         new("folder")

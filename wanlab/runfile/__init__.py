@@ -13,7 +13,20 @@ Needs numpy and h5py only. Everything foreseeable that goes wrong is a `WanlabEr
 from wanlab.runfile.fields import FORMAT_VERSION, STEP, Field
 from wanlab.runfile.reader import Data, Run, completed
 from wanlab.runfile.shards import part_directory
+from wanlab.runfile.untrusted import read_in_child
 from wanlab.runfile.verify import verify
-from wanlab.runfile.writer import RunWriter
+from wanlab.runfile.writer import RunWriter, remove_leftovers
 
-__all__ = ["FORMAT_VERSION", "STEP", "Data", "Field", "Run", "RunWriter", "completed", "part_directory", "verify"]
+__all__ = [
+    "FORMAT_VERSION",
+    "STEP",
+    "Data",
+    "Field",
+    "Run",
+    "RunWriter",
+    "completed",
+    "part_directory",
+    "read_in_child",
+    "remove_leftovers",
+    "verify",
+]

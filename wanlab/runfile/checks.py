@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +16,11 @@ import numpy as np
 
 from wanlab.errors import WanlabError
 from wanlab.runfile.fields import (
+    MAX_ALL_ATTRIBUTE_BYTES,
     MAX_ATTRIBUTE_BYTES,
     MAX_ATTRIBUTES,
     MAX_CHUNK_BYTES,
+    MAX_CHUNKS,
     MAX_DATASET_BYTES,
     MAX_OBJECTS,
     MAX_RANK,
@@ -43,6 +48,16 @@ def reading(path: Path) -> Iterator[None]:
         raise WanlabError(f"there is no run file {path}", "check the path") from error
     except PermissionError as error:
         raise WanlabError(f"cannot read {path}: {error.strerror}", "check its permissions") from error
+    except OSError as error:
+        number = error.errno or int((re.search(r"errno = (\d+)", str(error)) or [0, 0])[1])
+        if number in (errno.EAGAIN, errno.EACCES) and "lock" in str(error):
+            raise WanlabError(f"{path} is open in another program", "close it there and run again") from error
+        if number:
+            raise files.io_error("read", path, OSError(number, os.strerror(number))) from error
+        said = " ".join(str(error).split())
+        raise WanlabError(f"{path} is damaged or no run file: {said}", "make it again, or take another copy") from error
+    except (MemoryError, RecursionError) as error:
+        raise WanlabError(f"{path} is refused: it takes too much memory", "do not use this file") from error
     except Exception as error:
         said = " ".join(str(error).split()) or type(error).__name__
         raise WanlabError(f"{path} is damaged or no run file: {said}", "make it again, or take another copy") from error
@@ -59,6 +74,7 @@ def check_place(path: Path) -> None:
         raise WanlabError(f"{path} is not finished: {steps} steps so far", "run the same command again to go on")
     if path.exists() and not path.is_file():
         raise WanlabError(f"{path} is not a file", "name a finished .h5 file")
+    files.check_regular(path)
 
 
 def walk(path: Path, file: Any) -> dict[str, Any]:
@@ -118,6 +134,8 @@ def _check_dataset(path: Path, where: str, dataset: Any) -> None:
     stored = dataset.get_storage_size()
     if layout == h5py.h5d.CHUNKED:
         chunk = create.get_chunk()
+        if math.prod(-(-n // c) for n, c in zip(shape, chunk, strict=True)) > MAX_CHUNKS:
+            raise refuse(path, f"{where} declares more than {MAX_CHUNKS} chunks")
         if math.prod(chunk) * item > MAX_CHUNK_BYTES:
             raise refuse(path, f"{where} declares chunks of {' x '.join(map(str, chunk))} items of {item} bytes")
         # Along `step` most may be missing; one step's worth must be covered by what the file can expand to.
@@ -138,6 +156,7 @@ def _plain(kind: Any) -> int:
 def attributes_of(path: Path, element: Any) -> dict[str, Any]:
     """An object's attributes, each checked before it is read: str, int, float, arrays, tuples of str."""
     read: dict[str, Any] = {}
+    total = 0
     if h5py.h5a.get_num_attrs(element.id) > MAX_ATTRIBUTES:
         raise refuse(path, f"{element.name} has more than {MAX_ATTRIBUTES} attributes")
     for i in range(h5py.h5a.get_num_attrs(element.id)):
@@ -150,6 +169,9 @@ def attributes_of(path: Path, element: Any) -> dict[str, Any]:
         sized = space.get_simple_extent_type() in (h5py.h5s.SCALAR, h5py.h5s.SIMPLE)
         if not plain or not sized or space.get_simple_extent_npoints() * plain > MAX_ATTRIBUTE_BYTES:
             raise refuse(path, f"attribute {name!r} of {element.name} is not a plain number or text")
+        total += space.get_simple_extent_npoints() * plain
+        if total > MAX_ALL_ATTRIBUTE_BYTES:
+            raise refuse(path, f"{element.name} has more than {MAX_ALL_ATTRIBUTE_BYTES} bytes of attributes")
         value = np.empty(attribute.shape, attribute.dtype)
         attribute.read(value)
         if value.dtype.kind == "S":

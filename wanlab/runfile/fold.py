@@ -133,7 +133,7 @@ class _Sink(io.RawIOBase):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 - closed in close()
+        self._file = open(path, "x+b", buffering=0)  # noqa: SIM115 - closed in close()
         self._size = 0
         self.error: OSError | None = None
 
@@ -197,9 +197,12 @@ def fold(
     target.unlink(missing_ok=True)
     shards = [directory / f"step-{k:06d}.wls" for k in range(total)]
     shapes: dict[str, dict[int, tuple[int, ...]]] = {f.name: {} for f in fields}  # field -> step -> shape
+    ranks = {f.name: f.dims for f in fields}
     samples: dict[str, Array] = {}  # the first value of each field, to decide on gzip
     for step, shard in enumerate(shards):
         for name, found in shapes_in(shard).items():
+            if name not in shapes or len(found) != len(ranks[name]) or 0 in found:
+                raise WanlabError(f"{shard} is damaged: its '{name}' is not as declared", "remove it and run again")
             shapes[name][step] = found
             if name not in samples:
                 samples |= {n: v for n, v in load_shard(shard)[0].items() if n not in samples}

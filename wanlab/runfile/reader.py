@@ -16,7 +16,8 @@ from numpy.typing import DTypeLike
 from wanlab.errors import WanlabError
 from wanlab.runfile import fields as limits
 from wanlab.runfile.checks import attributes_of, check_place, reading, refuse, walk
-from wanlab.runfile.fields import FORMAT_VERSION, MAX_DIMENSION, MAX_RANK, MAX_STEPS, STEP, Array
+from wanlab.runfile.fields import MAX_DIMENSION, MAX_RANK, MAX_STEPS, STEP, Array
+from wanlab.runfile.schema import SCHEMAS
 
 if TYPE_CHECKING:
     from wanlab.spec import RunSpec
@@ -37,7 +38,11 @@ class Data:
         self._run, self._dataset = run, dataset
         self.name, self.group = name, group
         self.shape: tuple[int, ...] = dataset.shape
-        self.dims: tuple[str, ...] = attrs.get("dims", ())
+        dims = attrs.get("dims", ())
+        if not isinstance(dims, tuple):
+            raise refuse(run.path, f"the dims of {name} are no list of names")
+        self.dims: tuple[str, ...] = dims
+        self.stored_kind: str = dataset.dtype.kind
         self.dtype: np.dtype[Any] = dataset.dtype
         self.unit, self.doc = str(attrs.get("units", "1")), str(attrs.get("long_name", name))
         self.chunks: tuple[int, ...] | None = dataset.chunks
@@ -93,7 +98,8 @@ class Data:
             if self.shape and isinstance(first, (int, np.integer, slice)):
                 whole = range(self.shape[0])
                 size = size // max(1, self.shape[0]) * (len(whole[first]) if isinstance(first, slice) else 1)
-        if size * self._dataset.dtype.itemsize > limits.MAX_READ_BYTES:
+        most = min(limits.MAX_READ_BYTES, max(2**30, 64 * self._run.path.stat().st_size))
+        if size * self._dataset.dtype.itemsize > most:
             raise WanlabError(f"{self.name} is too large to read at once: {self.shape}", "read it in parts")
         with reading(self._run.path):
             value = np.asarray(self._dataset[key])
@@ -134,7 +140,7 @@ class Run:
             with open(self.path, "rb") as raw:  # also keeps an HDF5 file behind a user block out
                 if raw.read(8) != b"\x89HDF\r\n\x1a\n":
                     raise WanlabError(f"{self.path} is not an HDF5 file", "name a finished .h5 file")
-            self._file = h5py.File(self.path, "r")
+            self._file = h5py.File(self.path, "r", locking="best-effort")
         try:
             with reading(self.path):
                 self._open()
@@ -148,9 +154,9 @@ class Run:
         if root.get("encoding-type") != "wanlab-run":
             raise WanlabError(f"{self.path} is not a wanlab run file", "name a file that wanlab generate made")
         self.version = str(root.get("encoding-version"))
-        if self.version != FORMAT_VERSION:
+        if self.version not in SCHEMAS:
             raise WanlabError(
-                f"{self.path} has format version {self.version}; this wanlab reads {FORMAT_VERSION}",
+                f"{self.path} has format version {self.version}; this wanlab reads {' and '.join(SCHEMAS)}",
                 "use a newer wanlab",
             )
         self.spec_json = str(root.get("spec_json", ""))
@@ -186,6 +192,7 @@ class Run:
             for dim, size in zip(data.dims, data.shape, strict=False):
                 if self.dims.get(dim) != size:
                     problems.append(f"{data.name}: dimension '{dim}' is {size}, declared {self.dims.get(dim)}")
+        problems += SCHEMAS[self.version].problems(self.data, self.attrs)
         if problems:
             raise refuse(self.path, problems[0])
         self.data = dict(sorted(self.data.items(), key=lambda item: item[1].group != "steps"))

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
@@ -19,9 +20,10 @@ import numpy as np
 
 from wanlab import files
 from wanlab.errors import WanlabError
-from wanlab.runfile.fields import FORMAT_VERSION, Array, Json
+from wanlab.runfile.fields import FORMAT_VERSION, MAX_ATTRIBUTE_BYTES, MAX_RANK, MAX_READ_BYTES, Array, Json
 
 _MAGIC = b"WLSHARD1"
+_DTYPE = re.compile(r"[<>|=]?(b1|[iufc][0-9]{1,2}|[SU][0-9]{1,6})\Z")
 
 
 def pack(arrays: Mapping[str, Array], notes: Json) -> list[Any]:
@@ -43,21 +45,22 @@ def _header(path: Path, data: bytes, size: int) -> tuple[dict[str, tuple[np.dtyp
             raise ValueError("not a shard")
         (length,) = struct.unpack("<Q", data[8:16])
         head = json.loads(data[16 : 16 + length])
+        if not all(_DTYPE.match(a["dtype"]) and len(a["shape"]) <= MAX_RANK for a in head["arrays"].values()):
+            raise ValueError("it holds something else than plain arrays")
         arrays = {n: (np.dtype(a["dtype"]), tuple(map(int, a["shape"]))) for n, a in head["arrays"].items()}
+        if not isinstance(head["notes"], dict):
+            raise ValueError("its notes are no object")
         held = sum(d.itemsize * math.prod(s) for d, s in arrays.values())
         if 16 + length + held + 4 != size or any(d.hasobject or min(s, default=0) < 0 for d, s in arrays.values()):
             raise ValueError("its length is not what it declares")
         return arrays, head["notes"], 16 + length
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, struct.error) as error:
         raise WanlabError(f"{path} is damaged: {error}", "remove its directory and run again") from error
 
 
 def load_shard(path: Path) -> tuple[dict[str, Array], Json]:
     """(arrays, notes) of a shard, checked against its CRC. Raises WanlabError."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise files.io_error("read", path, error) from error
+    data = files.read_bytes(path, MAX_READ_BYTES)
     arrays, notes, at = _header(path, data, len(data))
     if zlib.crc32(memoryview(data)[:-4]) != struct.unpack("<I", data[-4:])[0]:
         raise WanlabError(f"{path} is damaged: wrong checksum", "remove its directory and run again")
@@ -70,6 +73,7 @@ def load_shard(path: Path) -> tuple[dict[str, Array], Json]:
 
 def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
     """The arrays' shapes by name, from a shard's header alone. Raises WanlabError."""
+    files.check_regular(path)
     try:
         with open(path, "rb") as file:
             head = file.read(16)
@@ -84,7 +88,8 @@ def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
 def write_part(path: Path, parts: Sequence[Any]) -> Path:
     """Write `path`.part; `publish` makes it `path`."""
     part = path.with_name(path.name + ".part")
-    with open(part, "wb") as out:
+    part.unlink(missing_ok=True)
+    with open(part, "xb") as out:  # a new file: a link in its place is not written through
         out.writelines(parts)
     return part
 
@@ -133,16 +138,18 @@ def split_resume(resume: Mapping[str, Any]) -> tuple[dict[str, Array], Json]:
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
     """The manifest of an unfinished run, or None when there is none. Raises WanlabError when it is damaged."""
+    path = directory / "manifest.json"
+    if not path.exists():
+        return None
     try:
-        manifest = json.loads((directory / "manifest.json").read_bytes())
+        manifest = json.loads(files.read_bytes(path, MAX_ATTRIBUTE_BYTES))
         if not {"format", "digest", "fields", "resumed_at", "spec_json"} <= set(manifest):
             raise ValueError("entries are missing")
+        for name, kind in {"format": str, "digest": str, "spec_json": str, "fields": list, "resumed_at": list}.items():
+            if not isinstance(manifest[name], kind):
+                raise ValueError(f"its '{name}' is of another type")
         return dict(manifest)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise files.io_error("read", directory, error) from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise WanlabError(f"{directory}/manifest.json is damaged: {error}", "remove this directory") from error
 
 
@@ -150,7 +157,7 @@ def check_same_run(path: Path, manifest: Mapping[str, Any], digest: str) -> None
     if manifest["format"] != FORMAT_VERSION:
         raise WanlabError(
             f"{part_directory(path)} was left by another version of wanlab (format {manifest['format']})",
-            "finish it with that version, or remove it",
+            "finish it with that version, or remove it and run again",
         )
     if manifest["digest"] != digest:
         raise WanlabError(

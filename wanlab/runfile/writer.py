@@ -17,8 +17,9 @@ from typing import Any, Self
 
 from wanlab import files
 from wanlab.errors import WanlabError
-from wanlab.runfile.fields import FORMAT_VERSION, Array, Field, Json, by_name
+from wanlab.runfile.fields import FORMAT_VERSION, MIB, Array, Field, Json, by_name
 from wanlab.runfile.fold import append_seal, encode_attrs, fold
+from wanlab.runfile.reader import Run
 from wanlab.runfile.shards import (
     check_same_run,
     index_of,
@@ -95,8 +96,10 @@ class RunWriter:
     def _open(self, manifest: dict[str, Any], start: int, force: bool) -> None:
         if self.path.is_dir():
             raise WanlabError(f"{self.path} is a directory", "name a file")
+        if self.directory.is_symlink():
+            raise WanlabError(f"{self.directory} is a link", "remove the link, or name another file")
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        self._lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -279,3 +282,25 @@ class RunWriter:
                     arrays, notes = load_shard(state)
                     return index_of(state), {**notes, **arrays}
         return None
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove the shards beside a finished run: a process killed just after it finished leaves them.
+
+    For the caller that has found `path` finished. Does nothing while another process writes there, when the
+    shards are of another run, or when something else stands in their place. Never raises.
+    """
+    directory = part_directory(path)
+    if directory.is_symlink() or not directory.is_dir():
+        return
+    with contextlib.suppress(OSError, WanlabError):
+        manifest = read_manifest(directory)
+        with Run(path) as run:
+            if manifest is None or manifest["digest"] != run.digest or run.status != "complete":
+                return
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(directory, ignore_errors=True)
+        finally:
+            os.close(lock)
