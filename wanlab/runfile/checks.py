@@ -14,6 +14,7 @@ from typing import Any
 import h5py
 import numpy as np
 
+from wanlab import files
 from wanlab.errors import WanlabError
 from wanlab.runfile.fields import (
     MAX_ALL_ATTRIBUTE_BYTES,

@@ -55,7 +55,7 @@ def _number(value: Any) -> bool:
     return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
-_LATENTS = ("x_t", "x_0", "x_next", "velocity", "velocity_cond", "velocity_uncond", "velocity_other_expert", "delta")
+_LATENTS = ("x_t", "x0_pred", "eps_pred", "velocity", "velocity_cond", "velocity_uncond", "velocity_other_expert")
 _STEPS_1 = {
     **dict.fromkeys(("timestep", "sigma", "sigma_next", "guidance_scale", "seconds"), (FLOAT, 0)),
     **dict.fromkeys(("mse", "change", "cosine", "norm_ratio", "projection"), (FLOAT, 0)),
