@@ -65,7 +65,7 @@ _STEPS_1 = {
     **dict.fromkeys(_LATENTS, (FLOAT, ANY_RANK)),
     "probed": (BYTE, 0),
 }
-_FINAL = {"latent": (FLOAT, 4), "video": (BYTE, 4), "video_float": (FLOAT, 4)}
+_FINAL = {"latent": (FLOAT, ANY_RANK), "video": (BYTE, 4), "video_float": (FLOAT, 4)}
 _ATTRS = {
     **dict.fromkeys(("spec_digest", "status", "device_name", "process", "python", "weights_fingerprint"), "text"),
     **dict.fromkeys(("fps", "shift", "threads", "peak_memory_bytes"), "number"),
