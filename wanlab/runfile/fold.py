@@ -185,6 +185,42 @@ class _Sink(io.RawIOBase):
             super().close()
 
 
+def _sizes(
+    total: int,
+    kept: Sequence[Field],
+    shapes: Mapping[str, Mapping[int, tuple[int, ...]]],
+    final: Mapping[Field, Array],
+) -> dict[str, int]:
+    """Every dimension's size: the largest over the steps; final arrays must have exactly that. Raises WanlabError."""
+    sizes: dict[str, int] = {STEP: total} if total else {}
+    for dims, shape in [(f.dims, s) for f in kept for s in shapes[f.name].values()] + [
+        (f.dims, v.shape) for f, v in final.items()
+    ]:
+        for dim, size in zip(dims, shape, strict=True):
+            sizes[dim] = max(size, sizes.get(dim, 0))
+    for field, value in final.items():
+        for dim, size in zip(field.dims, value.shape, strict=True):
+            if size != sizes[dim]:
+                raise WanlabError(
+                    f"dimension '{dim}' is {size} in '{field.name}' and {sizes[dim]} elsewhere",
+                    "name them apart",
+                )
+    return sizes
+
+
+def _write_scales(file: Any, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """One coordinate dataset a dimension: 0, 1, 2, …"""
+    scales: dict[str, Any] = {}
+    for dim, size in sizes.items():
+        coordinate = np.arange(size, dtype="<i4")
+        scale = file.create_dataset(dim, data=coordinate, chunks=(size,), fletcher32=True)
+        scale.make_scale(dim)
+        _put(scale, {"encoding-type": "dimension", "encoding-version": "1", "dims": (dim,)})
+        _put(scale, {"units": "1", "long_name": f"index along {dim}"})
+        scales[dim] = scale
+    return scales
+
+
 def fold(
     target: Path,
     directory: Path,
@@ -207,34 +243,13 @@ def fold(
             if name not in samples:
                 samples |= {n: v for n, v in load_shard(shard)[0].items() if n not in samples}
     kept = [f for f in fields if total and (not f.dims or shapes[f.name])]
-    sizes: dict[str, int] = {STEP: total} if total else {}
-    for dims, shape in [(f.dims, s) for f in kept for s in shapes[f.name].values()] + [
-        (f.dims, v.shape) for f, v in final.items()
-    ]:
-        for dim, size in zip(dims, shape, strict=True):
-            sizes[dim] = max(size, sizes.get(dim, 0))
-    for field, value in final.items():
-        for dim, size in zip(field.dims, value.shape, strict=True):
-            if size != sizes[dim]:
-                raise WanlabError(
-                    f"dimension '{dim}' is {size} in '{field.name}' and {sizes[dim]} elsewhere",
-                    "name them apart",
-                )
-
+    sizes = _sizes(total, kept, shapes, final)
     with _Sink(target) as sink, h5py.File(sink, "w", libver=("v110", "v110")) as file:
         _put(file, {"encoding-type": "wanlab-run", "encoding-version": FORMAT_VERSION, **attrs})
         groups = {name: file.create_group(name, track_order=True) for name in ("steps", "final")}
         for name, group in groups.items():
             _put(group, {"encoding-type": name, "encoding-version": "1"})
-        scales: dict[str, Any] = {}
-        for dim, size in sizes.items():
-            coordinate = np.arange(size, dtype="<i4")
-            scale = file.create_dataset(dim, data=coordinate, chunks=(size,), fletcher32=True)
-            scale.make_scale(dim)
-            _put(scale, {"encoding-type": "dimension", "encoding-version": "1", "dims": (dim,)})
-            _put(scale, {"units": "1", "long_name": f"index along {dim}"})
-            scales[dim] = scale
-
+        scales = _write_scales(file, sizes)
         written: dict[str, Any] = {}
         for field in kept:
             recorded = shapes[field.name]
