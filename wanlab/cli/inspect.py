@@ -11,10 +11,11 @@ import typer
 from wanlab.cli import render
 from wanlab.cli.options import Form, with_options
 from wanlab.errors import WanlabError
+from wanlab.runfile import read_in_child, summary
 from wanlab.study.text import plain
 
 MEMORY = 2**30  # bytes and …
-SECONDS = 60.0  # … seconds that reading a file of unknown origin may take
+SECONDS = 60  # … seconds that reading a file of unknown origin may take
 WIDE = 120  # columns that the whole table needs
 
 
@@ -28,7 +29,7 @@ def inspect(
         bool,
         typer.Option(
             "--untrusted",
-            help=f"Read each file in a process of its own: {MEMORY // 2**30} GiB of memory, {SECONDS:.0f} s at most.",
+            help=f"Read each file in a process of its own: {MEMORY // 2**30} GiB of memory, {SECONDS} s at most.",
         ),
     ] = False,
     *,
@@ -40,7 +41,7 @@ def inspect(
     bad = 0
     for path in runs:
         try:
-            content = _untrusted(path, check) if untrusted else examine(path, check)
+            content = read_in_child(path, MEMORY, SECONDS, check=check) if untrusted else summary(path, check)
         except WanlabError as error:
             if len(runs) == 1:
                 raise
@@ -57,36 +58,6 @@ def inspect(
     return 0 if not bad else 1 if bad == len(runs) else 3
 
 
-def examine(path: Path, check: bool) -> dict[str, Any]:
-    """What a run file holds, as plain values. `check` reads all of it. Raises WanlabError."""
-    from wanlab.runfile import Run, verify
-
-    problems = verify(path) if check else None
-    with Run(path) as run:
-        spec = run.spec
-        arrays = [
-            {
-                "name": d.name, "dims": " ".join(d.dims), "shape": "x".join(map(str, d.shape)), "dtype": str(d.dtype),
-                "unit": d.unit, "stored": d.stored_bytes, "what": d.doc,
-            }
-            for d in run.data.values()
-        ]  # fmt: skip
-        return {
-            "path": str(path), "format": run.version, "status": run.status, "digest": run.digest,
-            "bytes": path.stat().st_size, "spec": spec.to_dict(),
-            "method": " ".join(map(str, spec.policies)) or "no policy", "attributes": run.attrs, "data": arrays,
-            "problems": problems,
-        }  # fmt: skip
-
-
-def _untrusted(path: Path, check: bool) -> dict[str, Any]:
-    """`examine` where it can do no harm."""
-    from wanlab import runfile
-
-    content: dict[str, Any] = runfile.read_in_child(path, MEMORY, SECONDS, check=check)  # type: ignore[attr-defined]
-    return content
-
-
 def _show(content: Mapping[str, Any]) -> None:
     from rich.text import Text
 
@@ -96,10 +67,8 @@ def _show(content: Mapping[str, Any]) -> None:
     lines = [
         f"{content['path']}  {render.size(content['bytes'])}, format {content['format']}, {content['status']}, "
         f"digest {str(content['digest'])[:12]}",
-        f"prompt    {plain(spec['prompt'])}",
-        f"run       {spec['model']}, seed {spec['seed']}, {spec['width']}x{spec['height']}, {spec['frames']} frames, "
-        f"{spec['steps']} steps, {spec['solver']}, guidance {','.join(f'{g:g}' for g in spec['guidance'])}, "
-        f"{content['method']}",
+        f"prompt    {plain(spec.get('prompt', 'unknown'))}",
+        f"run       {_described(spec)}",
         f"made by   {made_by}; {attributes.get('device_name', '')}",
     ]
     narrow = render.output().width < WIDE
@@ -116,3 +85,13 @@ def _show(content: Mapping[str, Any]) -> None:
         render.show(Text("\n".join(map(plain, problems)), style="red"))
     elif problems is not None:
         render.show(Text("sound: every checksum holds", style="green"))
+
+
+def _described(spec: Mapping[str, Any]) -> str:
+    """A run in a line, from its specification as the file has it: another version may have written it."""
+    known = {k: spec.get(k, "unknown") for k in ("model", "seed", "width", "height", "frames", "steps", "solver")}
+    guidance, policies = spec.get("guidance"), spec.get("policies")
+    scales = ",".join(map(str, guidance)) if isinstance(guidance, list) else "unknown"
+    names = [str(p.get("name")) for p in policies if isinstance(p, dict)] if isinstance(policies, list) else []
+    said = "{model}, seed {seed}, {width}x{height}, {frames} frames, {steps} steps, {solver}".format(**known)
+    return f"{said}, guidance {scales}, {' '.join(names) or 'no policy'}"

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wanlab.errors import UsageError, WanlabError
-from wanlab.files import check_folder, write_text
+from wanlab.files import make_folder, write_text
 from wanlab.spec.paths import is_run_file
 from wanlab.study import folders
 from wanlab.study.design import Design, Variant, slug
@@ -103,7 +103,7 @@ def compare(
 
     watcher = watcher or Watcher()
     check_conditions(asked.conditions, runs=True, asked=asked.metrics)
-    check_folder(out)
+    make_folder(out)
     failed = run_all([s for s, _ in design.order], [p for _, p in design.order], force=force, watcher=watcher)
     gathering = _Gathering(design, set(failed), asked.metrics, watcher)
     floors = [gathering.result(v, r) for v, r in zip(design.floors, design.floor_runs, strict=True)]
@@ -175,7 +175,7 @@ def compare_files(
         )
     check_conditions(asked.conditions, runs=is_run_file(a) and is_run_file(b), asked=asked.metrics)
     matches, remarks = folders.match(a, b) if all(several) else ([folders.Match(a, b, "", 0)], [])
-    check_folder(out)
+    make_folder(out)
     pairs, failed = [], []
     for k, m in enumerate(matches, 1):
         prompt, seed = asked_of(m)
@@ -235,7 +235,7 @@ def conclude(
         "md": markdown(table.rows(comparison)) + "".join(f"\n{line}\n" for line in [*answer, *said]),
         "txt": table.report(comparison, description, [*answer, *said]),
     }
-    every = check_folder(check_folder(out) / "comparisons")
+    every = make_folder(make_folder(out) / "comparisons")
     files: dict[str, Path] = {}
     for kind, text in texts.items():
         write_text(every / f"{name}.{kind}", text)
@@ -269,7 +269,7 @@ def _figures(comparison: Comparison, out: Path) -> dict[str, Path]:
     for result in results:
         if result.identical:
             continue
-        folder = check_folder(out / slug(result.label))
+        folder = make_folder(out / slug(result.label))
         drawn = {
             "per_frame": figures.per_frame(result, folder / "per_frame.png"),
             "divergence": figures.divergence(result, folder / "divergence.png"),

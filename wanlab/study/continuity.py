@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from wanlab import __version__
 from wanlab.errors import UsageError, WanlabError
-from wanlab.files import check_folder, write_text
+from wanlab.files import make_folder, write_text
 from wanlab.spec import MethodSpec, RunSpec
 from wanlab.spec.paths import is_run_file
 from wanlab.study.requests import check_names, check_place, places
@@ -180,7 +180,7 @@ def continuity(
         notes.append(f"note: the figures show the first {DRAWN} of {len(groups)} methods and frame counts")
     for note in notes:
         watcher.say(note)
-    files = _write(groups, content, check_folder(out))
+    files = _write(groups, content, make_folder(out))
     runs = [Path(r.source) for r in results]
     if debug_latents:
         files += _debug_latents([p for p in dict.fromkeys(runs) if p.is_file()], out / "debug_latents")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import unicodedata
 from collections.abc import Iterator
 from functools import cache
@@ -15,6 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
+
+from wanlab.files import write_bytes
 
 INK, HIGH, LOW, QUIET = "#1f2933", "#c2410c", "#1d4ed8", "#9aa5b1"
 COLOURS = {"high": HIGH, "low": LOW, "single": LOW}
@@ -34,21 +35,7 @@ def save(figure: Figure, path: Path) -> Path:
     picture = BytesIO()
     figure.savefig(picture, format="png", dpi=150, metadata={"Software": "wanlab"})
     path.parent.mkdir(parents=True, exist_ok=True)
-    _replace(path, picture.getbuffer())
-    return path
-
-
-def _replace(path: Path, data: memoryview) -> None:
-    """Write beside and rename: a link in the way is replaced, never followed."""
-    part = path.with_name(f".{os.getpid()}.{path.name[-80:]}.part")
-    part.unlink(missing_ok=True)
-    try:
-        with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666), "wb") as file:
-            file.write(data)
-        part.replace(path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    return write_bytes(path, picture.getvalue())
 
 
 def _texts(figure: Figure) -> Iterator[Text]:

@@ -33,7 +33,7 @@ from wanlab.engine.solvers import Solver
 from wanlab.engine.types import BOTH, COND, UNCOND, Call, Env, StepRecord
 from wanlab.errors import UsageError, WanlabError
 from wanlab.registry import build
-from wanlab.runfile import Field, Run, RunWriter
+from wanlab.runfile import Field, Run, RunWriter, remove_leftovers
 from wanlab.spec import MEMORY_PLANS, RunSpec
 from wanlab.video import write_gif, write_mp4
 
@@ -121,6 +121,7 @@ def execute(
     asked, spec = spec, resolve(spec, checkpoint)
     expected = forecast(spec, checkpoint)
     if not force and out.exists() and _is_done(out, spec, fingerprint(fetched(checkpoint))):
+        remove_leftovers(out)
         progress(Progress(phase="kept", step=spec.steps, total=spec.steps))
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
