@@ -284,14 +284,17 @@ def test_a_few_runs_of_other_settings_do_not_open_what_many_decide() -> None:
 
 
 def test_intervals_end_where_their_quantity_does(tmp_path: Path) -> None:
-    """Student's t of two values reaches 12.7 standard errors: .9 and 1 would be .95 ± .64."""
+    """.9, 1, .9, 1: the mean is .95, Student's interval ± 3.18 · .0577/2 = .092 reaches above 1. Below four values there
+    is none."""
     nan = math.nan
-    runs = (plain("p0", [1.0] * 6, [nan] * 6, noise=0.9), plain("p1", [3.0] * 5 + [1.0], [nan] * 6, noise=1.0))
+    two = [([1.0] * 6, 0.9), ([3.0] * 5 + [1.0], 1.0)]
+    runs = tuple(plain(f"p{k}", mse, [nan] * 6, noise=noise) for k, (mse, noise) in enumerate(two * 2))
+    assert not h.judge(h.Evidence(runs=runs[:2]), h.Thresholds())[2].claims[0].value.known
     judged = h.judge(h.Evidence(runs=runs), h.Thresholds())
     assert judged[2].claims[0].value.high == 1.0
     ratio = judged[3].claims[0].value
     assert ratio.mean == pytest.approx(math.sqrt(3)) and 0 < ratio.low < ratio.mean  # geometric: of 1 and 3
-    psnr = claims(comparison(tmp_path, "cfg_truncated", [20.0, 30.0]), "H1")["psnr"].value
+    psnr = claims(comparison(tmp_path, "cfg_truncated", [0.5, 30.0] * 2), "H1")["psnr"].value
     assert psnr.low == 0.0 and psnr.high <= 120.0
 
 

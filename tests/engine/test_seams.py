@@ -289,6 +289,40 @@ def test_a_killed_run_ends_as_if_nothing_had_been(tmp_path, loaded, checkpoint, 
                 assert np.array_equal(a[name][...], b[name][...], equal_nan=a[name].dtype.kind == "f"), name
 
 
+def test_a_large_state_is_saved_rarely_and_the_run_still_goes_on(tmp_path, loaded, checkpoint, monkeypatch):
+    """As if saving took ten seconds: after the first step's there is no other; stopped at step 9, steps 1 to 8 are done
+    again, with the same result."""
+    module = sys.modules["wanlab.engine.run.execute"]
+    spec = make_spec(checkpoint, policies=[f"{BLOCK}:threshold=0.3"])
+    whole = run.execute(spec, tmp_path / "whole.h5", loaded=loaded)
+    monkeypatch.setattr(module, "LARGE", 0)
+    real = module.pack
+
+    def slow(state):
+        packed = real(state)
+        monkeypatch.setattr(module.time, "perf_counter", lambda now=module.time.perf_counter: now() + 10)
+        return packed
+
+    monkeypatch.setattr(module, "pack", slow)
+
+    class Stop(Exception):
+        pass
+
+    def stop(p):
+        if p.phase == "sample" and p.step == 9:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run.execute(spec, tmp_path / "a.h5", loaded=loaded, progress=stop)
+    monkeypatch.undo()
+    seen = []
+    run.execute(spec, tmp_path / "a.h5", loaded=loaded, progress=lambda p: seen.append((p.phase, p.step)))
+    assert ("resume", 1) in seen
+    with Run(whole) as a, Run(tmp_path / "a.h5") as b:
+        assert np.array_equal(a["latent"][...], b["latent"][...])
+        assert np.array_equal(a["block_tokens"][...], b["block_tokens"][...])
+
+
 # --- guiders ---------------------------------------------------------------------------------------------------------
 
 

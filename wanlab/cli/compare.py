@@ -72,10 +72,19 @@ class Judging:
             help="Also B itself, computed three other ways: what a difference must exceed.",
         ),
     ] = False
-    vmaf: Annotated[bool, option("--vmaf", panel=_HOW, help="VMAF too, where ffmpeg has it: similarity only.")] = False
+    metric: Annotated[
+        list[str] | None,
+        option(
+            "--metric", panel=_HOW, help="A measure beyond the usual, by name or FILE.py that registers it. Repeatable."
+        ),
+    ] = None
+    vmaf: Annotated[bool, option("--vmaf", panel=_HOW, help="--metric vmaf, where ffmpeg has it: similarity only.")] = (
+        False
+    )
     max_loss: Annotated[
-        str, option("--max-loss", panel=_HOW, help="The loss that a sweep may cost: psnr=DB or ssim=VALUE.")
-    ] = "psnr=35"
+        str | None,
+        option("--max-loss", panel=_HOW, help="The loss that a sweep may cost, as ssim=.98.  [default: psnr=35]"),
+    ] = None
     fail_if: Annotated[
         list[str] | None,
         option(
@@ -85,12 +94,15 @@ class Judging:
 
     def asked(self, is_sweep: bool) -> Asked:
         """The same for a study. Raises UsageError."""
-        from wanlab.analysis.compare import parse_condition
+        from wanlab.analysis.compare import parse_condition, parse_loss
         from wanlab.study.compare import Asked
 
-        loss = designs.parse_loss(self.max_loss)
+        if self.max_loss is not None and not is_sweep:
+            raise UsageError("--max-loss is for a sweep", 'give --sweep, or --fail-if "psnr<35"')
+        loss = parse_loss(self.max_loss or "psnr=35")
         conditions = [parse_condition(c) for c in self.fail_if or []]
-        return Asked(conditions=conditions, loss=loss if is_sweep else None, vmaf=self.vmaf)
+        metrics = [*(self.metric or []), *["vmaf"] * self.vmaf]
+        return Asked(conditions=conditions, loss=loss if is_sweep else None, metrics=metrics)
 
 
 @with_options
@@ -216,12 +228,12 @@ def _dry_run(design: Design, form: str) -> int:
 
 
 def _finish(result: ComparisonResult, form: str) -> int:
-    from wanlab.study import exports
+    from wanlab.analysis import table
 
     if form in ("json", "csv"):
         render.emit(result.rows, form, result.content)
     elif form == "md":
-        render.emit(exports._rows(result.comparison), form)
+        render.emit(table.rows(result.comparison), form)
     else:
         _show(result)
     for text in result.missed:
@@ -230,13 +242,13 @@ def _finish(result: ComparisonResult, form: str) -> int:
 
 
 def _show(result: ComparisonResult) -> None:
-    from wanlab.study import exports
+    from wanlab.analysis import table
 
     comparison = result.comparison
-    rows = exports._rows(comparison)
+    rows = table.rows(comparison)
     labels = [r.label for r in comparison.results]
     title = f"{', '.join(labels[:3])}{', …' * (len(labels) > 3)} against {comparison.baseline}"
-    lines = [*result.answer, *result.remarks, *exports._reading(comparison)]
+    lines = [*result.answer, *result.remarks, *table.reading(comparison)]
     folders: dict[Path, list[str]] = {}
     for path in result.files.values():
         folders.setdefault(path.parent, []).append(path.name)
@@ -248,8 +260,8 @@ def _show(result: ComparisonResult) -> None:
     if render.output().width < WIDE:  # a narrow terminal: what decides stays, the verdicts go below
         lines = [*(f"{r['method']}: {r['verdict']}" for r in rows if r["verdict"]), *lines]
         rows = [{k: v for k, v in r.items() if k not in ("end to end", "verdict")} for r in rows]
-    table = render.table(rows, left=("method", "verdict"), styles=styles)
-    render.show(Text(""), Text(title, style="bold"), Text(result.description), table, Text("\n".join(lines)))
+    shown = render.table(rows, left=("method", "verdict"), styles=styles)
+    render.show(Text(""), Text(title, style="bold"), Text(result.description), shown, Text("\n".join(lines)))
 
 
 def _style(verdict: str) -> str:

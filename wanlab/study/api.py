@@ -81,7 +81,7 @@ def generate(
 def compare(
     a: str | MethodSpec | None = None, b: str | MethodSpec = "baseline", *, sweep: Sequence[str] = (),
     prompts: str | Iterable[str] | None = None, seeds: int | Iterable[int] = 0, noise_floor: bool = False,
-    vmaf: bool = False, max_loss: str = "psnr=35", out: Place = "comparison_outputs", force: bool = False,
+    metrics: Sequence[str] = (), max_loss: str = "psnr=35", out: Place = "comparison_outputs", force: bool = False,
     progress: bool | Watcher = True, **settings: Any,
 ) -> ComparisonResult:  # fmt: skip
     """Sample method `a` (or a sweep of it) and baseline `b` from the same prompts, seeds and noise, and compare them.
@@ -89,16 +89,18 @@ def compare(
     a, b         methods ("half+cfg:last=5"), or two run files, videos, folders of images, or folders of such
     sweep        as ["cfg.last=0:10", "guidance=1:8:1"]: every combination, laid over `a`
     prompts      three of the package's by default
+    metrics      measures beyond the usual, as ["vmaf"], or files that register some
     noise_floor  also `b` itself, computed three other ways
     settings     as in `specify`
 
     Raises UsageError and WanlabError.
     """
+    from wanlab.analysis.compare import parse_loss
     from wanlab.study.compare import Asked, compare_files
     from wanlab.study.compare import compare as run
 
     folder, watcher = Path(out), _watcher(progress)
-    asked = Asked(loss=designs.parse_loss(max_loss) if sweep else None, vmaf=vmaf)
+    asked = Asked(loss=parse_loss(max_loss) if sweep else None, metrics=metrics)
     if a is None and not sweep:
         raise UsageError("there is nothing to compare", 'give a="cfg:last=5", or a sweep')
     if isinstance(a, str) and isinstance(b, str) and (designs.is_source(a) or designs.is_source(b)):

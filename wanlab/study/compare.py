@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from wanlab.errors import UsageError, WanlabError
 from wanlab.files import check_folder, write_text
 from wanlab.spec.paths import is_run_file
-from wanlab.study import exports, folders
+from wanlab.study import folders
 from wanlab.study.design import Design, Variant, slug
 from wanlab.study.results import ComparisonResult
 from wanlab.study.runners.local import Watcher, run_all
@@ -21,7 +21,7 @@ from wanlab.study.text import finite, markdown, plain
 
 if TYPE_CHECKING:
     from wanlab.analysis.compare import Comparison, Result
-    from wanlab.analysis.fidelity import Steadiness
+    from wanlab.analysis.fidelity import Known
 
 DETAILED = 8  # more methods than this get figures of their own only on the Pareto front
 FORECAST = 100  # methods whose cost is said beforehand
@@ -35,7 +35,13 @@ class Asked:
     """Conditions that a method fails, as ("psnr", "<", 35)."""
     loss: tuple[str, float] | None = None
     """The loss that a sweep may cost, as ("psnr", 35.0); None without a sweep."""
-    vmaf: bool = False
+    metrics: Sequence[str] = ()
+    """Measures beyond those that always are: names, or files that register some."""
+
+    @property
+    def bounds(self) -> list[tuple[str, ...] | tuple[str, str, float]]:
+        """The conditions, and the loss by its name."""
+        return [*self.conditions, *([(self.loss[0],)] if self.loss else [])]
 
 
 NOTHING = Asked()
@@ -98,10 +104,13 @@ def compare(
     Runs that fail are named in the result's `failed`, their pairs are left out. Raises UsageError for what cannot be
     done, before a model is loaded, and WanlabError when no method has a pair left.
     """
+    from wanlab.analysis.verdict import check_conditions
+
     watcher = watcher or Watcher()
+    check_conditions(asked.bounds, runs=True, asked=asked.metrics)
     check_folder(out)
     failed = run_all([s for s, _ in design.order], [p for _, p in design.order], force=force, watcher=watcher)
-    gathering = _Gathering(design, set(failed), asked.vmaf, watcher)
+    gathering = _Gathering(design, set(failed), asked.metrics, watcher)
     floors = [gathering.result(v, r) for v, r in zip(design.floors, design.floor_runs, strict=True)]
     results = [gathering.result(v, r) for v, r in zip(design.variants, design.variant_runs, strict=True)]
     from wanlab.analysis.compare import Comparison
@@ -124,10 +133,10 @@ class _Gathering:
 
     design: Design
     failed: set[Path]
-    vmaf: bool
+    metrics: Sequence[str]
     watcher: Watcher
     missing: list[str] = field(default_factory=list)
-    steady: dict[Path, Steadiness] = field(default_factory=dict)
+    known: Known = field(default_factory=dict)
     done: int = 0
 
     def result(self, variant: Variant, runs: list[Path]) -> Result | None:
@@ -137,7 +146,7 @@ class _Gathering:
         total = len(runs) * (len(self.design.floors) + len(self.design.variants))
         for run, baseline in zip(runs, self.design.baseline_runs, strict=True):
             if run not in self.failed and baseline not in self.failed:
-                pairs.append(measure(run, baseline, vmaf=self.vmaf, steady=self.steady))
+                pairs.append(measure(run, baseline, metrics=self.metrics, known=self.known))
             self.done += 1
             self.watcher.measure(self.done, total)
         method = variant.method
@@ -159,6 +168,7 @@ def compare_files(
     for folders without a name in common; WanlabError when nothing can be compared.
     """
     from wanlab.analysis.compare import Comparison, Result, measure
+    from wanlab.analysis.verdict import check_conditions
 
     watcher = watcher or Watcher()
     for path in (a, b):
@@ -171,12 +181,14 @@ def compare_files(
             "compare a folder with a folder, or a video with a video",
         )
     matches, remarks = folders.match(a, b) if all(several) else ([folders.Match(a, b, "", 0)], [])
+    runs = all(is_run_file(p) for m in matches for p in (m.a, m.b))
+    check_conditions(asked.bounds, runs=runs, asked=asked.metrics)
     check_folder(out)
     pairs, failed = [], []
     for k, m in enumerate(matches, 1):
         prompt, seed = asked_of(m)
         try:
-            pairs.append(measure(m.a, m.b, vmaf=asked.vmaf, prompt=prompt, seed=seed))
+            pairs.append(measure(m.a, m.b, metrics=asked.metrics, prompt=prompt, seed=seed))
         except WanlabError as error:
             if len(matches) == 1:
                 raise
@@ -218,17 +230,18 @@ def conclude(
 ) -> ComparisonResult:
     """Say what follows from a comparison, and write it: comparisons/NAME.json, .csv, .md and .txt, the same again as
     comparison.json, .csv, .md and error_comparison.txt (the latest), and figures. Raises WanlabError."""
+    from wanlab.analysis import table
     from wanlab.analysis.compare import failures
 
     said = [*remarks, *comparison.remarks()]
-    answer = exports._answer(comparison, asked.loss) if asked.loss else []
+    answer = table.answer(comparison, asked.loss) if asked.loss else []
     missed = failures(comparison.results, asked.conditions)
     content = comparison.to_dict() | {"compared": description, "remarks": said, "answer": answer, "missed": missed}
     texts = {
         "json": json.dumps(finite(content), ensure_ascii=True) + "\n",
-        "csv": exports._pairs_csv(comparison),
-        "md": markdown(exports._rows(comparison)) + "".join(f"\n{line}\n" for line in [*answer, *said]),
-        "txt": exports._report(comparison, description, [*answer, *said]),
+        "csv": table.to_csv(table.pairs(comparison)),
+        "md": markdown(table.rows(comparison)) + "".join(f"\n{line}\n" for line in [*answer, *said]),
+        "txt": table.report(comparison, description, [*answer, *said]),
     }
     every = check_folder(check_folder(out) / "comparisons")
     files: dict[str, Path] = {}
@@ -251,8 +264,8 @@ def conclude(
 
 
 def _figures(comparison: Comparison, out: Path) -> dict[str, Path]:
-    from wanlab.analysis import compare_figures as figures
     from wanlab.analysis.compare import pareto
+    from wanlab.analysis.figures import compare as figures
 
     files: dict[str, Path] = {}
     results = list(comparison.results)

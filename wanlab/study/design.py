@@ -338,14 +338,3 @@ def slug(label: str) -> str:
 
 def _digest(*texts: str) -> str:
     return hashlib.sha256("\0".join(texts).encode()).hexdigest()[:8]
-
-
-def parse_loss(text: str) -> tuple[str, float]:
-    """`psnr=35` as ("psnr", 35.0). Raises UsageError."""
-    name, _, value = text.partition("=")
-    try:
-        if name.strip() in ("psnr", "ssim") and math.isfinite(float(value)):
-            return name.strip(), float(value)
-    except ValueError:
-        pass
-    raise UsageError(f"--max-loss '{short(text, 40)}' is not psnr=DB or ssim=VALUE", "write --max-loss psnr=35")

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 from wanlab.errors import UsageError, WanlabError
 from wanlab.registry import suggest
-from wanlab.study import exports
 
 if TYPE_CHECKING:
     from wanlab.analysis.compare import Comparison
@@ -189,7 +188,9 @@ class ComparisonResult:
     @cached_property
     def rows(self) -> list[dict[str, Any]]:
         """A row a method: every figure's mean and bounds."""
-        return exports._flat(self.comparison)
+        from wanlab.analysis import table
+
+        return table.flat(self.comparison)
 
     @cached_property
     def pairs(self) -> list[dict[str, Any]]:
@@ -217,7 +218,7 @@ class ComparisonResult:
 
         Raises UsageError for another kind or method, WanlabError when there is nothing to draw.
         """
-        from wanlab.analysis import compare_figures as figures
+        from wanlab.analysis.figures import compare as figures
 
         results = {r.label: r for r in self.comparison.results}
         if method and method not in results:
@@ -240,8 +241,10 @@ class ComparisonResult:
         return Clip(path, f"{label}, {self.comparison.baseline}, and 8 times their difference")
 
     def _repr_html_(self) -> str:
+        from wanlab.analysis.table import rows
+
         lines = [self.description, *self.answer, *self.remarks]
-        return table(exports._rows(self.comparison)) + "".join(f"<p>{html.escape(line)}</p>" for line in lines if line)
+        return table(rows(self.comparison)) + "".join(f"<p>{html.escape(line)}</p>" for line in lines if line)
 
 
 @dataclass(frozen=True, kw_only=True)

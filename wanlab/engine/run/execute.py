@@ -28,7 +28,7 @@ from wanlab.engine.model.loading import Checkpoint, Model, fetched
 from wanlab.engine.model.transformer import Denoiser
 from wanlab.engine.run.forecast import Forecast, forecast, make_env
 from wanlab.engine.run.resolve import resolve
-from wanlab.engine.run.resume import pack, restore, save, unpack
+from wanlab.engine.run.resume import pack, restore, save, size, unpack
 from wanlab.engine.solvers import Solver
 from wanlab.engine.types import BOTH, COND, UNCOND, Call, Env, StepRecord
 from wanlab.errors import UsageError, WanlabError
@@ -37,6 +37,7 @@ from wanlab.runfile import Field, Run, RunWriter
 from wanlab.spec import MEMORY_PLANS, RunSpec
 from wanlab.video import write_gif, write_mp4
 
+LARGE = 2**26  # bytes of a state to resume from; without caches that of the A14B is 26 MB
 PROCESS = uuid.uuid4().hex  # runs of one process can be timed against each other
 LATENT = Field(
     "latent", ("channel", "latent_frame", "latent_height", "latent_width"), "float32", "1", "final latents, normalised"
@@ -143,6 +144,9 @@ class _Running:
     progress: Watcher
     force: bool
     timing: dict[str, float] = field(default_factory=dict)
+    saved: float = 0.0
+    """When the state to resume from was taken last, and how long that took."""
+    saving: float = 0.0
 
     def load(self, checkpoint: Checkpoint, models: Models) -> None:
         """The model, the prompt's embeddings, and the parts that make a run."""
@@ -228,14 +232,26 @@ class _Running:
         values: dict[str, Any] = {}
         for observer in self.observers:
             values |= observer.observe(record)
-        state = save(self.solver, self.sessions, self.observers)
-        more = {"x": record.x_next, "x0_pred": record.x0_pred, "identity": self.identity}
-        writer.step(step, values, pack(state | more))
+        writer.step(step, values, self._resume_state(record))
         ran, name = record.ran, f"sample {record.ctx.expert}"
         self.timing[name] = self.timing.get(name, 0.0) + ran.seconds - ran.switching
         if step == self.env.switch or record.plan.jump is not None:
             self.timing["switch"] = self.timing.get("switch", 0.0) + ran.switching
         self._tell("sample", step + 1, seconds=ran.seconds, durable=writer.durable)
+
+    def _resume_state(self, record: StepRecord) -> dict[str, Any] | None:
+        """What the next step needs, after every step; after some of them where caches inside the blocks make it so large
+        that it would slow the run down: then it takes a twentieth of the time, and an interrupted run does the steps
+        since the last one again."""
+        state = save(self.solver, self.sessions, self.observers)
+        state |= {"x": record.x_next, "x0_pred": record.x0_pred, "identity": self.identity}
+        began = time.perf_counter()
+        if size(state) > LARGE and began - self.saved < 20 * self.saving:
+            return None
+        packed = pack(state)
+        self.saved = time.perf_counter()
+        self.saving = self.saved - began
+        return packed
 
     def _conclude(self, writer: RunWriter, x: Tensor, start: int) -> None:
         """Decode the latents and publish the file."""
