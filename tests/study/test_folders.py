@@ -41,8 +41,8 @@ def test_images_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
 
 
 def test_two_folders_of_clips_with_an_interval(tmp_path: Path) -> None:
-    """Grey values 10 apart: an error of 10/255, PSNR 20 log10(255/10) = 28.13 dB, in each of three prompts."""
-    for k, prompt in enumerate(("a ball", "a cube", "a cone")):
+    """Grey values 10 apart: an error of 10/255, PSNR 20 log10(255/10) = 28.13 dB, in each of four prompts."""
+    for k, prompt in enumerate(("a ball", "a cube", "a cone", "a ring")):
         images(tmp_path / "a" / f"{prompt}-1", [50 + k] * 5)
         images(tmp_path / "b" / f"{prompt}-1", [60 + k] * 5)
     images(tmp_path / "a" / "alone-1", [0] * 5)
@@ -50,11 +50,16 @@ def test_two_folders_of_clips_with_an_interval(tmp_path: Path) -> None:
     result = compare_files(tmp_path / "a", tmp_path / "b", tmp_path / "out")
     (row,) = result.rows
     assert (
-        row["psnr"] == pytest.approx(28.1308, abs=1e-4) and row["n"] == 3 and row["abs_mean"] == pytest.approx(10 / 255)
+        row["psnr"] == pytest.approx(28.1308, abs=1e-4) and row["n"] == 4 and row["abs_mean"] == pytest.approx(10 / 255)
     )
     assert row["psnr_low"] <= row["psnr"] <= row["psnr_high"]
-    assert [(p["prompt"], p["seed"]) for p in result.pairs] == [("a ball", 1), ("a cone", 1), ("a cube", 1)]
-    assert any("1 of 4 videos" in r and "alone-1" in r for r in result.remarks)
+    assert [(p["prompt"], p["seed"]) for p in result.pairs] == [
+        ("a ball", 1),
+        ("a cone", 1),
+        ("a cube", 1),
+        ("a ring", 1),
+    ]
+    assert any("1 of 5 videos" in r and "alone-1" in r for r in result.remarks)
     assert (tmp_path / "out" / "comparison.json").exists() and len(
         list((tmp_path / "out" / "comparisons").glob("*.json"))
     ) == 1

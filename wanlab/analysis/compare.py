@@ -26,6 +26,7 @@ from wanlab.analysis.metrics.latent import Divergence, apart, divergence
 from wanlab.analysis.stats import Interval, geometric, grouped, units
 from wanlab.analysis.verdict import THRESHOLDS, failures, parse_condition, parse_loss
 from wanlab.runfile import Run
+from wanlab.spec.paths import is_run_file
 
 __all__ = [
     "FORMAT", "THRESHOLDS", "Clip", "Comparison", "Cost", "Divergence", "Fidelity", "Known", "Pair", "Result", "apart",
@@ -83,7 +84,7 @@ def measure(
     wanted = registered.chosen(metrics)
     fidelity = compare_clips(Clip.of(a), Clip.of(b), metrics=wanted, known=known)
     figures, more = dict(fidelity.figures), dict[str, Any]()
-    if a.suffix == b.suffix == ".h5":
+    if is_run_file(a) and is_run_file(b):
         with Run(a) as run_a, Run(b) as run_b:
             costs = Cost.of(run_a), Cost.of(run_b)
             more = {"cost_a": costs[0], "cost_b": costs[1], "divergence": divergence(run_a, run_b)}

@@ -72,19 +72,19 @@ class Judging:
             help="Also B itself, computed three other ways: what a difference must exceed.",
         ),
     ] = False
-    vmaf: Annotated[bool, option("--vmaf", panel=_HOW, help="The same as --metric vmaf.")] = False
     metric: Annotated[
         list[str] | None,
         option(
-            "--metric",
-            panel=_HOW,
-            help="Measure this too: vmaf (similarity only, where ffmpeg has it), one of another package, or those that a "
-            "Python FILE registers, whose code is run. Repeatable.",
+            "--metric", panel=_HOW, help="A measure beyond the usual, by name or FILE.py that registers it. Repeatable."
         ),
     ] = None
+    vmaf: Annotated[bool, option("--vmaf", panel=_HOW, help="--metric vmaf, where ffmpeg has it: similarity only.")] = (
+        False
+    )
     max_loss: Annotated[
-        str, option("--max-loss", panel=_HOW, help="The loss that a sweep may cost, as psnr=35 or ssim=0.98.")
-    ] = "psnr=35"
+        str | None,
+        option("--max-loss", panel=_HOW, help="The loss that a sweep may cost, as ssim=.98.  [default: psnr=35]"),
+    ] = None
     fail_if: Annotated[
         list[str] | None,
         option(
@@ -94,14 +94,14 @@ class Judging:
 
     def asked(self, is_sweep: bool) -> Asked:
         """The same for a study. Raises UsageError."""
-        from wanlab.analysis.metrics import chosen
-        from wanlab.analysis.verdict import parse_condition, parse_loss
+        from wanlab.analysis.compare import parse_condition, parse_loss
         from wanlab.study.compare import Asked
 
-        metrics = [*(self.metric or []), *(["vmaf"] if self.vmaf else [])]
-        chosen(metrics)  # a file's measures are known from here on
-        loss = parse_loss(self.max_loss)
+        if self.max_loss is not None and not is_sweep:
+            raise UsageError("--max-loss is for a sweep", 'give --sweep, or --fail-if "psnr<35"')
+        loss = parse_loss(self.max_loss or "psnr=35")
         conditions = [parse_condition(c) for c in self.fail_if or []]
+        metrics = [*(self.metric or []), *["vmaf"] * self.vmaf]
         return Asked(conditions=conditions, loss=loss if is_sweep else None, metrics=metrics)
 
 
@@ -242,13 +242,13 @@ def _finish(result: ComparisonResult, form: str) -> int:
 
 
 def _show(result: ComparisonResult) -> None:
-    from wanlab.analysis import table as tables
+    from wanlab.analysis import table
 
     comparison = result.comparison
-    rows = tables.rows(comparison)
+    rows = table.rows(comparison)
     labels = [r.label for r in comparison.results]
     title = f"{', '.join(labels[:3])}{', …' * (len(labels) > 3)} against {comparison.baseline}"
-    lines = [*result.answer, *result.remarks, *tables.reading(comparison)]
+    lines = [*result.answer, *result.remarks, *table.reading(comparison)]
     folders: dict[Path, list[str]] = {}
     for path in result.files.values():
         folders.setdefault(path.parent, []).append(path.name)
@@ -260,8 +260,8 @@ def _show(result: ComparisonResult) -> None:
     if render.output().width < WIDE:  # a narrow terminal: what decides stays, the verdicts go below
         lines = [*(f"{r['method']}: {r['verdict']}" for r in rows if r["verdict"]), *lines]
         rows = [{k: v for k, v in r.items() if k not in ("end to end", "verdict")} for r in rows]
-    table = render.table(rows, left=("method", "verdict"), styles=styles)
-    render.show(Text(""), Text(title, style="bold"), Text(result.description), table, Text("\n".join(lines)))
+    shown = render.table(rows, left=("method", "verdict"), styles=styles)
+    render.show(Text(""), Text(title, style="bold"), Text(result.description), shown, Text("\n".join(lines)))
 
 
 def _style(verdict: str) -> str:

@@ -20,7 +20,8 @@ from wanlab.study.runners.local import Watcher, run_all
 from wanlab.study.text import finite, markdown, plain
 
 if TYPE_CHECKING:
-    from wanlab.analysis.compare import Comparison, Known, Result
+    from wanlab.analysis.compare import Comparison, Result
+    from wanlab.analysis.fidelity import Known
 
 DETAILED = 8  # more methods than this get figures of their own only on the Pareto front
 FORECAST = 100  # methods whose cost is said beforehand
@@ -35,7 +36,12 @@ class Asked:
     loss: tuple[str, float] | None = None
     """The loss that a sweep may cost, as ("psnr", 35.0); None without a sweep."""
     metrics: Sequence[str] = ()
-    """Measures beside those that are always taken: names, or Python files that register some."""
+    """Measures beyond those that always are: names, or files that register some."""
+
+    @property
+    def bounds(self) -> list[tuple[str, ...] | tuple[str, str, float]]:
+        """The conditions, and the loss by its name."""
+        return [*self.conditions, *([(self.loss[0],)] if self.loss else [])]
 
 
 NOTHING = Asked()
@@ -98,16 +104,17 @@ def compare(
     Runs that fail are named in the result's `failed`, their pairs are left out. Raises UsageError for what cannot be
     done, before a model is loaded, and WanlabError when no method has a pair left.
     """
-    from wanlab.analysis.compare import Comparison
     from wanlab.analysis.verdict import check_conditions
 
     watcher = watcher or Watcher()
-    check_conditions(asked.conditions, runs=True, asked=asked.metrics)
+    check_conditions(asked.bounds, runs=True, asked=asked.metrics)
     make_folder(out)
     failed = run_all([s for s, _ in design.order], [p for _, p in design.order], force=force, watcher=watcher)
     gathering = _Gathering(design, set(failed), asked.metrics, watcher)
     floors = [gathering.result(v, r) for v, r in zip(design.floors, design.floor_runs, strict=True)]
     results = [gathering.result(v, r) for v, r in zip(design.variants, design.variant_runs, strict=True)]
+    from wanlab.analysis.compare import Comparison
+
     comparison = Comparison(
         baseline=design.baseline.label,
         results=tuple(r for r in results if r),
@@ -173,8 +180,9 @@ def compare_files(
             f"{a if several[0] else b} is a folder of videos, {b if several[0] else a} is one video",
             "compare a folder with a folder, or a video with a video",
         )
-    check_conditions(asked.conditions, runs=is_run_file(a) and is_run_file(b), asked=asked.metrics)
     matches, remarks = folders.match(a, b) if all(several) else ([folders.Match(a, b, "", 0)], [])
+    runs = all(is_run_file(p) for m in matches for p in (m.a, m.b))
+    check_conditions(asked.bounds, runs=runs, asked=asked.metrics)
     make_folder(out)
     pairs, failed = [], []
     for k, m in enumerate(matches, 1):

@@ -241,9 +241,9 @@ class ComparisonResult:
         return Clip(path, f"{label}, {self.comparison.baseline}, and 8 times their difference")
 
     def _repr_html_(self) -> str:
-        lines = [self.description, *self.answer, *self.remarks]
         from wanlab.analysis.table import rows
 
+        lines = [self.description, *self.answer, *self.remarks]
         return table(rows(self.comparison)) + "".join(f"<p>{html.escape(line)}</p>" for line in lines if line)
 
 

@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wanlab.images import read_video
 from wanlab.runfile import Run
-from wanlab.video import FPS, read_mp4
+from wanlab.spec.paths import is_run_file
+from wanlab.video import FPS
 
 Floats = NDArray[np.float64]
 
@@ -34,7 +36,7 @@ class Clip:
     def of(cls, path: str | Path) -> Clip:
         """The clip in a run file or a video file. Raises WanlabError when there is none."""
         path = Path(path)
-        if path.suffix == ".h5":
+        if is_run_file(path):
             with Run(path) as run:
                 kept = run[_best(run)]
                 frames, height, width = kept.shape[:3]
@@ -42,19 +44,19 @@ class Clip:
                 return cls(
                     path=path, frames=frames, width=width, height=height, rounded=kept.dtype.kind == "u", fps=fps
                 )
-        with read_mp4(path) as (meta, _):
+        with read_video(path) as (meta, _):
             width, height = meta["size"]
             return cls(path=path, frames=0, width=width, height=height, rounded=True, fps=float(meta.get("fps") or FPS))
 
     @contextmanager
     def read(self) -> Iterator[Iterator[Floats]]:
         """Frames [H,W,3] in [0,1], float64. Raises WanlabError when the file is damaged."""
-        if self.path.suffix == ".h5":
+        if is_run_file(self.path):
             with Run(self.path) as run:
                 kept = run[_best(run)]
                 yield (unit(kept[k]) for k in range(self.frames))
         else:
-            with read_mp4(self.path) as (_, frames):
+            with read_video(self.path) as (_, frames):
                 yield map(unit, frames)
 
 
