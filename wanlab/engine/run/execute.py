@@ -233,26 +233,25 @@ class _Running:
         values: dict[str, Any] = {}
         for observer in self.observers:
             values |= observer.observe(record)
-        writer.step(step, values, self._resume_state(record))
+        began = time.perf_counter()
+        state = self._resume_state(record, began)
+        writer.step(step, values, state)
+        if state is not None:
+            self.saved = time.perf_counter()
+            self.saving = self.saved - began
         ran, name = record.ran, f"sample {record.ctx.expert}"
         self.timing[name] = self.timing.get(name, 0.0) + ran.seconds - ran.switching
         if step == self.env.switch or record.plan.jump is not None:
             self.timing["switch"] = self.timing.get("switch", 0.0) + ran.switching
         self._tell("sample", step + 1, seconds=ran.seconds, durable=writer.durable)
 
-    def _resume_state(self, record: StepRecord) -> dict[str, Any] | None:
+    def _resume_state(self, record: StepRecord, now: float) -> dict[str, Any] | None:
         """What the next step needs, after every step; after some of them where caches inside the blocks make it so
         large that it would slow the run down: then it takes a twentieth of the time, and an interrupted run does the
         steps since the last one again."""
         state = save(self.solver, self.sessions, self.observers)
         state |= {"x": record.x_next, "x0_pred": record.x0_pred, "identity": self.identity}
-        began = time.perf_counter()
-        if size(state) > LARGE and began - self.saved < 20 * self.saving:
-            return None
-        packed = pack(state)
-        self.saved = time.perf_counter()
-        self.saving = self.saved - began
-        return packed
+        return None if size(state) > LARGE and now - self.saved < 20 * self.saving else pack(state)
 
     def _conclude(self, writer: RunWriter, x: Tensor, start: int) -> None:
         """Decode the latents and publish the file."""
