@@ -21,9 +21,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wanlab import runfile
 from wanlab.errors import WanlabError
 from wanlab.runfile import Field, Run, RunWriter, completed, part_directory, verify
+from wanlab.runfile import fields as runfile_fields
+from wanlab.runfile import writer as writer_module
 
 ARCHIVES = Path(__file__).parent / "archives"
 LATENT = ("channel", "latent_frame", "latent_height", "latent_width")
@@ -129,7 +130,7 @@ def test_two_equal_runs_are_equal_files(tmp_path: Path) -> None:
 # --- any fields ------------------------------------------------------------------------------------------------------
 
 SIZES = {"a": 1, "b": 2, "frame": 3, "d": 5}
-NUMERIC = [*runfile._NUMBERS, "bool"]
+NUMERIC = [*runfile_fields.NUMBERS, "bool"]
 
 
 @st.composite
@@ -418,7 +419,7 @@ def test_chunks_filters_and_types(tmp_path: Path) -> None:
 def test_no_step_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards are written by another thread; `step` waits only when `depth` steps are waiting already."""
     release, where = threading.Event(), set()
-    real = runfile._write_part
+    real = writer_module.write_part
 
     def slow(path: Path, parts: Any) -> Path:
         if path.name.startswith("step"):
@@ -426,7 +427,7 @@ def test_no_step_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             assert release.wait(10)
         return real(path, parts)
 
-    monkeypatch.setattr(runfile, "_write_part", slow)
+    monkeypatch.setattr(writer_module, "write_part", slow)
     with RunWriter(tmp_path / "r.h5", spec_json="{}", digest="d", fields=[Field("a")], depth=2) as writer:
         for k in range(3):  # one in the thread's hands, two in the queue
             writer.step(k, {"a": k})

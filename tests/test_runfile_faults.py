@@ -19,9 +19,10 @@ import h5py
 import numpy as np
 import pytest
 
-from wanlab import runfile
 from wanlab.errors import WanlabError
-from wanlab.runfile import Field, Run, RunWriter, completed, part_directory, verify
+from wanlab.runfile import Field, Run, RunWriter, completed, fold, part_directory, verify
+from wanlab.runfile import fields as runfile_fields
+from wanlab.runfile import writer as writer_module
 
 FIELDS = [
     Field("sigma", (), "float64"),
@@ -147,7 +148,7 @@ CALLS = [
     "Path.unlink",
     "shutil.rmtree",
     "h5py.File",
-    "runfile._seal",
+    "writer.seal_file",
 ]
 
 
@@ -158,7 +159,7 @@ def test_killed_around_every_call(tmp_path: Path, call: str, uninterrupted: dict
     code = """
         import os, shutil, signal, h5py
         from pathlib import Path
-        from wanlab import runfile
+        from wanlab.runfile import writer
         owner, name = sys.argv[2].split(".")
         owner = globals()[owner]
         real, left, after = getattr(owner, name), int(sys.argv[3]), sys.argv[4] == "after"
@@ -193,7 +194,7 @@ def test_killed_around_every_call(tmp_path: Path, call: str, uninterrupted: dict
 
 
 def test_a_kill_between_the_file_and_its_tidying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(runfile.shutil, "rmtree", lambda *a, **k: None)
+    monkeypatch.setattr(writer_module.shutil, "rmtree", lambda *a, **k: None)
     sample_here(tmp_path / "r.h5")
     assert part_directory(tmp_path / "r.h5").is_dir()
     assert completed(tmp_path / "r.h5", "d")
@@ -203,18 +204,18 @@ def test_a_kill_between_the_file_and_its_tidying(tmp_path: Path, monkeypatch: py
 # --- errors while writing --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", ["_write_part", "_sync_directory"])
+@pytest.mark.parametrize("call", ["write_part", "sync_directory"])
 def test_a_full_disk_fails_the_run_and_keeps_its_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, uninterrupted: dict[str, np.ndarray]
 ) -> None:
-    path, real, full = tmp_path / "r.h5", getattr(runfile, call), False
+    path, real, full = tmp_path / "r.h5", getattr(writer_module, call), False
 
     def maybe(*args: Any) -> Any:
         if full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(*args)
 
-    monkeypatch.setattr(runfile, call, maybe)
+    monkeypatch.setattr(writer_module, call, maybe)
     x, history = first()
     writer = RunWriter(path, spec_json="{}", digest="d", fields=FIELDS)
     with pytest.raises(WanlabError, match="No space left on device") as caught, writer:
@@ -244,7 +245,7 @@ def test_an_error_after_the_last_step_is_not_swallowed(tmp_path: Path, monkeypat
         raise RuntimeError("broken")
 
     writer = RunWriter(tmp_path / "r.h5", spec_json="{}", digest="d", fields=FIELDS)
-    monkeypatch.setattr(runfile, "_pack", broken)
+    monkeypatch.setattr(writer_module, "pack", broken)
     with pytest.raises(WanlabError, match="RuntimeError: broken"), writer:
         writer.step(0, {"sigma": 1})
 
@@ -519,10 +520,10 @@ HARM = [
 def test_harm_is_refused(tmp_path: Path, small: bytes, harm: Callable[[h5py.File], None]) -> None:
     """Refused on opening, before anything is read or allocated; `verify` reports it too, though its seal is right."""
     path = tmp_path / "r.h5"
-    path.write_bytes(small[: -runfile._SEAL_BYTES])
+    path.write_bytes(small[: -fold.SEAL_BYTES])
     with h5py.File(path, "r+", libver=("v110", "v110")) as file:
         harm(file)
-    runfile._seal(path)
+    fold.seal_file(path)
     before = resource.getrusage(resource.RUSAGE_SELF)
     with pytest.raises(WanlabError):
         Run(path)
@@ -535,18 +536,18 @@ def test_harm_is_refused(tmp_path: Path, small: bytes, harm: Callable[[h5py.File
 def test_the_untouched_file_is_accepted(tmp_path: Path, small: bytes) -> None:
     """Else the tests above would prove nothing."""
     path = tmp_path / "r.h5"
-    path.write_bytes(small[: -runfile._SEAL_BYTES])
+    path.write_bytes(small[: -fold.SEAL_BYTES])
     with h5py.File(path, "r+", libver=("v110", "v110")) as file:
         file["steps"].attrs["more"] = 1
         file.create_group("extension/of_another_lab")["data"] = np.zeros(3)
-    runfile._seal(path)
+    fold.seal_file(path)
     assert verify(path) == []
 
 
 def test_a_read_larger_than_memory_is_refused(tmp_path: Path, small: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "r.h5").write_bytes(small)
     with Run(tmp_path / "r.h5") as run:
-        monkeypatch.setattr(runfile, "MAX_READ_BYTES", 2 * 3 * 16 * 4)  # one step
+        monkeypatch.setattr(runfile_fields, "MAX_READ_BYTES", 2 * 3 * 16 * 4)  # one step
         assert run["x_t"][0].shape == (2, 3, 16)
         assert run["x_t"][1:2].shape == (1, 2, 3, 16)
         with pytest.raises(WanlabError, match="too large"):

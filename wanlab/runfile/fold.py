@@ -1,0 +1,301 @@
+"""Folding shards into the finished HDF5 file, and its seal."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+import os
+import re
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from wanlab.errors import WanlabError
+from wanlab.runfile.fields import FORMAT_VERSION, MAX_ATTRIBUTES, MIB, NAME, STEP, Array, Field, check_text
+from wanlab.runfile.shards import load_shard, shapes_in
+
+_CHUNK_BYTES = 16 * MIB  # the most a chunk written here holds
+_GZIP_PAYS = 0.75  # noise-like latents deflate to .86 of their size at 1/15 of the disk's speed: not worth it
+SEAL = re.compile(rb"\nwanlab-seal sha256:([0-9a-f]{64}) bytes:([0-9a-f]{16})\n\Z")
+SEAL_BYTES = 1 + 12 + 7 + 64 + 7 + 16 + 1
+
+
+def _chunk(dims: Sequence[str], shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
+    """One step, and of spatial data one frame, so that reading either touches nothing else."""
+    if len(shape) == 1:
+        chunk = list(shape)
+    else:
+        inner = len(dims) - (dims[0] == STEP)
+        chunk = [
+            1 if d == STEP or (inner >= 3 and d.endswith("frame")) else n for d, n in zip(dims, shape, strict=True)
+        ]
+    while math.prod(chunk) * itemsize > _CHUNK_BYTES:
+        widest = chunk.index(max(chunk))
+        chunk[widest] = -(-chunk[widest] // 2)
+    return tuple(chunk)
+
+
+def _gzip_pays(sample: Array) -> bool:
+    flat = np.ascontiguousarray(sample).reshape(-1)[: MIB // sample.itemsize]
+    shuffled = flat.view("u1").reshape(-1, sample.itemsize).T.tobytes()
+    return len(zlib.compress(shuffled, 1)) < _GZIP_PAYS * len(shuffled)
+
+
+def encode_attrs(attrs: Mapping[str, Any], reserved: bool = False) -> dict[str, str | int | float]:
+    """Attributes as they are stored: str, int and float under their name, all else as JSON under name + `_json`."""
+    stored: dict[str, str | int | float] = {}
+    for name, value in attrs.items():
+        taken = reserved and name in ("status", "spec_json", "spec", "spec_digest", "CLASS", "NAME")
+        if taken or not NAME.match(name) or (reserved and name.endswith("_json")):
+            raise WanlabError(f"'{name}' is no name for an attribute of a run", "choose another")
+        if isinstance(value, str) or (isinstance(value, (int, float)) and not isinstance(value, bool)):
+            stored[name] = value
+        else:
+            try:
+                stored[name + "_json"] = json.dumps(value, sort_keys=True, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise WanlabError(f"attribute '{name}' is not JSON: {error}", "use text, numbers, lists") from error
+    if len(stored) > MAX_ATTRIBUTES - 8:
+        raise WanlabError(f"{len(stored)} attributes for one run", "put related ones in a dictionary")
+    for name, value in stored.items():
+        check_text(name, value)
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            raise WanlabError(f"attribute '{name}' = {value} is beyond 64 bits", "use text")
+    return stored
+
+
+def _put(element: Any, attrs: Mapping[str, Any]) -> None:
+    """Set attributes; text of a fixed length, since text of a variable length is kept where no checksum covers it."""
+    for name, value in attrs.items():
+        if isinstance(value, str):
+            raw = value.encode()
+            element.attrs.create(name, np.array(raw, dtype=h5py.string_dtype("utf-8", max(1, len(raw)))))
+        elif isinstance(value, tuple):
+            raws = [v.encode() for v in value]
+            width = max(map(len, raws))
+            element.attrs.create(name, np.array(raws, dtype=h5py.string_dtype("utf-8", width)))
+        else:
+            element.attrs.create(name, value)
+
+
+def _dataset(
+    group: Any,
+    field: Field,
+    dims: tuple[str, ...],
+    shape: tuple[int, ...],
+    scales: Mapping[str, Any],
+    sample: Array,
+) -> Any:
+    """An empty dataset with its filters, attributes and named dimensions."""
+    if not dims:  # a scalar cannot be chunked; compact keeps it in the object header, under that one's checksum
+        create = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        create.set_layout(h5py.h5d.COMPACT)
+        create.set_obj_track_times(False)  # as h5py has it elsewhere: equal runs are equal files
+        space = h5py.h5s.create(h5py.h5s.SCALAR)
+        kind = h5py.h5t.py_create(field.stored, logical=True)
+        dataset = h5py.Dataset(h5py.h5d.create(group.id, field.name.encode(), kind, space, create))
+    else:
+        gzip = {"compression": "gzip", "compression_opts": 1, "shuffle": True} if _gzip_pays(sample) else {}
+        dataset = group.create_dataset(
+            field.name,
+            shape,
+            field.stored,
+            chunks=_chunk(dims, shape, field.stored.itemsize),
+            fletcher32=True,
+            fillvalue=field.missing if dims[0] == STEP else None,
+            **gzip,
+        )
+    # Not "S8" in h5py's own words: a numpy type string tells text and numbers apart for any reader.
+    attrs: dict[str, Any] = {"encoding-type": "array", "encoding-version": "1"}
+    attrs |= {"units": field.unit, "long_name": field.doc or field.name}
+    if dims:
+        attrs["dims"] = dims
+    if field.dtype == "bool":
+        attrs["values"] = "bool"
+    _put(dataset, attrs)
+    for axis, dim in enumerate(dims):
+        dataset.dims[axis].attach_scale(scales[dim])
+    return dataset
+
+
+class _Sink(io.RawIOBase):
+    """The file HDF5 writes to. After a failure it takes everything and keeps nothing.
+
+    HDF5 told of a full disk cannot close its file any more, and crashes the process as that exits. So it is not
+    told: the failure waits in `error`, and `check` raises it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 - closed in close()
+        self._size = 0
+        self.error: OSError | None = None
+
+    def check(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        at = self._file.tell()
+        try:
+            done = 0
+            while self.error is None and done < len(view):
+                done += self._file.write(view[done:])
+        except OSError as error:
+            self.error = error
+        self._size = max(self._size, at + len(view))
+        self._file.seek(at + len(view))
+        return len(view)
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer).cast("B")
+        done = 0
+        while done < len(view) and (count := self._file.readinto(view[done:])):
+            done += count
+        view[done:] = bytes(len(view) - done)
+        return len(view)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(self._size if whence == os.SEEK_END else offset)
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def truncate(self, size: int | None = None) -> int:
+        self._size = self._file.tell() if size is None else size
+        try:
+            self._file.truncate(self._size)
+        except OSError as error:
+            self.error = self.error or error
+        return self._size
+
+    def flush(self) -> None:
+        """Nothing is buffered here."""
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+            super().close()
+
+
+def fold(
+    target: Path,
+    directory: Path,
+    total: int,
+    fields: Sequence[Field],
+    final: Mapping[Field, Array],
+    attrs: Mapping[str, str | int | float],
+) -> None:
+    """Write the finished file from the shards of steps 0 … total-1. One step is in memory at a time."""
+    target.unlink(missing_ok=True)
+    shards = [directory / f"step-{k:06d}.wls" for k in range(total)]
+    shapes, samples = _survey(shards, fields)
+    kept = [f for f in fields if total and (not f.dims or shapes[f.name])]
+    sizes = _sizes(total, kept, shapes, final)
+    with _Sink(target) as sink, h5py.File(sink, "w", libver=("v110", "v110")) as file:
+        _put(file, {"encoding-type": "wanlab-run", "encoding-version": FORMAT_VERSION, **attrs})
+        groups = {name: file.create_group(name, track_order=True) for name in ("steps", "final")}
+        for name, group in groups.items():
+            _put(group, {"encoding-type": name, "encoding-version": "1"})
+        scales = {dim: _scale(file, dim, size) for dim, size in sizes.items()}
+        written: dict[str, Any] = {}
+        for field in kept:
+            shape = (total, *(sizes[d] for d in field.dims))
+            sample = samples.get(field.name, np.zeros(1, field.stored))
+            dataset = _dataset(groups["steps"], field, (STEP, *field.dims), shape, scales, sample)
+            _note_gaps(dataset, field, shapes[field.name])
+            written[field.name] = dataset
+        scalars = {f.name: np.full(total, f.missing, f.stored) for f in kept if not f.dims}
+        for step, shard in enumerate(shards):
+            sink.check()
+            for name, value in load_shard(shard)[0].items():
+                if name in scalars:
+                    scalars[name][step] = value
+                else:
+                    written[name][(step, *(slice(0, n) for n in value.shape))] = value
+        for name, values in scalars.items():
+            written[name][...] = values
+        for field, value in final.items():
+            dataset = _dataset(groups["final"], field, field.dims, value.shape, scales, value)
+            dataset[...] = value
+        file.close()
+        sink.check()
+
+
+def _survey(
+    shards: Sequence[Path], fields: Sequence[Field]
+) -> tuple[dict[str, dict[int, tuple[int, ...]]], dict[str, Array]]:
+    """(each field's shape at each step that has it, each field's first value to decide on gzip)."""
+    shapes: dict[str, dict[int, tuple[int, ...]]] = {f.name: {} for f in fields}
+    samples: dict[str, Array] = {}
+    for step, shard in enumerate(shards):
+        for name, shape in shapes_in(shard).items():
+            if name not in shapes:
+                raise WanlabError(f"{shard} holds '{name}', which its run does not record", "remove its directory")
+            shapes[name][step] = shape
+            if name not in samples:
+                samples |= {n: v for n, v in load_shard(shard)[0].items() if n not in samples}
+    return shapes, samples
+
+
+def _sizes(
+    total: int, kept: Sequence[Field], shapes: Mapping[str, dict[int, tuple[int, ...]]], final: Mapping[Field, Array]
+) -> dict[str, int]:
+    """Every dimension's size: the greatest of what was recorded. Raises WanlabError where a final array has less."""
+    sizes = {STEP: total} if total else {}
+    declared = [(f.dims, s) for f in kept for s in shapes[f.name].values()]
+    declared += [(f.dims, v.shape) for f, v in final.items()]
+    for dims, shape in declared:
+        for dim, size in zip(dims, shape, strict=True):
+            sizes[dim] = max(size, sizes.get(dim, 0))
+    for field, value in final.items():
+        for dim, size in zip(field.dims, value.shape, strict=True):
+            if size != sizes[dim]:
+                raise WanlabError(
+                    f"dimension '{dim}' is {size} in '{field.name}' and {sizes[dim]} elsewhere", "name them apart"
+                )
+    return sizes
+
+
+def _scale(file: Any, dim: str, size: int) -> Any:
+    scale = file.create_dataset(dim, data=np.arange(size, dtype="<i4"), chunks=(size,), fletcher32=True)
+    scale.make_scale(dim)
+    _put(scale, {"encoding-type": "dimension", "encoding-version": "1", "dims": (dim,)})
+    _put(scale, {"units": "1", "long_name": f"index along {dim}"})
+    return scale
+
+
+def _note_gaps(dataset: Any, field: Field, recorded: Mapping[int, tuple[int, ...]]) -> None:
+    """Which steps have a value, and of which shape where shapes vary."""
+    dataset.attrs.create("recorded_steps", np.array(sorted(recorded), "<i4"))
+    if any(s != dataset.shape[1:] for s in recorded.values()):
+        dataset.attrs.create("recorded_shapes", np.array([recorded[k] for k in sorted(recorded)], "<i4"))
+    gaps = len(recorded) < len(dataset) or "recorded_shapes" in dataset.attrs
+    if gaps and field.stored.kind in "iu":
+        dataset.attrs.create("_FillValue", field.missing, dtype=field.stored)
+
+
+def sha256(path: Path, length: int) -> str:
+    made = hashlib.sha256()
+    with open(path, "rb") as file:
+        while length > 0 and (block := file.read(min(length, 4 * MIB))):
+            made.update(block)
+            length -= len(block)
+    return made.hexdigest()
+
+
+def seal_file(path: Path) -> None:
+    """Append the seal: HDF5 covers most bytes with checksums, but not the heap of dimension references, nor gaps."""
+    length = path.stat().st_size
+    seal = b"\nwanlab-seal sha256:%s bytes:%016x\n" % (sha256(path, length).encode(), length)
+    with open(path, "ab") as file:
+        file.write(seal)
+        file.flush()
+        os.fsync(file.fileno())
