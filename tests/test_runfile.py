@@ -118,7 +118,7 @@ def test_released_formats_stay_readable(archive: Path) -> None:
 
 
 def test_the_current_format_has_an_archive() -> None:
-    assert (ARCHIVES / f"run-v{runfile.FORMAT_VERSION}.h5").is_file()
+    assert (ARCHIVES / f"run-v{runfile_fields.FORMAT_VERSION}.h5").is_file()
 
 
 def test_two_equal_runs_are_equal_files(tmp_path: Path) -> None:

@@ -11,9 +11,13 @@ Needs numpy and h5py only. Everything foreseeable that goes wrong is a `WanlabEr
 """
 
 from wanlab.runfile.check import verify
+from wanlab.runfile.child import examine, read_in_child
 from wanlab.runfile.fields import FORMAT_VERSION, STEP, Field
 from wanlab.runfile.reader import Data, Run, completed
 from wanlab.runfile.shards import part_directory
-from wanlab.runfile.writer import RunWriter
+from wanlab.runfile.writer import RunWriter, tidy
 
-__all__ = ["FORMAT_VERSION", "STEP", "Data", "Field", "Run", "RunWriter", "completed", "part_directory", "verify"]
+__all__ = [
+    "FORMAT_VERSION", "STEP", "Data", "Field", "Run", "RunWriter", "completed", "examine", "part_directory",
+    "read_in_child", "tidy", "verify",
+]  # fmt: skip

@@ -13,6 +13,7 @@ from wanlab.errors import WanlabError
 from wanlab.runfile.fold import SEAL, SEAL_BYTES, sha256
 from wanlab.runfile.reader import Run
 from wanlab.runfile.safety import check_place, reading, walk
+from wanlab.runfile.shards import open_regular
 
 
 def verify(path: str | os.PathLike[str]) -> list[str]:
@@ -25,7 +26,7 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
     with reading(path):
         check_place(path)
         size = path.stat().st_size
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             file.seek(max(0, size - SEAL_BYTES))
             seal = SEAL.search(file.read())
         if seal is None:

@@ -17,7 +17,8 @@ from wanlab.errors import WanlabError
 Array = NDArray[Any]
 Json = Any
 
-FORMAT_VERSION = "1"
+FORMAT_VERSION = "2"  # written
+READABLE_VERSIONS = ("1", "2")
 STEP = "step"  # the leading dimension of every per-step dataset; the writer adds it
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}\Z")
 NUMBERS = (
@@ -41,6 +42,7 @@ MAX_OBJECTS = 10_000
 MAX_ATTRIBUTES = 256
 MAX_ATTRIBUTE_BYTES = 16 * MIB
 MAX_CHUNK_BYTES = 64 * MIB
+MAX_CHUNKS = 2**22
 MAX_DATASET_BYTES = 2**40
 MAX_READ_BYTES = 8 * 2**30
 

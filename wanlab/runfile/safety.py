@@ -16,13 +16,14 @@ from wanlab.runfile.fields import (
     MAX_ATTRIBUTE_BYTES,
     MAX_ATTRIBUTES,
     MAX_CHUNK_BYTES,
+    MAX_CHUNKS,
     MAX_DATASET_BYTES,
     MAX_OBJECTS,
     MAX_RANK,
     MIB,
     NAME,
 )
-from wanlab.runfile.shards import part_directory, read_manifest, shard_files
+from wanlab.runfile.shards import REMEDIES, io_error, part_directory, read_manifest, shard_files
 
 _DEFLATE_MAX = 1032  # no deflate stream expands further (zlib's documentation)
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
@@ -43,9 +44,19 @@ def reading(path: Path) -> Iterator[None]:
         raise WanlabError(f"there is no run file {path}", "check the path") from error
     except PermissionError as error:
         raise WanlabError(f"cannot read {path}: {error.strerror}", "check its permissions") from error
+    except BlockingIOError as error:
+        raise WanlabError(f"{path} is open for writing in another program", "close it there, or wait") from error
+    except OSError as error:
+        if error.errno in REMEDIES:
+            raise io_error("read", path, error) from error
+        raise _damaged(path, error) from error
     except Exception as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-        raise WanlabError(f"{path} is damaged or no run file: {said}", "make it again, or take another copy") from error
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path, error: Exception) -> WanlabError:
+    said = " ".join(str(error).split()) or type(error).__name__
+    return WanlabError(f"{path} is damaged or no run file: {said}", "make it again, or take another copy")
 
 
 def refuse(path: Path, what: str) -> WanlabError:
@@ -115,11 +126,14 @@ def _check_dataset(path: Path, where: str, dataset: Any) -> None:
     declared = math.prod(shape) * item
     if len(shape) > MAX_RANK or declared > MAX_DATASET_BYTES:
         raise refuse(path, f"{where} declares {' x '.join(map(str, shape))} items of {item} bytes")
-    stored = dataset.get_storage_size()
     if layout == h5py.h5d.CHUNKED:
         chunk = create.get_chunk()
+        # Before anything else is asked of it: the library walks the index of all chunks to say how much is stored.
+        if math.prod(-(-n // c) for n, c in zip(shape, chunk, strict=True)) > MAX_CHUNKS:
+            raise refuse(path, f"{where} declares more than {MAX_CHUNKS} chunks")
         if math.prod(chunk) * item > MAX_CHUNK_BYTES:
             raise refuse(path, f"{where} declares chunks of {' x '.join(map(str, chunk))} items of {item} bytes")
+        stored = dataset.get_storage_size()
         # Along `step` most may be missing; one step's worth must be covered by what the file can expand to.
         one = declared // max(1, shape[0]) if shape else declared
         if declared > 16 * MIB and one > 256 * max(1, stored) * (_DEFLATE_MAX if filters & {1} else 1):
@@ -148,7 +162,11 @@ def read_attributes(path: Path, element: Any) -> dict[str, Any]:
         space = attribute.get_space()
         plain = _plain(attribute.get_type())
         sized = space.get_simple_extent_type() in (h5py.h5s.SCALAR, h5py.h5s.SIMPLE)
-        if not plain or not sized or space.get_simple_extent_npoints() * plain > MAX_ATTRIBUTE_BYTES:
+        if (
+            not plain
+            or not sized
+            or space.get_simple_extent_npoints() * plain > min(MAX_ATTRIBUTE_BYTES, path.stat().st_size)
+        ):
             raise refuse(path, f"attribute {name!r} of {element.name} is not a plain number or text")
         value = np.empty(attribute.shape, attribute.dtype)
         attribute.read(value)

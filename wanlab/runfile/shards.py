@@ -10,11 +10,12 @@ import errno
 import json
 import math
 import os
+import stat
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -55,7 +56,8 @@ def _header(path: Path, data: bytes, size: int) -> tuple[dict[str, tuple[np.dtyp
 def load_shard(path: Path) -> tuple[dict[str, Array], Json]:
     """(arrays, notes) of a shard, checked against its CRC. Raises WanlabError."""
     try:
-        data = path.read_bytes()
+        with open_regular(path) as file:
+            data = file.read()
     except OSError as error:
         raise io_error("read", path, error) from error
     arrays, notes, at = _header(path, data, len(data))
@@ -71,7 +73,7 @@ def load_shard(path: Path) -> tuple[dict[str, Array], Json]:
 def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
     """The arrays' shapes by name, from a shard's header alone. Raises WanlabError."""
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             head = file.read(16)
             size = path.stat().st_size
             if len(head) == 16:
@@ -81,21 +83,43 @@ def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
     return {name: shape for name, (_, shape) in _header(path, head, size)[0].items()}
 
 
+_SPACE = "free some space, then run the same command: it goes on from the last finished step"
+_PLACE = "choose a place you can write to"
+_LOCKS = "its file system has no locks: choose a place on a local disk"
+REMEDIES = {
+    errno.ENOSPC: _SPACE,
+    errno.EDQUOT: _SPACE,
+    errno.EACCES: _PLACE,
+    errno.EROFS: _PLACE,
+    errno.ENOENT: "check the path",
+    errno.EIO: "the disk or its connection fails: check the system's log, or choose another place",
+    errno.EFBIG: "the file system or `ulimit -f` takes no file so large: choose another place, or record less",
+    errno.ENOLCK: _LOCKS,
+    errno.ENOSYS: _LOCKS,
+    errno.EOPNOTSUPP: _LOCKS,
+    errno.ELOOP: "it is a symbolic link: remove it, or name the file that it leads to",
+    errno.ENAMETOOLONG: "choose a shorter name",
+}
+
+
 def io_error(doing: str, path: Path, error: OSError) -> WanlabError:
-    remedy = {
-        errno.ENOSPC: "free some space, then run the same command: it goes on from the last finished step",
-        errno.EDQUOT: "free some space, then run the same command: it goes on from the last finished step",
-        errno.EACCES: "choose a place you can write to",
-        errno.EROFS: "choose a place you can write to",
-        errno.ENOENT: "check the path",
-    }
-    return WanlabError(f"cannot {doing} {path}: {error.strerror or error}", remedy.get(error.errno or 0, ""))
+    return WanlabError(f"cannot {doing} {path}: {error.strerror or error}", REMEDIES.get(error.errno or 0, ""))
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """A regular file, open for reading; a pipe or a device would hang. Raises WanlabError, OSError."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise WanlabError(f"{path} is no regular file", "remove it, or name another")
+    return os.fdopen(fd, "rb")
 
 
 def write_part(path: Path, parts: Sequence[Any]) -> Path:
-    """Write `path`.part; `publish` makes it `path`."""
+    """Write `path`.part; `publish` makes it `path`. What stood there, a link too, is removed, not written through."""
     part = path.with_name(path.name + ".part")
-    with open(part, "wb") as out:
+    part.unlink(missing_ok=True)
+    with open(part, "xb") as out:
         out.writelines(parts)
     return part
 
@@ -137,15 +161,18 @@ def shard_files(directory: Path, kind: str) -> list[Path]:
 def read_manifest(directory: Path) -> dict[str, Any] | None:
     """The manifest of an unfinished run, or None when there is none. Raises WanlabError when it is damaged."""
     try:
-        manifest = json.loads((directory / "manifest.json").read_bytes())
-        if not {"format", "digest", "fields", "resumed_at", "spec_json"} <= set(manifest):
-            raise ValueError("entries are missing")
+        with open_regular(directory / "manifest.json") as file:
+            manifest = json.loads(file.read())
+        kinds = {"format": str, "digest": str, "fields": list, "resumed_at": list, "spec_json": str}
+        for name, kind in kinds.items():
+            if not isinstance(manifest[name], kind):
+                raise ValueError(f"'{name}' is no {kind.__name__}")
         return dict(manifest)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except OSError as error:
         raise io_error("read", directory, error) from error
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise WanlabError(f"{directory}/manifest.json is damaged: {error}", "remove this directory") from error
 
 

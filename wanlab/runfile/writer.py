@@ -20,6 +20,7 @@ import numpy as np
 from wanlab.errors import WanlabError
 from wanlab.runfile.fields import FORMAT_VERSION, MIB, Array, Field, Json, by_name
 from wanlab.runfile.fold import encode_attrs, fold, seal_file
+from wanlab.runfile.reader import Run
 from wanlab.runfile.shards import (
     check_same_run,
     io_error,
@@ -97,8 +98,13 @@ class RunWriter:
     def _open(self, manifest: dict[str, Any], start: int, force: bool) -> None:
         if self.path.is_dir():
             raise WanlabError(f"{self.path} is a directory", "name a file")
+        if self.directory.is_symlink():
+            raise WanlabError(f"{self.directory} is a symbolic link", "remove it: a run is not written through a link")
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+        lock = self.directory / "lock"
+        if lock.is_symlink() or (lock.exists() and not lock.is_file()):
+            raise WanlabError(f"{lock} is no regular file", "remove it")
+        self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -279,6 +285,8 @@ class RunWriter:
             with contextlib.suppress(WanlabError):
                 if 0 < shard_index(state) <= whole:
                     arrays, notes = load_shard(state)
+                    if not isinstance(notes, dict):
+                        continue
                     return shard_index(state), {**notes, **arrays}
         return None
 
@@ -297,3 +305,25 @@ def _split_resume(resume: Mapping[str, Any]) -> tuple[dict[str, Array], Json]:
             except (TypeError, ValueError) as error:
                 raise WanlabError(f"resume state '{name}' is neither an array nor JSON: {error}", "") from error
     return arrays, notes
+
+
+def tidy(path: str | os.PathLike[str]) -> None:
+    """Remove what a killed run left beside its finished file `path`: nothing that another run or process needs.
+
+    The caller knows that `path` is finished. An unfinished run of another digest, and one being written, stay.
+    """
+    path = Path(path)
+    directory = part_directory(path)
+    if directory.is_symlink() or not directory.is_dir():
+        return
+    with contextlib.suppress(OSError, WanlabError), Run(path) as run:
+        manifest = read_manifest(directory)
+        ours = all(p.name in ("lock", "manifest.json") or p.suffix in (".wls", ".part") for p in directory.iterdir())
+        if not ours or (manifest is not None and manifest["digest"] != run.digest):
+            return
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(directory, ignore_errors=True)
+        finally:
+            os.close(lock)
