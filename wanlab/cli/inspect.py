@@ -59,24 +59,22 @@ def inspect(
 
 def examine(path: Path, check: bool) -> dict[str, Any]:
     """What a run file holds, as plain values. `check` reads all of it. Raises WanlabError."""
-    from wanlab.runfile import Run, verify
+    from wanlab import runfile
 
-    problems = verify(path) if check else None
-    with Run(path) as run:
-        spec = run.spec
-        arrays = [
-            {
-                "name": d.name, "dims": " ".join(d.dims), "shape": "x".join(map(str, d.shape)), "dtype": str(d.dtype),
-                "unit": d.unit, "stored": d.stored_bytes, "what": d.doc,
-            }
-            for d in run.data.values()
-        ]  # fmt: skip
-        return {
-            "path": str(path), "format": run.version, "status": run.status, "digest": run.digest,
-            "bytes": path.stat().st_size, "spec": spec.to_dict(),
-            "method": " ".join(map(str, spec.policies)) or "no policy", "attributes": run.attrs, "data": arrays,
-            "problems": problems,
-        }  # fmt: skip
+    return _with_method(runfile.examine(path, check))
+
+
+def _with_method(content: dict[str, Any]) -> dict[str, Any]:
+    """With the method in words, and a specification in full, when this version can read it."""
+    from wanlab.spec import RunSpec
+
+    policies = content.pop("policies")
+    try:
+        spec = RunSpec.from_dict(content["spec"])
+        content |= {"spec": spec.to_dict(), "method": " ".join(map(str, spec.policies)) or "no policy"}
+    except (WanlabError, TypeError, ValueError, KeyError, AttributeError):
+        content["method"] = " ".join(map(str, policies)) or "no policy"
+    return content
 
 
 def _untrusted(path: Path, check: bool) -> dict[str, Any]:

@@ -70,7 +70,8 @@ def read_in_child(path: Path, memory: int, seconds: float, check: bool = False) 
     return dict(content)
 
 
-def _main(path: str, memory: str, seconds: str, check: str) -> None:
+def main(path: str, memory: str, seconds: str, check: str) -> None:
+    """The child: prints `content` or `error` and what it is, as JSON."""
     resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
     limit = max(1, int(float(seconds)))
     resource.setrlimit(resource.RLIMIT_CPU, (limit, limit + 1))
@@ -82,6 +83,3 @@ def _main(path: str, memory: str, seconds: str, check: str) -> None:
         said = ["error", [f"{path} takes more than {memory} bytes to read", "it is damaged, or made to harm"]]
     print(json.dumps(said, default=lambda value: value.tolist()))
 
-
-if __name__ == "__main__":
-    _main(*sys.argv[1:])

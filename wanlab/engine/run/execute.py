@@ -32,9 +32,9 @@ from wanlab.engine.solvers import Solver
 from wanlab.engine.types import BOTH, COND, UNCOND, Call, Env, StepRecord
 from wanlab.errors import UsageError, WanlabError
 from wanlab.registry import build
-from wanlab.runfile import Field, Run, RunWriter
+from wanlab.runfile import Field, Run, RunWriter, tidy
 from wanlab.spec import MEMORY_PLANS, RunSpec
-from wanlab.video import write_gif, write_mp4
+from wanlab.video import check_encoder, write_gif, write_mp4
 
 PROCESS = uuid.uuid4().hex  # runs of one process can be timed against each other
 LATENT = Field(
@@ -118,6 +118,7 @@ def execute(
     asked, spec = spec, resolve(spec, checkpoint)
     expected = forecast(spec, checkpoint)
     if not force and out.exists() and _is_done(out, spec, fingerprint(checkpoint)):
+        tidy(out)
         progress(Progress(phase="kept", step=spec.steps, total=spec.steps))
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -354,6 +355,7 @@ def check_output(out: Path) -> None:
         raise UsageError(f"cannot write to {out.parent}: {there} is a file", "choose another --out")
     if not os.access(there, os.W_OK if there.is_file() else os.W_OK | os.X_OK):
         raise UsageError(f"cannot write to {there}", "choose another --out")
+    check_encoder()
 
 
 def _write_videos(out: Path, gif: bool, again: bool, fps: int) -> None:
