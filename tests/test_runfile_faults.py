@@ -28,7 +28,7 @@ FIELDS = [
     Field("sigma", (), "float64"),
     Field("x_t", ("channel", "latent_frame", "row"), "float32", "latent", "x"),
 ]
-LATENT = Field("latent", ("channel", "latent_frame", "row"), "float32", "latent", "the final latent")
+LATENT = Field("last_x", ("channel", "latent_frame", "row"), "float32", "latent", "the final latent")
 STEPS = 12
 
 # A sampler whose every step depends on the one before: it can only go on from a state that is right.

@@ -68,7 +68,7 @@ def _with_method(content: dict[str, Any]) -> dict[str, Any]:
     """With the method in words, and a specification in full, when this version can read it."""
     from wanlab.spec import RunSpec
 
-    policies = content.pop("policies")
+    policies = content.pop("policies", [])
     try:
         spec = RunSpec.from_dict(content["spec"])
         content |= {"spec": spec.to_dict(), "method": " ".join(map(str, spec.policies)) or "no policy"}
@@ -81,8 +81,19 @@ def _untrusted(path: Path, check: bool) -> dict[str, Any]:
     """`examine` where it can do no harm."""
     from wanlab import runfile
 
-    content: dict[str, Any] = runfile.read_in_child(path, MEMORY, SECONDS, check=check)  # type: ignore[attr-defined]
-    return content
+    return _with_method(runfile.read_in_child(path, MEMORY, SECONDS, check=check))
+
+
+def _specification(spec: Mapping[str, Any], method: str) -> list[str]:
+    """Prompt and settings; of a specification that this version cannot read, what stands there."""
+    try:
+        return [
+            f"prompt    {plain(spec['prompt'])}",
+            f"run       {spec['model']}, seed {spec['seed']}, {spec['width']}x{spec['height']}, {spec['frames']} frames, "
+            f"{spec['steps']} steps, {spec['solver']}, guidance {','.join(f'{g:g}' for g in spec['guidance'])}, {method}",
+        ]
+    except (KeyError, TypeError, ValueError):
+        return [f"spec      {plain(str(dict(spec)))}"]
 
 
 def _show(content: Mapping[str, Any]) -> None:
@@ -94,10 +105,7 @@ def _show(content: Mapping[str, Any]) -> None:
     lines = [
         f"{content['path']}  {render.size(content['bytes'])}, format {content['format']}, {content['status']}, "
         f"digest {str(content['digest'])[:12]}",
-        f"prompt    {plain(spec['prompt'])}",
-        f"run       {spec['model']}, seed {spec['seed']}, {spec['width']}x{spec['height']}, {spec['frames']} frames, "
-        f"{spec['steps']} steps, {spec['solver']}, guidance {','.join(f'{g:g}' for g in spec['guidance'])}, "
-        f"{content['method']}",
+        *_specification(spec, content["method"]),
         f"made by   {made_by}; {attributes.get('device_name', '')}",
     ]
     narrow = render.output().width < WIDE

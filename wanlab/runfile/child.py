@@ -82,4 +82,3 @@ def main(path: str, memory: str, seconds: str, check: str) -> None:
     except MemoryError:
         said = ["error", [f"{path} takes more than {memory} bytes to read", "it is damaged, or made to harm"]]
     print(json.dumps(said, default=lambda value: value.tolist()))
-
