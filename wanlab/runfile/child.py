@@ -44,15 +44,8 @@ def read_in_child(path: Path, memory: int, seconds: float, check: bool = False) 
 
     Raises WanlabError when the file is refused there, or when the process ends at one of its bounds.
     """
-    command = [
-        sys.executable,
-        "-m",
-        "wanlab.runfile.child",
-        os.fspath(path),
-        str(memory),
-        str(seconds),
-        str(int(check)),
-    ]
+    code = "import sys; from wanlab.runfile.child import main; main(*sys.argv[1:])"
+    command = [sys.executable, "-c", code, os.fspath(path), str(memory), str(seconds), str(int(check))]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # a stack for each thread counts too
     harm = "it is damaged, or made to harm"
     try:
