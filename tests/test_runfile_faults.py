@@ -374,7 +374,7 @@ def test_what_is_no_run_file(tmp_path: Path, small: bytes, what: str) -> None:
     elif what == "later":
         path.write_bytes(small)
         with h5py.File(path, "r+") as file:
-            file.attrs["encoding-version"] = np.bytes_("2")
+            file.attrs["encoding-version"] = np.bytes_("3")
     with pytest.raises(WanlabError) as caught:
         Run(path)
     assert caught.value.hint
