@@ -4,6 +4,8 @@
     python -m benchmarks.a14b --layers 2 --steps 4  # does it run?
     python -m benchmarks.a14b --start               # in a second process: from loaded to the first step
     python -m benchmarks.a14b --fp8                 # only WanPipeline, 8-bit products and exact mode; five minutes
+    python -m benchmarks.a14b --policy examples/first_block_cache.py:first_block_cache:threshold=0.3
+                                                    # only exact mode without and with it: the meter beside the clock
 
 The checkpoint has the published configurations; its files are holes, and every tensor is drawn on the GPU from its
 name, so that all that loads it has the same weights. Times are of the sampling loop, from wanlab's run files and, for
@@ -16,6 +18,7 @@ import argparse
 import json
 import math
 import shutil
+import sys
 import tempfile
 import time
 import zlib
@@ -31,8 +34,10 @@ from torch import Tensor
 
 from wanlab.embedded import tiny_path
 from wanlab.engine import run
+from wanlab.engine.model import config as configs
+from wanlab.engine.model import fingerprint, modules, weights
 from wanlab.engine.model import loading as models
-from wanlab.engine.model import weights
+from wanlab.engine.model.transformer import attention
 from wanlab.runfile import Run
 from wanlab.spec import PolicySpec, RecordSpec, RunSpec
 
@@ -81,7 +86,7 @@ def write_checkpoint(folder: Path, layers: int) -> None:
         (folder / name / "config.json").write_text(json.dumps(config))
         stem = "model" if name == "text_encoder" else "diffusion_pytorch_model"
         shards: list[dict[str, tuple[int, ...]]] = [{}]
-        for tensor, shape in models._expected("benchmark", name, config).items():
+        for tensor, shape in modules.expected("benchmark", name, configs.read(name, config)).items():
             if sum(map(math.prod, shards[-1].values())) > SHARD:
                 shards.append({})
             shards[-1][tensor] = shape
@@ -131,7 +136,8 @@ class Bench:
         return there >= seconds
 
     def wanlab(self, watch: Callable[[run.Progress], None] = lambda _: None, **changes: Any) -> dict[str, Any]:
-        """Sample `spec` with changes: seconds of the loop, of recording, of warm-up and decoding, peak bytes, latent."""
+        """Sample `spec` with changes: seconds of the loop, of recording, of warm-up and decoding, peak bytes,
+        latent."""
         self.count += 1
         spec = replace(self.spec, **changes)
         out = self.folder / f"{self.count}.h5"
@@ -140,8 +146,9 @@ class Bench:
         with Run(path) as made:
             timing = made.attrs["timing_seconds"]
             steps = np.asarray(made["seconds"]).tolist()
+            operations = np.asarray(made["operations"]).tolist()
             result = {
-                "seconds": sum(steps) + timing["recording"], "steps": steps, "peak": made.attrs["peak_memory_bytes"],
+                "seconds": sum(steps) + timing["recording"], "steps": steps, "operations": operations, "peak": made.attrs["peak_memory_bytes"],
                 "latent": torch.from_numpy(np.asarray(made["latent"])), "predicted": made.attrs["predicted"],
                 "attention": made.spec.attention,
             }  # fmt: skip
@@ -162,7 +169,7 @@ def pipeline_of(model: models.Model) -> WanPipeline:
 
 def pipeline(pipe: WanPipeline, spec: RunSpec, embeds: dict[str, Tensor], kernel: str = "auto") -> tuple[float, Tensor]:
     """Seconds of WanPipeline's call for latents, and these."""
-    with models.attention(kernel):
+    with attention(kernel):
         torch.cuda.synchronize()
         began = time.perf_counter()
         latents = pipe(
@@ -220,8 +227,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=math.inf, help="leave out what would take longer")
     parser.add_argument("--start", action="store_true", help="only the way from loaded to the first step")
     parser.add_argument("--fp8", action="store_true", help="only WanPipeline, 8-bit products and exact mode beside it")
+    parser.add_argument("--policy", action="append", help="only exact mode, without and with each of these policies")
     args = parser.parse_args()
     weights.stream = random_weights  # type: ignore[assignment]
+    fingerprint.digests = lambda files: [""] * len(list(files))  # the files are holes
+    sys.modules["wanlab.engine.run.execute"].write_mp4 = lambda *_: None  # type: ignore[attr-defined]  # films are not timed
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_checkpoint(folder / "model", args.layers)
@@ -235,7 +245,23 @@ def main() -> None:
             made = bench.wanlab(precision="exact", steps=2)
             row("second process: loaded to first step", f"{made['encode'] + made['warm-up']:.1f} s", "30 s")
             return
+        if args.policy:
+            policies(bench, args.policy)
+            return
         measure(bench, args.layers, args.fp8)
+
+
+def policies(bench: Bench, texts: Sequence[str]) -> None:
+    """What the meter says of what ran, beside the clock."""
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n\n| policy | meter | clock | a step |\n|---|---|---|---|"
+    )
+    plain = bench.wanlab(precision="exact")
+    for text in texts:
+        made = bench.wanlab(precision="exact", policies=(PolicySpec.parse(text),))
+        meter, clock = sum(plain["operations"]) / sum(made["operations"]), plain["seconds"] / made["seconds"]
+        row(f"{text} | {meter:.3f}x", f"{clock:.3f}x ({100 * (clock / meter - 1):+.1f} %)")
+        print("    seconds by step:", " ".join(f"{s:.2f}" for s in made["steps"]), flush=True)
 
 
 def measure(bench: Bench, layers: int, fp8_alone: bool) -> None:

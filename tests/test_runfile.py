@@ -21,10 +21,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from wanlab import runfile
 from wanlab.errors import WanlabError
-from wanlab.runfile import Field, Run, RunWriter, completed, part_directory, verify
-from wanlab.runfile import fields as runfile_fields
-from wanlab.runfile import writer as writer_module
+from wanlab.runfile import Field, Run, RunWriter, completed, fields, part_directory, verify
+from wanlab.runfile import writer as room
 
 ARCHIVES = Path(__file__).parent / "archives"
 LATENT = ("channel", "latent_frame", "latent_height", "latent_width")
@@ -118,7 +118,7 @@ def test_released_formats_stay_readable(archive: Path) -> None:
 
 
 def test_the_current_format_has_an_archive() -> None:
-    assert (ARCHIVES / f"run-v{runfile_fields.FORMAT_VERSION}.h5").is_file()
+    assert (ARCHIVES / f"run-v{runfile.FORMAT_VERSION}.h5").is_file()
 
 
 def test_two_equal_runs_are_equal_files(tmp_path: Path) -> None:
@@ -130,7 +130,7 @@ def test_two_equal_runs_are_equal_files(tmp_path: Path) -> None:
 # --- any fields ------------------------------------------------------------------------------------------------------
 
 SIZES = {"a": 1, "b": 2, "frame": 3, "d": 5}
-NUMERIC = [*runfile_fields.NUMBERS, "bool"]
+NUMERIC = [*fields.NUMBERS, "bool"]
 
 
 @st.composite
@@ -290,9 +290,9 @@ def test_misuse_of_the_writer(tmp_path: Path) -> None:
     ):
         with pytest.raises(WanlabError):
             new("other.h5", attrs=attrs)
-    for fields in ([Field("a"), Field("a")], [Field("n"), Field("b", ("n",))]):
+    for declared in ([Field("a"), Field("a")], [Field("n"), Field("b", ("n",))]):
         with pytest.raises(WanlabError):
-            new("other.h5", fields=fields)
+            new("other.h5", fields=declared)
     (tmp_path / "folder").mkdir()
     with pytest.raises(WanlabError, match="is a directory"):
         new("folder")
@@ -419,7 +419,7 @@ def test_chunks_filters_and_types(tmp_path: Path) -> None:
 def test_no_step_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Shards are written by another thread; `step` waits only when `depth` steps are waiting already."""
     release, where = threading.Event(), set()
-    real = writer_module.write_part
+    real = room.write_part
 
     def slow(path: Path, parts: Any) -> Path:
         if path.name.startswith("step"):
@@ -427,7 +427,7 @@ def test_no_step_waits_for_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             assert release.wait(10)
         return real(path, parts)
 
-    monkeypatch.setattr(writer_module, "write_part", slow)
+    monkeypatch.setattr(room, "write_part", slow)
     with RunWriter(tmp_path / "r.h5", spec_json="{}", digest="d", fields=[Field("a")], depth=2) as writer:
         for k in range(3):  # one in the thread's hands, two in the queue
             writer.step(k, {"a": k})

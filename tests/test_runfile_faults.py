@@ -19,16 +19,16 @@ import h5py
 import numpy as np
 import pytest
 
+from wanlab import files
 from wanlab.errors import WanlabError
-from wanlab.runfile import Field, Run, RunWriter, completed, fold, part_directory, verify
-from wanlab.runfile import fields as runfile_fields
-from wanlab.runfile import writer as writer_module
+from wanlab.runfile import Field, Run, RunWriter, completed, fields, fold, part_directory, verify
+from wanlab.runfile import writer as room
 
 FIELDS = [
     Field("sigma", (), "float64"),
     Field("x_t", ("channel", "latent_frame", "row"), "float32", "latent", "x"),
 ]
-LATENT = Field("last_x", ("channel", "latent_frame", "row"), "float32", "latent", "the final latent")
+LATENT = Field("latent", ("channel", "latent_frame", "row"), "float32", "latent", "the final latent")
 STEPS = 12
 
 # A sampler whose every step depends on the one before: it can only go on from a state that is right.
@@ -148,7 +148,7 @@ CALLS = [
     "Path.unlink",
     "shutil.rmtree",
     "h5py.File",
-    "writer.seal_file",
+    "room.append_seal",
 ]
 
 
@@ -159,7 +159,7 @@ def test_killed_around_every_call(tmp_path: Path, call: str, uninterrupted: dict
     code = """
         import os, shutil, signal, h5py
         from pathlib import Path
-        from wanlab.runfile import writer
+        from wanlab.runfile import writer as room
         owner, name = sys.argv[2].split(".")
         owner = globals()[owner]
         real, left, after = getattr(owner, name), int(sys.argv[3]), sys.argv[4] == "after"
@@ -194,7 +194,7 @@ def test_killed_around_every_call(tmp_path: Path, call: str, uninterrupted: dict
 
 
 def test_a_kill_between_the_file_and_its_tidying(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(writer_module.shutil, "rmtree", lambda *a, **k: None)
+    monkeypatch.setattr(room.shutil, "rmtree", lambda *a, **k: None)
     sample_here(tmp_path / "r.h5")
     assert part_directory(tmp_path / "r.h5").is_dir()
     assert completed(tmp_path / "r.h5", "d")
@@ -204,18 +204,19 @@ def test_a_kill_between_the_file_and_its_tidying(tmp_path: Path, monkeypatch: py
 # --- errors while writing --------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("call", ["write_part", "sync_directory"])
+@pytest.mark.parametrize("call", ["write_part", "sync"])
 def test_a_full_disk_fails_the_run_and_keeps_its_steps(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, call: str, uninterrupted: dict[str, np.ndarray]
 ) -> None:
-    path, real, full = tmp_path / "r.h5", getattr(writer_module, call), False
+    owner: Any = files if call == "sync" else room
+    path, real, full = tmp_path / "r.h5", getattr(owner, call), False
 
     def maybe(*args: Any) -> Any:
         if full:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         return real(*args)
 
-    monkeypatch.setattr(writer_module, call, maybe)
+    monkeypatch.setattr(owner, call, maybe)
     x, history = first()
     writer = RunWriter(path, spec_json="{}", digest="d", fields=FIELDS)
     with pytest.raises(WanlabError, match="No space left on device") as caught, writer:
@@ -245,7 +246,7 @@ def test_an_error_after_the_last_step_is_not_swallowed(tmp_path: Path, monkeypat
         raise RuntimeError("broken")
 
     writer = RunWriter(tmp_path / "r.h5", spec_json="{}", digest="d", fields=FIELDS)
-    monkeypatch.setattr(writer_module, "pack", broken)
+    monkeypatch.setattr(room, "pack", broken)
     with pytest.raises(WanlabError, match="RuntimeError: broken"), writer:
         writer.step(0, {"sigma": 1})
 
@@ -523,7 +524,7 @@ def test_harm_is_refused(tmp_path: Path, small: bytes, harm: Callable[[h5py.File
     path.write_bytes(small[: -fold.SEAL_BYTES])
     with h5py.File(path, "r+", libver=("v110", "v110")) as file:
         harm(file)
-    fold.seal_file(path)
+    fold.append_seal(path)
     before = resource.getrusage(resource.RUSAGE_SELF)
     with pytest.raises(WanlabError):
         Run(path)
@@ -540,14 +541,14 @@ def test_the_untouched_file_is_accepted(tmp_path: Path, small: bytes) -> None:
     with h5py.File(path, "r+", libver=("v110", "v110")) as file:
         file["steps"].attrs["more"] = 1
         file.create_group("extension/of_another_lab")["data"] = np.zeros(3)
-    fold.seal_file(path)
+    fold.append_seal(path)
     assert verify(path) == []
 
 
 def test_a_read_larger_than_memory_is_refused(tmp_path: Path, small: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "r.h5").write_bytes(small)
     with Run(tmp_path / "r.h5") as run:
-        monkeypatch.setattr(runfile_fields, "MAX_READ_BYTES", 2 * 3 * 16 * 4)  # one step
+        monkeypatch.setattr(fields, "MAX_READ_BYTES", 2 * 3 * 16 * 4)  # one step
         assert run["x_t"][0].shape == (2, 3, 16)
         assert run["x_t"][1:2].shape == (1, 2, 3, 16)
         with pytest.raises(WanlabError, match="too large"):

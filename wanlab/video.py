@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import imageio_ffmpeg
 import numpy as np
 from PIL import Image
 
+from wanlab import files
 from wanlab.errors import WanlabError
 
 FPS = 16  # Wan's native rate
+_BT709 = ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
 
 
 def write_mp4(path: Path, frames: np.ndarray, fps: int) -> None:
@@ -26,116 +29,127 @@ def write_mp4(path: Path, frames: np.ndarray, fps: int) -> None:
 
 
 def write_mp4_from(path: Path, frames: Iterable[np.ndarray], size: tuple[int, int], fps: float) -> None:
-    """H.264 of frames [H,W,3] uint8, one at a time; size is (W, H). Raises WanlabError."""
-    part = _part(path)
-    try:
-        writer = imageio_ffmpeg.write_frames(
-            _url(part), size, fps=fps, codec="libx264", quality=8, macro_block_size=2, ffmpeg_log_level="error"
-        )
-        writer.send(None)
-        for frame in frames:
-            writer.send(np.ascontiguousarray(frame))
-        writer.close()
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:
-        raise WanlabError(f"cannot write {path}: {_said(str(error))}", "check the disk") from error
-    finally:
-        part.unlink(missing_ok=True)
+    """H.264 of frames [H,W,3] uint8, one at a time; size is (W, H). Converted with bt709 and tagged so.
 
-
-def check_encoder() -> None:
-    """Raise WanlabError unless there is an ffmpeg that runs: found out before a run, not after it."""
-    try:
-        program = imageio_ffmpeg.get_ffmpeg_exe()
-        subprocess.run([program, "-version"], capture_output=True, check=True)
-    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
-        raise WanlabError(
-            f"there is no ffmpeg to write films with: {_said(str(error))}",
-            "install ffmpeg, or set IMAGEIO_FFMPEG_EXE to one",
-        ) from error
-
-
-def _part(path: Path) -> Path:
-    """Where `path` is written until it is whole; a link or file that stands there is removed, not written through."""
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    part.unlink(missing_ok=True)
-    return part
-
-
-def _url(path: Path) -> str:
-    """The path as ffmpeg takes it: `file:` keeps it from reading `run:1.mp4` as an address."""
-    return f"file:{path}"
-
-
-def _said(text: str) -> str:
-    return " ".join(text.split())[-160:]
+    Raises WanlabError.
+    """
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-loglevel", "error", "-y"]
+    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", str(fps), "-i", "pipe:0"]
+    even = "pad=ceil(iw/2)*2:ceil(ih/2)*2,"  # 4:2:0 takes even sizes
+    command += ["-an", "-vf", f"{even}scale=out_color_matrix=bt709:out_range=tv,format=yuv420p", *_BT709]
+    command += ["-c:v", "libx264", "-crf", "18", "-f", "mp4"]
+    with files.replacing(path) as part, tempfile.TemporaryFile() as said:
+        with subprocess.Popen([*command, _local(part)], stdin=subprocess.PIPE, stderr=said) as encoder:
+            assert encoder.stdin is not None
+            try:
+                for frame in frames:
+                    encoder.stdin.write(np.ascontiguousarray(frame, np.uint8).data)
+                encoder.stdin.close()
+            except BrokenPipeError:
+                pass  # the encoder ended: its words and status say why
+            except BaseException:
+                encoder.kill()
+                raise
+        said.seek(0)
+        if encoder.returncode:
+            words = " ".join(said.read().decode(errors="replace").split())[-160:]
+            raise WanlabError(f"cannot write {path}: {words}", "check the disk")
 
 
 def write_gif(path: Path, frames: np.ndarray, fps: int) -> None:
     """An endless gif of frames [T,H,W,3] uint8; gif's clock ticks at 100 Hz. Raises WanlabError."""
-    part = _part(path)
     images = [Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE) for frame in frames]
-    try:
-        images[0].save(part, "GIF", save_all=True, append_images=images[1:], duration=round(1000 / fps, -1), loop=0)
-        os.replace(part, path)
-    except OSError as error:
-        raise WanlabError(f"cannot write {path}: {error.strerror or error}", "check the disk") from error
-    finally:
-        part.unlink(missing_ok=True)
+    with files.replacing(path) as part:
+        images[0].save(part, save_all=True, append_images=images[1:], duration=round(1000 / fps, -1), loop=0)
 
 
 @contextmanager
 def read_mp4(path: Path) -> Iterator[tuple[dict[str, Any], Iterator[np.ndarray]]]:
-    """(what ffmpeg says of a video: size (W, H), fps, …; its frames [H,W,3] uint8, one at a time, as they are stored:
-    none is repeated or dropped to keep a clock). Raises WanlabError when it is no video, or is damaged or cut short.
+    """(what the file says of itself, its frames [H,W,C] one at a time, as they are stored) of a video file.
+
+    No frame is made or dropped. Frames are uint8 of RGB; uint16 where the file has more than 8 bits; with a fourth
+    channel where it has alpha. Of itself it says: size (W, H), fps, pix_fmt, depth (bits), alpha, color (range, matrix,
+    primaries and transfer where the file names them), and times, a list of seconds that fills as frames are read.
+
+    Raises WanlabError when it is no video, or is damaged or cut short: ffmpeg's status and its messages count.
     """
-    if not path.is_file():
-        raise WanlabError(f"there is no file {path}", "check the path")
-    meta = _describe(path)
+    files.check_regular(path)
+    meta = _probe(path)
     width, height = meta["size"]
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostdin", "-loglevel", "error", "-xerror"]
-    command += ["-err_detect", "explode", "-i", _url(path), "-map", "0:v:0", "-fps_mode", "passthrough"]
-    command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"]
-    with (
-        tempfile.TemporaryFile() as messages,
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=messages) as decoder,
-    ):
+    deep, channels = meta["depth"] > 8, 4 if meta["alpha"] else 3
+    pixel = {(False, 3): "rgb24", (False, 4): "rgba", (True, 3): "rgb48le", (True, 4): "rgba64le"}[deep, channels]
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info"]
+    command += ["-xerror", "-err_detect", "explode", "-noautorotate", "-i", _local(path), "-map", "0:v:0"]
+    command += ["-fps_mode", "passthrough", "-vf", "showinfo=checksum=0", "-pix_fmt", pixel, "-f", "rawvideo", "pipe:1"]
+    count = width * height * channels * (2 if deep else 1)
+
+    def frames() -> Iterator[np.ndarray]:
+        assert decoder.stdout is not None
+        while len(data := decoder.stdout.read(count)) == count:
+            yield np.frombuffer(data, "<u2" if deep else "u1").reshape(height, width, channels)
+        decoder.wait()
+        said.seek(0)
+        text = said.read().decode(errors="replace")
+        meta["times"] += [float(t) for t in re.findall(r"pts_time:\s*([-0-9.]+)", text)]
+        errors = [line for line in text.splitlines() if re.search(r"\[(error|fatal|panic)\]", line)]
+        if decoder.returncode or errors or data:
+            words = errors[0] if errors else "it ends in the middle of a frame"
+            raise WanlabError(f"{path} is damaged: {words[-120:]}", "make it again")
+
+    with tempfile.TemporaryFile() as said:
+        decoder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said)
         try:
-            yield meta, _frames(path, decoder, messages, width, height)
+            yield meta, frames()
         finally:
             decoder.kill()
+            decoder.wait()
+            if decoder.stdout is not None:
+                decoder.stdout.close()
 
 
-def _describe(path: Path) -> dict[str, Any]:
-    reader = imageio_ffmpeg.read_frames(_url(path))
-    try:
-        meta: dict[str, Any] = next(reader)
-        _ = meta["size"]
-        return meta
-    except (OSError, RuntimeError, StopIteration, KeyError, ValueError, IndexError) as error:
-        raise WanlabError(f"{path} is no video that ffmpeg can read", "name an mp4 file") from error
-    finally:
-        reader.close()
+def _local(path: Path) -> str:
+    """A path as ffmpeg takes it: never a URL, whatever colons it has."""
+    return "file:" + os.path.abspath(path)
 
 
-def _frames(
-    path: Path, decoder: subprocess.Popen[bytes], messages: BinaryIO, width: int, height: int
-) -> Iterator[np.ndarray]:
-    assert decoder.stdout is not None
-    size = width * height * 3
-    while len(data := decoder.stdout.read(size)) == size:
-        yield np.frombuffer(data, np.uint8).reshape(height, width, 3)
-    status = decoder.wait()
-    messages.seek(0)
-    said = _said(messages.read().decode(errors="replace"))
-    if status or said or data:  # a film cut short ends with status 0 and a message
-        raise WanlabError(f"{path} is damaged: {said or f'ffmpeg ended with {status}'}", "make it again")
+def _probe(path: Path) -> dict[str, Any]:
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-i", _local(path)]
+    text = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stderr
+    line = re.search(r"Video: (\w+).*?, (\w+)(?:\(([^)]*)\))?, (\d+)x(\d+)(.*)", text)
+    if line is None or "Input #0" not in text:
+        raise WanlabError(f"{path} is no video that ffmpeg can read", "name an mp4 file")
+    codec, pixel, tags, width, height, rest = line.groups()
+    fps = re.search(r"([\d.]+) fps", rest) or re.search(r"([\d.]+) tbr", rest)
+    bits = re.search(r"(?:p|gray|gbra?p)(9|10|12|14|16)(?:le|be)", pixel) or re.search(r"(48|64)(?:le|be)", pixel)
+    depth = 8 if bits is None else min(16, int(bits[1]))
+    alpha = codec != "gif" and bool(re.match(r"yuva|gbrap|rgba|bgra|argb|abgr|ya8|ya16", pixel))
+    colour = [tag.strip() for tag in (tags or "").split(",") if tag.strip() and tag.strip() != "progressive"]
+    return {
+        "size": (int(width), int(height)),
+        "fps": float(fps[1]) if fps else 0.0,
+        "codec": codec,
+        "pix_fmt": pixel,
+        "depth": depth,
+        "alpha": alpha,
+        "color": colour,
+        "times": [],
+    }
 
 
 def ffmpeg_compare(a: Path, b: Path, filters: str, size: tuple[int, int]) -> str:
     """What ffmpeg's full-reference filters print of two raw RGB videos of this size, `a` against the reference `b`."""
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", str(FPS)]
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-nostats", *raw, "-i", _url(a), *raw, "-i", _url(b)]
+    command = [
+        imageio_ffmpeg.get_ffmpeg_exe(),
+        "-hide_banner",
+        "-nostats",
+        *raw,
+        "-i",
+        _local(a),
+        *raw,
+        "-i",
+        _local(b),
+    ]
     done = subprocess.run(
         [*command, "-lavfi", filters, "-f", "null", "-"], capture_output=True, text=True, errors="replace", check=False
     )

@@ -2,13 +2,16 @@
 
 import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from wanlab.analysis.compare import Comparison, Result, apart, failures, measure, pareto, parse_condition
+from wanlab.analysis import table, verdict
+from wanlab.analysis.compare import Comparison, Result, apart, failures, measure, pareto, parse_condition, parse_loss
+from wanlab.analysis.verdict import at_equal_cost, check_conditions, standing, where_time_went
 from wanlab.errors import UsageError
 from wanlab.runfile import Field, RunWriter
 from wanlab.spec import RunSpec
@@ -19,20 +22,27 @@ SCALARS = {"sigma": "float64", "seconds": "float64", "expert": "S6", "passes": "
 
 
 def write(path, *, value=0.5, prompt="a ball", seed=0, passes=(2, 2, 2, 2), seconds=(1.0, 1, 1, 1), flops=None, strides=(1, 1, 1, 1),
-          x=None, process="here", resumed=0):  # fmt: skip
+          x=None, process="here", resumed=0, predicted=None, operations=(), status=()):  # fmt: skip
     """A run of four steps on latents [1,4,2,2]; its video is of one grey value."""
     spec = RunSpec(prompt=prompt, seed=seed, width=16, height=16, frames=13, steps=STEPS)
     dims = ("channel", "latent_frame", "latent_height", "latent_width")
     fields = [Field(n, (), d, "1", n) for n, d in SCALARS.items()] + [Field("x_t", dims, "float32", "1", "x")]
     x = np.ones((STEPS + 1, 1, 4, 2, 2), np.float32) if x is None else x
-    video = np.broadcast_to(np.float32(value), (13, 16, 16, 3)).copy()
+    video = np.broadcast_to(np.asarray(value, np.float32), (13, 16, 16, 3)).copy()
     flops = [float(p) for p in passes] if flops is None else flops
-    attrs = {"timing_seconds": {"encode": 0.5, "decode": 1.0, "write": 0.5}, "predicted": {"flops_by_step": flops},
+    attrs = {"timing_seconds": {"encode": 0.5, "decode": 1.0, "write": 0.5}, "predicted": predicted or {"flops_by_step": flops},
              "process": process, "resumed_from_step": resumed}  # fmt: skip
+    if operations:
+        fields += [Field("operations", (), "float64", "1", "o")] + [
+            Field(f"status_{b}", (), "S7", "1", b) for b in ("cond", "uncond")
+        ]
     with RunWriter(path, spec_json=spec.to_json(), digest=spec.digest(), attrs=attrs, fields=fields) as writer:
         for k in range(STEPS):
             kept = x[k][:, :: strides[k]]
-            writer.step(k, {"sigma": 1 - k / 4, "seconds": seconds[k], "expert": "high" if k < 2 else "low", "passes": passes[k],
+            more = (
+                {"operations": operations[k], "status_cond": "fresh", "status_uncond": status[k]} if operations else {}
+            )
+            writer.step(k, more | {"sigma": 1 - k / 4, "seconds": seconds[k], "expert": "high" if k < 2 else "low", "passes": passes[k],
                             "tokens": 10 * passes[k], "frames": kept.shape[1], "frame_stride": strides[k], "x_t": kept})  # fmt: skip
         final = {Field("latent", dims, "float32", "1", "latent"): x[STEPS],
                  Field("video", ("frame", "height", "width", "rgb"), "uint8", "1", "v"): (video * 255).round().astype(np.uint8),
@@ -56,7 +66,7 @@ def test_a_pair_by_hand(tmp_path):
     assert (pair.divergence.parted, pair.divergence.switch, pair.divergence.truncated) == (3, 2, (2, 3))
     s = Result(label="A", pairs=(pair,)).summary
     assert s["speedup"].mean == pytest.approx(4 / 3) and s["speedup_total"].mean == pytest.approx(6 / 5)
-    assert pair.steady_a.difference == 0
+    assert f["difference"] == 0 and f["operations"] == 6 and f["operations_baseline"] == 8
 
 
 def test_half_the_frames_are_held_against_the_same_frames(tmp_path):
@@ -86,21 +96,62 @@ def many(tmp_path, values, prompts=None, base=0.5, **more):
 
 def test_verdicts(tmp_path):
     """Offsets of .01 are 40 dB with SSIM .9998, offsets of .1 are 20 dB."""
-    near, far = many(tmp_path, [0.51, 0.511, 0.509, 0.51]), many(tmp_path, [0.6, 0.61])
+    near, far = many(tmp_path, [0.51, 0.511, 0.509, 0.51]), many(tmp_path, [0.6, 0.61, 0.6, 0.61])
     same = many(tmp_path, [0.5, 0.5])
-    floor = many(tmp_path, [0.515, 0.515])
+    floor = many(tmp_path, [0.515, 0.516, 0.514, 0.515])
     plain = Comparison(baseline="baseline", results=(near, far, same))
     assert plain.verdict(near) == "minimal loss, structure kept"
     assert plain.verdict(far).startswith("loss")
     assert plain.verdict(same) == "identical"
     floored = Comparison(baseline="baseline", results=(near, far, same), floors=(floor,))
-    assert floored.verdict(near) == "indistinguishable (under by 0.515)" and floored.verdict(far).startswith("loss")
+    assert floored.verdict(near) == "below by 0.515" and floored.verdict(far).startswith("loss")
     assert floored.verdict(same) == "identical"
+    level = many(tmp_path, [0.51, 0.512, 0.508, 0.51])  # its errors lie on both sides of near's
+    assert (
+        Comparison(baseline="baseline", results=(near,), floors=(level,)).verdict(near) == "not told apart from by 0.51"
+    )
+    assert Comparison(baseline="baseline", results=(level,), floors=(near,)).verdict(level).startswith("not told apart")
+
+
+def test_below_four_prompts_only_these_are_spoken_of(tmp_path):
+    """40 dB in one pair or three is a fact about these; a floor is passed when every pair passes it."""
+    three, one = many(tmp_path, [0.51] * 3), many(tmp_path, [0.51])
+    both = Comparison(baseline="baseline", results=(three, one))
+    assert both.verdict(three) == "these prompts only: above 35 dB, above 0.98 SSIM"
+    assert both.verdict(one).startswith("this pair only: above 35 dB") and not three.summary["psnr"].known
+    said = " ".join(both.remarks())
+    assert "these prompts only" in said and "%" not in said
+    seeds = many(tmp_path, [0.51, 0.511] * 4, prompts=["x", "y"] * 4)  # eight pairs of two prompts: still two prompts
+    only = Comparison(baseline="baseline", results=(seeds,))
+    assert only.verdict(seeds).startswith("these prompts only") and only.cheapest("psnr", 35) == (None, seeds)
+    assert "%" not in " ".join(only.remarks())
+    low, mixed = many(tmp_path, [0.505] * 3), many(tmp_path, [0.505, 0.52, 0.505])
+    assert [standing(three, f) for f in (low, mixed, three)] == ["above", "not told apart", "not told apart"]
+    assert standing(low, three) == "below"
+
+
+def test_what_is_not_a_number_meets_nothing(tmp_path):
+    """A value that is not finite in one pair of four: no figure, no verdict, no condition, on no front, never the
+    answer."""
+    hurt = many(tmp_path, [0.51, math.nan, 0.51, 0.51], passes=(1, 1, 1, 1))
+    comparison = Comparison(baseline="baseline", results=(hurt,))
+    assert comparison.verdict(hurt) == "not a number" and not hurt.identical
+    assert hurt.worst.seed == 1 and "not finite" in " ".join(comparison.remarks())
+    assert comparison.cheapest("psnr", 1) == (None, None)
+    for text in ("psnr<1", "psnr>1", "mse<1", "ssim<=-1"):
+        assert failures([hurt], [parse_condition(text)]), text
+    both_alike = measure(hurt.pairs[1].a, hurt.pairs[1].a)
+    assert math.isnan(both_alike.figures["psnr"]) and not both_alike.fidelity.identical
+    assert pareto([(1, math.nan), (math.nan, 5), (2, 3)]) == [2]
+    plain = json.loads(
+        json.dumps(comparison.to_dict()), parse_constant=lambda name: None if name == "NaN" else pytest.fail(name)
+    )
+    assert plain["methods"][0]["summary"]["psnr"]["mean"] is None
 
 
 def test_an_interval_across_the_threshold_decides_nothing(tmp_path):
-    """PSNR of offsets .01 and .03: 40 and 30.5 dB, mean 35.2; two values say nothing about 35."""
-    both = many(tmp_path, [0.51, 0.53])
+    """PSNR of offsets .01 and .03: 40 and 30.5 dB, 33 dB of the mean error; four values say nothing about 35."""
+    both = many(tmp_path, [0.51, 0.53, 0.51, 0.53])
     assert "undecided at 35 dB" in Comparison(baseline="baseline", results=(both,)).verdict(both)
 
 
@@ -113,9 +164,24 @@ def test_identical_pairs_in_every_export(tmp_path):
     assert method["identical"] and method["summary"]["psnr"]["mean"] == "identical"
     assert method["summary"]["mse"]["mean"] == 0 and method["summary"]["ssim"]["mean"] == pytest.approx(1)
     assert method["pairs"][0]["psnr"] == "identical" and method["verdict"] == "identical"
-    # Some identical, some not: PSNR of the mean MSE, .01²/2, and no interval.
-    mixed = many(tmp_path, [0.5, 0.51]).summary["psnr"]
-    assert mixed.mean == pytest.approx(-10 * math.log10(0.01**2 / 2), abs=1e-3) and not mixed.known
+    # Some identical, some not: PSNR of the mean MSE, .01²/2, with its interval.
+    mixed = many(tmp_path, [0.5, 0.51, 0.5, 0.51]).summary["psnr"]
+    assert mixed.mean == pytest.approx(-10 * math.log10(0.01**2 / 2), abs=1e-3)
+    assert mixed.known and mixed.low < mixed.mean < mixed.high < math.inf
+
+
+def test_nothing_jumps_where_a_pair_becomes_identical(tmp_path):
+    """The error of one of five pairs goes to 0: every figure, bound and verdict goes there too."""
+    last = {}
+    for offset in (1e-3, 1e-4, 1e-5, 1e-6, 0):
+        result = many(tmp_path, [0.51, 0.511, 0.509, 0.51, 0.5 + offset])
+        s = result.summary
+        last[offset] = [
+            getattr(s[n], end) for n in ("mse", "psnr", "ssim", "abs_mean") for end in ("mean", "low", "high")
+        ]
+        last[offset].append(result.median("psnr"))
+        assert Comparison(baseline="b", results=(result,)).verdict(result) == "minimal loss, structure kept"
+    assert last[0] == pytest.approx(last[1e-6], rel=2e-3) and np.isfinite(last[0]).all()
 
 
 def test_only_runs_of_one_process_are_timed(tmp_path):
@@ -133,15 +199,26 @@ def test_only_runs_of_one_process_are_timed(tmp_path):
     assert any("--force" in line for line in said)
 
 
+def test_time_that_the_interval_explains_is_not_explained(tmp_path):
+    """Speed-ups of 1, 1.6, 1 and 1.6 with 1.33 predicted: the mean, 1.265, is near; 1, 1.3, .9, 1.5 are not, but their
+    interval holds 1.33."""
+    b = [write(tmp_path / f"b{k}.h5", prompt=f"p{k}") for k in range(4)]
+    pairs = [measure(write(tmp_path / f"a{k}.h5", prompt=f"p{k}", passes=(2, 2, 1, 1), seconds=(1 / f,) * 4), b[k])
+             for k, f in enumerate((1, 1.3, 0.9, 1.5))]  # fmt: skip
+    result = Result(label="A", pairs=tuple(pairs))
+    s = result.summary["speedup"]
+    assert s.mean / (8 / 6) < 0.9 and s.low < 8 / 6 < s.high and where_time_went(result) == ""
+
+
 def test_where_the_time_went(tmp_path):
     """Half the operations in the last two steps, which yet take .9 s each: .4 s more a step than at B's pace."""
     b = write(tmp_path / "b.h5")
     slow = write(tmp_path / "a.h5", passes=(2, 2, 1, 1), seconds=(1, 1, 0.9, 0.9))
-    said = Result(label="A", pairs=(measure(slow, b),)).where_time_went()
+    said = where_time_went(Result(label="A", pairs=(measure(slow, b),)))
     assert said == ("A: 1.33x predicted from operations, 1.05x measured; its steps of 4 latent frames and 1 pass took "
                     "0.80 s more than at the baseline's pace")  # fmt: skip
     as_predicted = write(tmp_path / "c.h5", passes=(2, 2, 1, 1), seconds=(1, 1, 0.5, 0.5))
-    assert Result(label="A", pairs=(measure(as_predicted, b),)).where_time_went() == ""
+    assert where_time_went(Result(label="A", pairs=(measure(as_predicted, b),))) == ""
 
 
 def test_by_prompt_and_units(tmp_path):
@@ -156,26 +233,28 @@ def test_by_prompt_and_units(tmp_path):
 
 def test_the_cheapest_within_a_loss(tmp_path):
     """Cheaper is worse here. 40 dB costs 6 operations of 8, 20 dB costs 4."""
-    near = many(tmp_path, [0.51, 0.51], passes=(2, 2, 1, 1))
-    far = many(tmp_path, [0.6, 0.6], passes=(1, 1, 1, 1))
+    near = many(tmp_path, [0.51, 0.511, 0.51, 0.51], passes=(2, 2, 1, 1))
+    far = many(tmp_path, [0.6, 0.6, 0.6, 0.61], passes=(1, 1, 1, 1))
     both = Comparison(baseline="baseline", results=(near, far))
     assert both.cheapest("psnr", 35) == (near, near)
     assert both.cheapest("psnr", 15) == (far, far)
     assert both.cheapest("psnr", 45) == (None, None)
+    assert both.cheapest("mse", 0.001) == (near, near)  # of an error less is better
 
 
 def test_methods_of_equal_cost_are_compared_within_pairs(tmp_path):
-    """Offsets of .01 and .02 are 40 and 33.98 dB, 6.02 apart, in every pair; one of 20 dB costs less and is left out."""
+    """Offsets of .01 and .02 are 40 and 33.98 dB, 6.02 apart, in every pair; one of 20 dB costs less and is left
+    out."""
     cut = (2, 2, 1, 1)
     near = many(tmp_path, [0.51, 0.51, 0.51, 0.51], passes=cut)
     far = many(tmp_path, [0.52, 0.52, 0.52, 0.52], passes=cut)
     cheap = many(tmp_path, [0.6, 0.6, 0.6, 0.6], passes=(1, 1, 1, 1))
-    (said,) = Comparison(baseline="baseline", results=(far, cheap, near)).at_equal_cost()
+    (said,) = at_equal_cost((far, cheap, near))
     assert said == "at 0.750 of the operations by 0.51 loses least: PSNR 6.02 dB (6.02 to 6.02) above by 0.52"
     mixed = many(tmp_path, [0.505, 0.53, 0.505, 0.53], passes=cut)
-    (said,) = Comparison(baseline="baseline", results=(mixed, near)).at_equal_cost()
+    (said,) = at_equal_cost((mixed, near))
     assert "not enough to tell them apart" in said
-    assert Comparison(baseline="baseline", results=(near, cheap)).at_equal_cost() == []
+    assert at_equal_cost((near, cheap)) == []
 
 
 def test_pareto_by_hand():
@@ -199,17 +278,62 @@ def test_conditions(tmp_path):
     assert failures([result], [("psnr", "<", 35.0)]) == ["by 0.6: psnr is 20, < 35"]
     assert failures([result], [("psnr", "<", 15.0), ("ssim", ">", 2)]) == []
     assert failures([result], [("vmaf", "<", 90.0)])  # a figure that is not there meets no threshold
-    for text in ("psnr", "psnr<x", "speed<2", "psnr=35"):
+    for text in ("psnr", "psnr<x", "speed<2", "psnr=35", "psnr<nan", "psnr>inf"):
         with pytest.raises(UsageError):
             parse_condition(text)
 
 
+def test_a_figure_of_runs_is_refused_where_videos_are_given(tmp_path):
+    for text in ("passes>10", "speedup<1", "latent_error>0", "vmaf<90"):
+        with pytest.raises(UsageError, match=r"videos are given|asked for"):
+            check_conditions([parse_condition(text)], runs=False)
+    check_conditions([parse_condition("psnr<30"), parse_condition("difference_baseline>1")], runs=False)
+    check_conditions([parse_condition("passes>10"), parse_condition("vmaf<90")], runs=True, asked=["vmaf"])
+    result = many(tmp_path, [0.51])
+    bare = Result(label="A", pairs=tuple(replace(p, figures={"mse": 1e-4, "psnr": 40.0}) for p in result.pairs))
+    assert failures([bare], [parse_condition("passes>10")]) == ["A: passes is not a number, > 10 cannot be tested"]
+
+
+def test_bounds_of_a_loss():
+    assert parse_loss("ssim=.98") == ("ssim", 0.98) and parse_loss("mse=1e-4") == ("mse", 1e-4)
+    for text in ("psnr", "psnr=much", "psnr=nan", "difference=1", "psn=3"):
+        with pytest.raises(UsageError):
+            parse_loss(text)
+
+
 def test_intervals_stay_within_what_a_figure_can_be(tmp_path):
-    """Grey .5 against .5, .6 and .9: MSE 0, .01 and .16, of which Student's interval of three would reach below 0; the
+    """Grey .5 against .5, .5, .6 and .9: MSE 0, 0, .01 and .16, of which Student's interval would reach below 0; the
     SSIM of two even greys is (2ab + .0001)/(a² + b² + .0001), and its interval would reach above 1."""
     b = write(tmp_path / "b.h5", value=0.5)
-    pairs = tuple(measure(write(tmp_path / f"{v}.h5", value=v), b) for v in (0.50001, 0.6, 0.9))
+    pairs = tuple(measure(write(tmp_path / f"{v}.h5", value=v), b) for v in (0.50001, 0.50002, 0.6, 0.9))
     summary = Result(label="A", pairs=pairs).summary
-    assert summary["mse"].mean == pytest.approx(0.17 / 3, rel=1e-3)
-    assert summary["mse"].low == 0.0 and summary["mse"].high > 0.2
-    assert summary["ssim"].high == 1.0 and summary["ssim"].low < summary["ssim"].mean < 1
+    assert summary["mse"].mean == pytest.approx(0.17 / 4, rel=1e-3)
+    assert 0 < summary["mse"].low < 0.0425 and summary["mse"].high > 0.16
+    assert summary["ssim"].mean < summary["ssim"].high < 1.0 and summary["ssim"].low < summary["ssim"].mean
+
+
+def test_selection_counts(tmp_path):
+    """The bound of a method picked among twelve is lower than that of the same method alone."""
+    values = [0.516, 0.517, 0.516, 0.517, 0.518]
+    alone = many(tmp_path, values)
+    others = [replace(alone, label=str(k)) for k in range(11)]
+    own = alone.summary["psnr"].low
+    assert verdict.cheapest([alone], "psnr", own - 0.01)[0] is alone
+    assert verdict.cheapest([alone, *others], "psnr", own - 0.01)[0] is None
+
+
+def test_pass_equivalents_and_statuses(tmp_path):
+    """A version-2 file by hand: operations that ran, statuses, and the operations of a whole pass."""
+    v2 = {"flops_by_step": [100.0] * 4, "pass_flops_by_step": [50.0] * 4}
+    b = write(tmp_path / "b.h5", predicted=v2, operations=(100, 100, 100, 100), status=("fresh",) * 4)
+    a = write(
+        tmp_path / "a.h5", predicted=v2, operations=(100, 100, 20, 50), status=("fresh", "fresh", "skipped", "reused")
+    )
+    pair = measure(a, b)
+    f = pair.figures
+    assert (f["pass_equivalents"], f["pass_equivalents_baseline"], f["passes"]) == (5.4, 8, 8)
+    assert f["speedup_predicted"] == pytest.approx(400 / 270) and pair.divergence.truncated == (2, 3)
+    comparison = Comparison(baseline="baseline", results=(Result(label="A", pairs=(pair,)),))
+    assert table.rows(comparison)[0]["passes"] == "5.4/8"
+    old = Comparison(baseline="baseline", results=(many(tmp_path, [0.6], passes=(2, 2, 1, 1)),))
+    assert table.rows(old)[0]["passes"] == "6/8"

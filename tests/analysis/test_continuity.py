@@ -550,7 +550,7 @@ def test_readings_claim_only_what_is_there() -> None:
 
 
 def test_figures_are_written_whatever_the_text(tmp_path: Path) -> None:
-    from wanlab.analysis import continuity_figures as figures
+    from wanlab.analysis.figures import continuity as figures
 
     hostile = "$\\frac{ [b] \x00 " + "x" * 300
     groups = group([plain_run(method=hostile), half(), plain_run(frames=33), run_of([H[:5]] * 2, [1.0, 0.5])])
@@ -568,7 +568,7 @@ def test_figures_are_written_whatever_the_text(tmp_path: Path) -> None:
 
 
 def test_a_pair_of_frames_two_apart_is_two_wide() -> None:
-    from wanlab.analysis.continuity_figures import _image
+    from wanlab.analysis.figures.continuity import _image
 
     image = _image(group([half()])[0], "x_t")
     assert image.shape == (5, 4) and np.isfinite(image).all()

@@ -7,8 +7,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from wanlab.analysis import fidelity
-from wanlab.analysis.fidelity import Clip, compare, steadiness
+from wanlab.analysis import metrics
+from wanlab.analysis.fidelity import compare
+from wanlab.analysis.metrics import pixels
+from wanlab.analysis.metrics.clip import Clip
 from wanlab.errors import UsageError, WanlabError
 from wanlab.runfile import Field, RunWriter
 from wanlab.video import FPS, ffmpeg_compare, has_filter, write_mp4
@@ -39,13 +41,13 @@ def test_constant_offset(clips):
     """.25 + .125 against .25: every error is .125; MSE 1/64, PSNR 10 log10(64) = 18.061800 dB; relative .125/.25."""
     b = np.full((3, 16, 24, 3), 0.25)
     found = compare(*clips(b + 0.125, b))
-    assert (found.abs_mean, found.abs_max, found.mse) == pytest.approx((0.125, 0.125, 1 / 64), abs=1e-12)
-    assert found.abs_std == pytest.approx(0, abs=1e-7)
-    assert found.psnr == pytest.approx(18.061800, abs=1e-6)
-    assert (found.rel_mean, found.rel_max) == pytest.approx((0.5, 0.5), abs=1e-6)
+    assert (found["abs_mean"], found["abs_max"], found["mse"]) == pytest.approx((0.125, 0.125, 1 / 64), abs=1e-12)
+    assert found["abs_std"] == pytest.approx(0, abs=1e-7)
+    assert found["psnr"] == pytest.approx(18.061800, abs=1e-6)
+    assert (found["rel_mean"], found["rel_max"]) == pytest.approx((0.5, 0.5), abs=1e-6)
     # SSIM of two constants: (2ab + C1)/(a² + b² + C1) with C1 = 1e-4; the contrast term is 1.
-    assert found.ssim == pytest.approx((2 * 0.375 * 0.25 + 1e-4) / (0.375**2 + 0.25**2 + 1e-4), abs=1e-6)
-    assert found.psnr_by_frame == pytest.approx([18.061800] * 3, abs=1e-6)
+    assert found["ssim"] == pytest.approx((2 * 0.375 * 0.25 + 1e-4) / (0.375**2 + 0.25**2 + 1e-4), abs=1e-6)
+    assert found.by_frame["psnr"] == pytest.approx([18.061800] * 3, abs=1e-6)
 
 
 def test_one_white_pixel(clips):
@@ -55,38 +57,43 @@ def test_one_white_pixel(clips):
     a[1, 5, 7] = 1
     found = compare(*clips(a, b))
     share = 3 / 4608
-    assert (found.mse, found.abs_mean, found.abs_max) == pytest.approx((share, share, 1), abs=1e-12)
-    assert found.abs_std == pytest.approx(math.sqrt(share - share**2), abs=1e-9)
-    assert found.psnr == pytest.approx(-10 * math.log10(share), abs=1e-9)
-    assert found.worst_frame == 1 and found.mse_by_frame[1] == pytest.approx(1 / 384)
-    assert np.isposinf(found.psnr_by_frame[[0, 2, 3]]).all()
-    assert found.rel_max == pytest.approx(1e8) and found.rel_mean == pytest.approx(1e8 * share)
-    assert found.ssim_by_frame[[0, 2, 3]] == pytest.approx([1, 1, 1]) and found.ssim_by_frame[1] < 1
+    assert (found["mse"], found["abs_mean"], found["abs_max"]) == pytest.approx((share, share, 1), abs=1e-12)
+    assert found["abs_std"] == pytest.approx(math.sqrt(share - share**2), abs=1e-9)
+    assert found["psnr"] == pytest.approx(-10 * math.log10(share), abs=1e-9)
+    assert found.worst_frame == 1 and found.by_frame["mse"][1] == pytest.approx(1 / 384)
+    assert np.isposinf(found.by_frame["psnr"][[0, 2, 3]]).all()
+    assert found["rel_max"] == pytest.approx(1e8) and found["rel_mean"] == pytest.approx(1e8 * share)
+    assert found.by_frame["ssim"][[0, 2, 3]] == pytest.approx([1, 1, 1]) and found.by_frame["ssim"][1] < 1
 
 
 def test_shifted_frame(clips):
     """A ramp of 1/32 a column against itself one column on: an error of 1/32 but at the wrap, where it is 31/32."""
     ramp = np.broadcast_to((np.arange(32) / 32)[None, None, :, None], (2, 16, 32, 3))
     found = compare(*clips(np.roll(ramp, 1, axis=2), ramp))
-    assert found.abs_mean == pytest.approx((31 * 1 / 32 + 31 / 32) / 32, abs=1e-12)
-    assert found.mse == pytest.approx((31 * (1 / 32) ** 2 + (31 / 32) ** 2) / 32, abs=1e-12)
-    assert found.abs_max == pytest.approx(31 / 32)
+    assert found["abs_mean"] == pytest.approx((31 * 1 / 32 + 31 / 32) / 32, abs=1e-12)
+    assert found["mse"] == pytest.approx((31 * (1 / 32) ** 2 + (31 / 32) ** 2) / 32, abs=1e-12)
+    assert found["abs_max"] == pytest.approx(31 / 32)
 
 
 def test_against_itself(clips):
     a = np.random.default_rng(0).random((3, 16, 16, 3))
     found = compare(*clips(a, a))
-    assert found.mse == 0 and found.psnr == math.inf and found.ssim == pytest.approx(1, abs=1e-12) and found.identical
+    assert (
+        found["mse"] == 0
+        and found["psnr"] == math.inf
+        and found["ssim"] == pytest.approx(1, abs=1e-12)
+        and found.identical
+    )
 
 
 def test_float_frames_are_compared_before_rounding(clips):
     """A difference of 1/1000 vanishes in 8 bits and is seen before."""
     b = np.full((1, 16, 16, 3), 0.5)
     found = compare(*clips(b + 1e-3, b))
-    assert found.abs_mean == pytest.approx(1e-3, rel=1e-4) and not found.rounded
+    assert found["abs_mean"] == pytest.approx(1e-3, rel=1e-4) and not found.rounded
     rounded = [(x * 255).round().astype(np.uint8) for x in (b + 1e-3, b)]
     found = compare(*clips(*rounded))
-    assert found.mse == 0 and found.rounded
+    assert found["mse"] == 0 and found.rounded
 
 
 @pytest.fixture
@@ -110,7 +117,7 @@ def test_psnr_is_ffmpegs(clips, noisy, tmp_path):
     a, b = noisy
     said = ffmpeg_compare(raw(tmp_path, a, "a"), raw(tmp_path, b, "b"), "psnr", (96, 64))
     average = float(re.search(r"average:([\d.]+)", said)[1])
-    assert compare(*clips(a, b)).psnr == pytest.approx(average, abs=1e-6)  # ffmpeg prints six digits
+    assert compare(*clips(a, b))["psnr"] == pytest.approx(average, abs=1e-6)  # ffmpeg prints six digits
 
 
 def ffmpeg_ssim(x, y):
@@ -135,19 +142,22 @@ def test_ssim_beside_ffmpegs(clips, noisy, tmp_path):
     printed = float(re.search(r"All:([\d.]+)", said)[1])
     theirs = np.mean([ffmpeg_ssim(a[t, ..., c], b[t, ..., c]) for t in range(5) for c in range(3)])
     assert theirs == pytest.approx(printed, abs=1e-6)  # ffmpeg prints six digits
-    assert compare(*clips(a, b)).ssim == pytest.approx(printed, abs=0.05)
+    assert compare(*clips(a, b))["ssim"] == pytest.approx(printed, abs=0.05)
 
 
 @pytest.mark.skipif(not has_filter("libvmaf"), reason="this ffmpeg has no libvmaf")
 def test_vmaf_where_there_is_one(clips, noisy):
     a, b = noisy
-    same, other = compare(*clips(b, b), vmaf=True).vmaf, compare(*clips(a, b), vmaf=True).vmaf
+    same, other = (
+        compare(*clips(b, b), metrics=metrics.chosen(["vmaf"]))["vmaf"],
+        compare(*clips(a, b), metrics=metrics.chosen(["vmaf"]))["vmaf"],
+    )
     assert same > 95 > other
 
 
 def test_vmaf_is_not_a_number_without_the_filter(clips, noisy, monkeypatch):
-    monkeypatch.setattr(fidelity, "has_filter", lambda name: False)
-    assert math.isnan(compare(*clips(*noisy), vmaf=True).vmaf)
+    monkeypatch.setattr(pixels, "has_filter", lambda name: False)
+    assert math.isnan(compare(*clips(*noisy), metrics=metrics.chosen(["vmaf"]))["vmaf"])
 
 
 def test_mp4_files(tmp_path, noisy):
@@ -155,7 +165,7 @@ def test_mp4_files(tmp_path, noisy):
     for name, frames in (("a", a), ("b", b)):
         write_mp4(tmp_path / f"{name}.mp4", frames, FPS)
     found = compare(Clip.of(tmp_path / "a.mp4"), Clip.of(tmp_path / "b.mp4"))
-    assert len(found.mse_by_frame) == 5 and found.rounded and 20 < found.psnr < 40
+    assert len(found.by_frame["mse"]) == 5 and found.rounded and 20 < found["psnr"] < 40
     same = compare(Clip.of(tmp_path / "b.mp4"), Clip.of(tmp_path / "b.mp4"))
     assert same.identical
 
@@ -190,22 +200,56 @@ def test_damaged_files_are_refused(tmp_path, noisy):
 
 
 def test_steadiness_by_hand(tmp_path):
-    """A clip that brightens by .1 a frame differs by .1, of which no motion explains anything."""
+    """A clip that brightens by .1 a frame differs by .1, of which no motion explains anything; B stands still."""
     frames = np.stack([np.full((24, 32, 3), 0.1 * t) for t in range(4)])
-    found = steadiness(run_of(tmp_path / "up.h5", frames))
-    assert found.difference == pytest.approx(0.1, abs=1e-6)
-    assert found.warping_error == pytest.approx(0.1, abs=1e-6)
-    assert len(found.difference_by_pair) == 3
-    one = steadiness(run_of(tmp_path / "one.h5", frames[:1]))
-    assert math.isnan(one.difference) and math.isnan(one.warping_error)
+    still = run_of(tmp_path / "still.h5", frames[:1].repeat(4, axis=0))
+    found = compare(run_of(tmp_path / "up.h5", frames), still)
+    assert found["difference"] == pytest.approx(0.1, abs=1e-6) and found["difference_baseline"] == 0
+    assert found["warping_error"] == pytest.approx(0.1, abs=1e-6) and found["warping_error_baseline"] == 0
+    assert len(found.by_frame["difference"]) == 3
+    one = run_of(tmp_path / "one.h5", frames[:1])
+    found = compare(one, one)
+    assert math.isnan(found["difference"]) and math.isnan(found["warping_error"])
 
 
 def test_motion_is_no_unsteadiness(tmp_path):
     """A soft blob that moves two pixels a frame changes every pixel near it; moved back, it is almost itself."""
     yy, xx = np.mgrid[:48, :64]
     frames = np.stack([np.exp(-((xx - 20 - 2 * t) ** 2 + (yy - 24) ** 2) / 60) for t in range(4)])[..., None].repeat(3, -1)  # fmt: skip
-    found = steadiness(run_of(tmp_path / "move.h5", frames))
-    assert found.warping_error < 0.1 * found.difference
+    clip = run_of(tmp_path / "move.h5", frames)
+    found = compare(clip, clip)
+    assert found["warping_error"] < 0.1 * found["difference"]
+
+
+def test_each_clip_is_read_once(clips, noisy, monkeypatch):
+    """For all measures together, and a clip seen before only to be held against another."""
+    opened = []
+    read = Clip.read
+    monkeypatch.setattr(Clip, "read", lambda self: opened.append(self.path.name) or read(self))
+    known = {}
+    a, b = clips(*noisy)
+    first = compare(a, b, known=known)
+    assert sorted(opened) == ["a.h5", "b.h5"]
+    kept = {path: dict(values) for path, values in known.items()}
+    assert compare(a, b, known=known).figures == first.figures and known == kept
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("side", [0, 1])
+def test_what_is_not_a_number_is_never_identical(clips, bad, side):
+    """One value of one frame, in A, in B, or in both alike: every figure of it is NaN, and the frame is the worst."""
+    good = np.full((3, 16, 16, 3), 0.5)
+    hurt = good.copy()
+    hurt[1, 3, 3, 0] = bad
+    for pair in ((hurt, good) if side == 0 else (good, hurt), (hurt, hurt)):
+        found = compare(*clips(*pair))
+        assert not found.identical and found.worst_frame == 1
+        for name in ("mse", "psnr", "ssim", "abs_mean", "abs_max", "abs_std", "warping_error" + "_baseline" * side):
+            assert math.isnan(found[name]), name
+
+
+def test_16_bit_frames_at_their_depth():
+    assert pixels.mse(metrics.clip.unit(np.array([65535], np.uint16)), metrics.clip.unit(np.array([0], np.uint8))) == 1
 
 
 def test_memory_does_not_grow_with_length(tmp_path):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ import pytest
 
 from wanlab.analysis import hypotheses as h
 from wanlab.analysis.stats import Interval
-from wanlab.errors import UsageError
+from wanlab.errors import UsageError, WanlabError
 
 
 @pytest.fixture(scope="module")
@@ -192,11 +194,14 @@ def test_what_a_method_is_goes_before_its_name(tmp_path: Path) -> None:
     assert claims(comparison(tmp_path / "b", "mine", [20.0] * 4, method="cfg:high=3,last=5"), "H1")["psnr"].decides
 
 
-def test_other_lengths_are_other_pairs(tmp_path: Path) -> None:
+def test_other_lengths_are_not_pooled(tmp_path: Path) -> None:
     for frames in ("49", "81"):
         comparison(tmp_path / frames, "cfg_truncated", [20.0, 20.5, 21.0, 21.5], compared=f"tiny, {frames} frames")
-    claim = claims(tmp_path, "H1")["psnr"]
-    assert claim.value.n == 4 and len(claim.sources) == 2  # prompts are the units; both files count
+    judged = h.judge(h.collect([tmp_path]), h.Thresholds())[0]
+    psnr = [c for c in judged.claims if c.quantity == "psnr"]
+    assert [(c.says.split(":")[0], c.value.n, len(c.sources)) for c in psnr] == [
+        ("on tiny, 49 frames", 4, 1), ("on tiny, 81 frames", 4, 1),
+    ]  # fmt: skip
     runs = [
         {
             "method": "half",
@@ -215,8 +220,9 @@ def test_other_lengths_are_other_pairs(tmp_path: Path) -> None:
         (folder / "continuity_statistics.json").write_text(
             json.dumps({"format": h.CONTINUITY, "groups": [], "runs": runs})
         )
-    back = claims(tmp_path, "H2")["share recovered"]
-    assert (back.value.n, back.value.mean) == (3, pytest.approx(2 / 3))  # after 1 and 5 of at most 7 steps; once each
+    back = [c for c in h.judge(h.collect([tmp_path]), h.Thresholds())[1].claims if c.quantity == "share recovered"]
+    assert [(c.value.n, c.value.mean) for c in back] == [(1, 1.0), (1, 1.0), (1, 0.0)]  # of at most 7 steps; once each
+    assert back[2].says.startswith("on `tiny`, 1 steps, 9 frames: ")
 
 
 def test_a_pair_counts_once(tmp_path: Path) -> None:
@@ -246,3 +252,140 @@ def test_what_cannot_be_read_is_named(tmp_path: Path, sampled: Path) -> None:
     assert len(evidence.runs) == 1
     with pytest.raises(UsageError, match="there is no"):
         h.collect([tmp_path / "nowhere"])
+
+
+def test_runs_that_were_sampled_differently_are_not_pooled() -> None:
+    """Six of 6 steps whose first 5 are 4 times the rest, six of 7 steps whose first 5 are half of it: pooled, the
+    ratio would be sqrt(2)."""
+    nan = math.nan
+    six = [plain(f"p{k}", [4.0] * 5 + [1.0], [nan] + [1.0] * 5) for k in range(6)]
+    seven = [plain(f"p{k}", [1.0] * 5 + [2.0] * 2, [nan] + [1.0] * 6) for k in range(6)]
+    judged = h.judge(h.Evidence(runs=(*six, *seven)), h.Thresholds())[3]
+    found = {c.says.split(":")[0]: (c.value.mean, c.verdict) for c in judged.claims if c.quantity == "first over rest"}
+    assert found == {"on `m`, 6 steps, 49 frames": (4.0, h.SUPPORTED), "on `m`, 7 steps, 49 frames": (0.5, h.REFUTED)}
+    other = [replace(r, shift=3.0) for r in six]
+    says = {c.says.split(":")[0] for c in h.judge(h.Evidence(runs=(*six, *other)), h.Thresholds())[2].claims}
+    assert says == {"on `m`, 6 steps, 49 frames, shift 12.0", "on `m`, 6 steps, 49 frames, shift 3.0"}
+
+
+def test_two_equal_values_are_not_enough() -> None:
+    nan = math.nan
+    for n, verdict in ((2, h.UNDECIDED), (3, h.UNDECIDED), (4, h.REFUTED)):
+        runs = tuple(plain(f"p{k}", [1.0] * 6, [nan] * 6, noise=0.2) for k in range(n))
+        assert h.judge(h.Evidence(runs=runs), h.Thresholds())[2].verdict == verdict
+    assert h.decide(Interval(1.0, 1.0, 1.0, h.LEAST - 1), ">=", 0.5) == h.UNDECIDED
+
+
+def test_a_few_runs_of_other_settings_do_not_open_what_many_decide() -> None:
+    nan = math.nan
+    many = tuple(plain(f"p{k}", [4.0] * 6, [nan] * 6) for k in range(6))
+    few = (plain("p0", [4.0] * 7, [nan] * 7),)
+    assert h.judge(h.Evidence(runs=many + few), h.Thresholds())[2].verdict == h.SUPPORTED
+
+
+def test_intervals_end_where_their_quantity_does(tmp_path: Path) -> None:
+    """.9, 1, .9, 1: the mean is .95, Student's interval ± 3.18 · .0577/2 = .092 reaches above 1. Below four values
+    there is none."""
+    nan = math.nan
+    two = [([1.0] * 6, 0.9), ([3.0] * 5 + [1.0], 1.0)]
+    runs = tuple(plain(f"p{k}", mse, [nan] * 6, noise=noise) for k, (mse, noise) in enumerate(two * 2))
+    assert not h.judge(h.Evidence(runs=runs[:2]), h.Thresholds())[2].claims[0].value.known
+    judged = h.judge(h.Evidence(runs=runs), h.Thresholds())
+    assert judged[2].claims[0].value.high == 1.0
+    ratio = judged[3].claims[0].value
+    assert ratio.mean == pytest.approx(math.sqrt(3)) and 0 < ratio.low < ratio.mean  # geometric: of 1 and 3
+    psnr = claims(comparison(tmp_path, "cfg_truncated", [0.5, 30.0] * 2), "H1")["psnr"].value
+    assert psnr.low == 0.0 and psnr.high <= 120.0
+
+
+def test_steps_without_a_value_are_left_out() -> None:
+    nan = math.nan
+    runs = tuple(plain(f"p{k}", [4.0, nan, 4.0, nan, 4.0, 1.0, nan], [nan] * 7) for k in range(4))
+    runs += (plain("none", [nan] * 7, [nan] * 7),)
+    first = h.judge(h.Evidence(runs=runs), h.Thresholds())[3].claims[0]
+    assert (first.value.mean, first.value.n) == (4.0, 4)
+
+
+def test_comparisons_accumulate_and_the_newest_counts_once(tmp_path: Path) -> None:
+    comparison(tmp_path / "comparisons", "cfg_truncated", [20.0] * 4).rename(tmp_path / "comparisons" / "cfg.json")
+    comparison(tmp_path / "comparisons", "half_frame", [0.9] * 4, "ssim").rename(tmp_path / "comparisons" / "half.json")
+    (tmp_path / "comparison.json").write_bytes((tmp_path / "comparisons" / "half.json").read_bytes())
+    evidence = h.collect([tmp_path])
+    assert len(evidence.comparisons) == 2 and not evidence.problems
+    judged = h.judge(evidence, h.Thresholds())
+    assert [judged[k].claims[0].method for k in (0, 1)] == ["cfg_truncated", "half_frame"]
+
+
+GOOD = {"label": "cfg_truncated", "pairs": [pair("p", 0, psnr=1.0)]}
+HOSTILE: list[Any] = [
+    [], 5, "x", None, {"methods": {}}, {"methods": [5]}, {"methods": [{"label": 5}]}, {"methods": [{"pairs": 5}]},
+    {"methods": [{"pairs": [5]}]}, {"methods": [{"pairs": [pair("p", 0, psnr="high")]}]},
+    {"methods": [{"pairs": [pair("p", 0, psnr=True)]}]}, {"methods": [{"pairs": [pair("p", 0, mse=[1])]}]},
+    {"methods": [{"pairs": [{"prompt": [], "seed": 0}]}]}, {"methods": [{"pairs": [{"prompt": "p", "seed": {}}]}]},
+    {"methods": [{"pairs": [pair("p", 0) | {"a": "x\0y"}]}]}, {"methods": [{"pairs": [pair("p", 0, passes="9")]}]},
+    {"methods": [{"summary": []}]}, {"methods": [{"summary": {"psnr": 3}}]}, {"methods": [{"n": "many"}]},
+    {"methods": [{"summary": {"psnr": {"mean": {}}}}]}, {"methods": [{"method": ["half"]}]},
+    {"methods": [GOOD], "baseline": 5}, {"methods": [GOOD], "compared": []}, {"methods": [{"label": "\ud800"}]},
+    {"methods": [{"pairs": [pair("p", 0, psnr=10**400)]}]}, {"methods": [{"pairs": [pair("p", 0, psnr=math.nan)]}]},
+]  # fmt: skip
+CURVES: list[Any] = [
+    {"groups": []}, {"groups": 5, "runs": []}, {"groups": [5], "runs": []}, {"groups": [{"reading": 5}], "runs": []},
+    {"groups": [{"reading": [5]}], "runs": []}, {"groups": [], "runs": [5]}, {"groups": [], "runs": [{"prompt": []}]},
+    {"groups": [], "runs": [{"method": "half", "recovery": {"after": "soon"}}]}, {"groups": [], "runs": [{"sigma": 5}]},
+    {"groups": [], "runs": [{"method": "half", "recovery": [1]}]}, {"groups": [], "runs": [{"source": []}]},
+    {"groups": [], "runs": [{"method": "baseline", "sigma": [1] * 20, "spaces": {"x_t": {"mse": 5}}}]},
+    {"groups": [], "runs": [{"method": "baseline", "sigma": [1] * 20, "spaces": {"x_t": {"mse": {"mean": ["a"] * 20}}}}]},
+    {"groups": [], "runs": [{"frames": "49"}]}, {"groups": [], "runs": [{"model": 5}]}, {"groups": [], "runs": [{"seed": []}]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("content", [*HOSTILE, *CURVES], ids=lambda c: repr(c)[:60])
+def test_a_result_of_another_shape_is_named_and_left_out(tmp_path: Path, content: Any) -> None:
+    (tmp_path / "good").mkdir()
+    comparison(tmp_path / "good", "cfg_truncated", [20.0] * 4)
+    if isinstance(content, dict):
+        content = {"format": h.CONTINUITY if "groups" in content else h.COMPARISON} | content
+    (tmp_path / "comparison.json").write_text(json.dumps(content))
+    evidence = h.collect([tmp_path])
+    assert [p for p, _ in evidence.problems] == [tmp_path / "comparison.json"]
+    assert len(evidence.comparisons) == 1 and str(tmp_path / "comparison.json") in evidence.problems[0][1]
+    h.judge(evidence, h.Thresholds())
+    h.reproduce(evidence)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[" * 100_000, '{"format": 1e999}', "\ufeff{}", '{"a": ' + "9" * 5000 + "}"])
+def test_what_is_no_json_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "comparison.json").write_text(text)
+    assert len(h.collect([tmp_path]).problems) == 1
+
+
+def test_pipes_and_devices_are_named_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "comparison.json")
+    os.mkfifo(tmp_path / "x.h5")
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "comparison.json").symlink_to("/dev/zero")
+    assert len(h.collect([tmp_path]).problems) == 3
+    assert len(h.collect([tmp_path / "comparison.json"]).problems) == 1
+    (tmp_path / "big").write_bytes(b"x" * 11)
+    assert h.read_regular(tmp_path / "big", 11) == b"x" * 11
+    with pytest.raises(WanlabError, match="more than 10 bytes"):
+        h.read_regular(tmp_path / "big", 10)
+
+
+def _text_for_mse(file: h5py.File) -> None:
+    attrs = dict(file["steps/mse"].attrs)
+    size = file["steps/mse"].shape[0]
+    del file["steps/mse"]
+    made = file["steps"].create_dataset("mse", data=np.array([b"much"] * size, "S4"))
+    for name in ("encoding-type", "encoding-version", "dims_json", "units", "long_name"):
+        if name in attrs:
+            made.attrs[name] = attrs[name]
+
+
+def test_a_run_file_with_text_for_a_number_is_named(tmp_path: Path, sampled: Path) -> None:
+    path = tmp_path / "r.h5"
+    path.write_bytes(sampled.read_bytes())
+    with h5py.File(path, "r+") as file:
+        _text_for_mse(file)
+    evidence = h.collect([path, sampled])
+    assert [p for p, _ in evidence.problems] == [path] and len(evidence.runs) == 1

@@ -16,11 +16,11 @@ import numpy as np
 import pytest
 import torch
 
-from wanlab.cli import continuity as command
 from wanlab.cli.app import main
 from wanlab.errors import UsageError
 from wanlab.runfile import Run
 from wanlab.spec import RunSpec
+from wanlab.study.design import split_counts, split_methods
 
 SMALL = ("--size", "32x16", "--frames", "17", "--steps", "20", "--device", "cpu")
 FIGURES = ("continuity_analysis", "continuity_theory", "continuity_heatmap", "continuity_spaces")
@@ -173,7 +173,8 @@ def test_frame_counts_in_one_call(wanlab: Wanlab, checkpoint: Path, tmp_path: Pa
 
 
 def test_a_folder_of_latent_steps(wanlab: Wanlab, tmp_path: Path) -> None:
-    """x0 of ones, ε of alternating ±1 from frame to frame: neighbours are 2σ apart; the guide's names for what it saved."""
+    """x0 of ones, ε of alternating ±1 from frame to frame: neighbours are 2σ apart; the guide's names for what it
+    saved."""
     folder = tmp_path / "latents"
     folder.mkdir()
     x0 = torch.ones(2, 3, 2, 2)
@@ -251,18 +252,18 @@ def test_what_cannot_be_is_refused_before_a_model_is_loaded(
 
 
 def test_methods_and_frame_counts_are_told_apart() -> None:
-    assert [m.label for m in command.split(["baseline,half,paired"])] == ["baseline", "half", "paired"]
+    assert [m.label for m in split_methods(["baseline,half,paired"])] == ["baseline", "half", "paired"]
     texts = ["cfg:last=5,keep=cond,half+cfg:last=2,high=1", "guidance=3,4", "half"]
-    assert [m.label for m in command.split(texts)] == [
+    assert [m.label for m in split_methods(texts)] == [
         "cfg:last=5,keep=cond",
         "half+cfg:last=2,high=1",
         "guidance=3,4",
         "half",
     ]
-    assert [m.label for m in command.split(["half,guidance=3,half", ""])] == ["half", "guidance=3"]
-    (guided,) = command.split(["guidance=3,4"])
+    assert [m.label for m in split_methods(["half,guidance=3,half", ""])] == ["half", "guidance=3"]
+    (guided,) = split_methods(["guidance=3,4"])
     assert guided.apply(RunSpec(prompt="a")).guidance == (3.0, 4.0)
-    assert [m.label for m in command.split([])] == ["baseline"]
-    assert command.counts("49, 81,49") == [49, 81] and command.counts(None) == [None]
+    assert [m.label for m in split_methods([])] == ["baseline"]
+    assert split_counts("49, 81,49") == [49, 81] and split_counts(None) == [None]
     with pytest.raises(UsageError):
-        command.counts("49,")
+        split_counts("49,")

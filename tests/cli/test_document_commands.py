@@ -86,9 +86,15 @@ def test_generate_with_a_checkpoint_called_tiny(wanlab: Wanlab, tiny: Path) -> N
     [
         ("--comparison_mode", "cfg_vs_baseline", "--cfg_truncate_steps", "1", "--cfg_truncate_high_noise_steps", "1"),
         ("--comparison_mode", "half_vs_baseline", "--enable_half_frame_generation"),
-        ("--comparison_mode", "combined_vs_baseline", "--cfg_truncate_steps", "1", "--enable_improved_frame_completion"),
+        (
+            "--comparison_mode",
+            "combined_vs_baseline",
+            "--cfg_truncate_steps",
+            "1",
+            "--enable_improved_frame_completion",
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_three_comparisons(wanlab: Wanlab, tiny: Path, given: tuple[str, ...]) -> None:
     code, _, err = wanlab(
         "compare", "--ckpt_dir", "tiny", *given, "--frame_num", "9", "--sample_steps", "6", *PROMPT, *SIZE
@@ -100,9 +106,18 @@ def test_the_three_comparisons(wanlab: Wanlab, tiny: Path, given: tuple[str, ...
 
 def test_continuity_writes_the_latents_where_the_guide_has_them(wanlab: Wanlab, tiny: Path) -> None:
     code, _, err = wanlab(
-        "continuity", "--model_path", "tiny", *PROMPT, "--output_dir", "./continuity_analysis", "--num_frames", "9",
-        "--num_inference_steps", "3", *SIZE,
-    )  # fmt: skip
+        "continuity",
+        "--model_path",
+        "tiny",
+        *PROMPT,
+        "--output_dir",
+        "./continuity_analysis",
+        "--num_frames",
+        "9",
+        "--num_inference_steps",
+        "3",
+        *SIZE,
+    )
     assert code == 0, err
     folder = Path("continuity_analysis")
     assert (folder / "continuity_statistics.json").exists() and (folder / "continuity_analysis.png").exists()
@@ -111,9 +126,15 @@ def test_continuity_writes_the_latents_where_the_guide_has_them(wanlab: Wanlab, 
 
 
 PRUNING = (
-    "--enable_token_pruning", "--pruning_threshold", "20", "--pruning_baseline_steps=5", "--pruning_start_layer", "6",
-    "--pruning_end_layer", "999",
-)  # fmt: skip
+    "--enable_token_pruning",
+    "--pruning_threshold",
+    "20",
+    "--pruning_baseline_steps=5",
+    "--pruning_start_layer",
+    "6",
+    "--pruning_end_layer",
+    "999",
+)
 
 
 @pytest.mark.parametrize("command", ["generate", "compare", "continuity"])

@@ -58,11 +58,35 @@ def test_passes_known_but_not_their_cost() -> None:
     )
 
 
+def test_a_policy_of_a_file_is_forecast_exactly(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Of each expert's steps the first, third, … are evaluated, both branches of them."""
+    file = Path(__file__).parents[2] / "examples" / "skip_every_other.py"
+    given = ["--prompt", "a ball", "--steps", "8", "--policy", f"{file}:skip_every_other", "--out", str(tmp_path / "o")]
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", "--dry-run", "--format", "human", *given])
+    out = capsys.readouterr().out
+    assert stop.value.code == 0 and "(reused): an earlier step's value" in out
+    experts = [line.split()[3] for line in out.splitlines() if "cond" in line]
+    ran = sum(2 for k in range(8) if (k - experts.index(experts[k])) % 2 == 0)
+    assert f"passes      {ran} of 16 without policies" in out and out.count("(cond)+(uncond)") == 8 - ran // 2
+
+
 def test_reused_branches_stand_in_parentheses() -> None:
     row: dict[str, Any] = dict(
-        step=0, timestep=999.0, sigma=1.0, expert="high", branches=("cond", "uncond"), guidance=4.0, frames=7, tokens=315,
-        passes=2, passes_bounds=(1, 2), flops=1.0, reused=("uncond",), jump=True,
-    )  # fmt: skip
+        step=0,
+        timestep=999.0,
+        sigma=1.0,
+        expert="high",
+        branches=("cond", "uncond"),
+        guidance=4.0,
+        frames=7,
+        tokens=315,
+        passes=2,
+        passes_bounds=(1, 2),
+        flops=1.0,
+        reused=("uncond",),
+        jump=True,
+    )
     (shown,) = forecast.step_rows(SimpleNamespace(rows=[SimpleNamespace(**row)]))
     assert shown["branches"] == "cond+(uncond)" and shown["passes"] == "1-2" and shown["frames"] == "7*"
 
@@ -90,14 +114,37 @@ def test_show_steps_fits_80_columns(
 ) -> None:
     monkeypatch.setattr(render, "PIPE_WIDTH", 80)
     step = {
-        "step": 1000, "timestep": 999.123, "sigma": 0.9999, "expert": "single", "branches": "cond,uncond", **status, "passes": 2,
-        "mse": 1.234e-10, "change": 1.234e-10, "cosine": -0.99991, "seconds": 123.4567,
-    }  # fmt: skip
+        "step": 1000,
+        "timestep": 999.123,
+        "sigma": 0.9999,
+        "expert": "single",
+        "branches": "cond,uncond",
+        **status,
+        "passes": 2,
+        "mse": 1.234e-10,
+        "change": 1.234e-10,
+        "cosine": -0.99991,
+        "seconds": 123.4567,
+    }
     summary: dict[str, Any] = dict(
-        prompt="x\x1b[31m", seed=0, model="m\x1b", size="32x16", frames=9, steps=1, policies="", device="\x9b", passes=2,
-        plain_passes=2, tokens=10, timing_seconds={"load\x1b": 1.0}, peak_memory_bytes=0, resumed_from_step=3, reading=["r"],
-        files={"run": "a\x1b[31m.h5"}, by_step=[step],
-    )  # fmt: skip
+        prompt="x\x1b[31m",
+        seed=0,
+        model="m\x1b",
+        size="32x16",
+        frames=9,
+        steps=1,
+        policies="",
+        device="\x9b",
+        passes=2,
+        plain_passes=2,
+        tokens=10,
+        timing_seconds={"load\x1b": 1.0},
+        peak_memory_bytes=0,
+        resumed_from_step=3,
+        reading=["r"],
+        files={"run": "a\x1b[31m.h5"},
+        by_step=[step],
+    )
     render.show(*generate.picture(summary, True))
     out = capsys.readouterr().out
     (line,) = [line for line in out.splitlines() if line.lstrip().startswith("1000")]
@@ -110,9 +157,16 @@ def test_show_steps_fits_80_columns(
 def test_status_comes_from_the_run_when_it_has_it() -> None:
     n = 2
     g = SimpleNamespace(
-        steps=n, timestep=[9.0] * n, sigma=[1.0] * n, expert=["high"] * n, branches=["cond,uncond"] * n, passes=[2] * n,
-        mse=[0.0] * n, change=[0.0] * n, cosine=[0.0] * n,
-    )  # fmt: skip
+        steps=n,
+        timestep=[9.0] * n,
+        sigma=[1.0] * n,
+        expert=["high"] * n,
+        branches=["cond,uncond"] * n,
+        passes=[2] * n,
+        mse=[0.0] * n,
+        change=[0.0] * n,
+        cosine=[0.0] * n,
+    )
     plain = generate.by_step({"seconds": [1.0] * n}, g)
     assert "cond" not in plain[0]
     run = {"seconds": [1.0] * n, "status_cond": [b"fresh", b"reused"], "status_uncond": ["fresh", "skipped"]}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -152,13 +153,77 @@ def test_probe_fills_the_gaps_and_is_not_counted(checkpoint: Path, tmp_path: Pat
 
 
 def test_dry_run_counts_by_hand_and_loads_nothing(checkpoint: Path, tmp_path: Path) -> None:
-    done = wanlab("generate", "--model", str(checkpoint), "--size", "32x16", "--frames", "49", "--steps", "20", "--shift", "12",
-                  "--prompt", "a ball", "--cfg-truncate-steps", "5", "--cfg-truncate-high-noise-steps", "3", "--dry-run", "--json", "--out", str(tmp_path / "o"))  # fmt: skip
+    done = wanlab(
+        "generate",
+        "--model",
+        str(checkpoint),
+        "--size",
+        "32x16",
+        "--frames",
+        "49",
+        "--steps",
+        "20",
+        "--shift",
+        "12",
+        "--prompt",
+        "a ball",
+        "--cfg-truncate-steps",
+        "5",
+        "--cfg-truncate-high-noise-steps",
+        "3",
+        "--dry-run",
+        "--json",
+        "--out",
+        str(tmp_path / "o"),
+    )
     (plan,) = json.loads(done.stdout)
     assert plan["passes"] == 40 - 8 and plan["plain_passes"] == 40
     assert [r["expert"] for r in plan["rows"]].count("high") == 13  # sigma = 12u/(1+11u) stays above .875 for 13 of 20
     assert plan["shape"] == [16, 13, 2, 4]
     assert not list((tmp_path / "o").glob("*"))
+
+
+def test_a_place_for_the_analysis_that_cannot_be_is_found_first(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "error_analysis").symlink_to(tmp_path / "gone")
+    given = ("generate", "--model", str(checkpoint), *SMALL, "--prompt", "a ball", "--out", str(tmp_path))
+    done = wanlab(*given)
+    assert done.returncode == 2 and "link to nothing" in done.stderr and done.stderr.count("\n") == 1
+    assert not list(tmp_path.glob("*.h5*"))
+
+
+def test_a_picture_that_cannot_be_written_stops_no_other_run(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from wanlab.analysis import figures
+    from wanlab.cli.app import main
+
+    draw, calls = figures.contact_sheet, []
+
+    def full(*args: object, **more: object) -> object:
+        calls.append(args)
+        if len(calls) == 1:
+            raise OSError(errno.ENOSPC, "No space left on device", "sheet.png")
+        return draw(*args, **more)
+
+    monkeypatch.setattr(figures, "contact_sheet", full)
+    with pytest.raises(SystemExit) as stop:
+        main(
+            [
+                "generate",
+                "--model",
+                str(checkpoint),
+                *SMALL,
+                "--prompt",
+                "a ball",
+                "--seed",
+                "0:2",
+                "--out",
+                str(tmp_path),
+            ]
+        )
+    said = capsys.readouterr()
+    assert stop.value.code == 3 and len(said.out.splitlines()) == 1
+    assert "sheet.png: No space left on device (free some space" in said.err and len(list(tmp_path.glob("*.h5"))) == 2
 
 
 def test_one_failure_among_many_is_named_and_exits_3(checkpoint: Path, tmp_path: Path) -> None:
@@ -238,23 +303,20 @@ def test_inspect_lists_and_verifies(made: tuple[Path, subprocess.CompletedProces
     assert damaged.returncode == 1 and "Traceback" not in damaged.stderr + damaged.stdout
 
 
-def test_a_word_never_learned_gets_one_warning(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    from wanlab.cli.running import warn_of_unknown_words
+def test_a_word_never_learned_gets_one_warning() -> None:
     from wanlab.spec import RunSpec
+    from wanlab.study.runners.local import unknown_words
 
-    warn_of_unknown_words([RunSpec(prompt="a red elephant moving left"), RunSpec(prompt="a blue elephant")])
-    said = capsys.readouterr().err
+    said = unknown_words([RunSpec(prompt="a red elephant moving left"), RunSpec(prompt="a blue elephant")])
     assert said.count("warning") == 1 and "elephant" in said and "circle" in said
-    warn_of_unknown_words(
+    said = unknown_words(
         [
             RunSpec(prompt="A woman walking in a park"),
             RunSpec(prompt="a young woman walking in a city at night"),
             RunSpec(prompt="A beautiful sunset over the ocean"),
         ]
     )
-    assert capsys.readouterr().err == ""
+    assert said == ""
 
 
 def test_seeds() -> None:

@@ -70,6 +70,17 @@ def test_what_a_docstring_says() -> None:
         way: Literal["a", "b"] = "a"
         hard: bool = False
 
+    @dataclass
+    class Told(Skip):
+        """One line (Doe, 2020).
+
+        Cost: none.
+        Source: the guide,
+        and Roe.
+        """
+
+    told = methods.describe("policy", "told", Told)
+    assert (told.cost, told.sources) == ("none.", ("the guide, and Roe",))
     entry = methods.describe("policy", "skip", Skip)
     assert entry.cost == "one pass less in n steps."
     assert entry.sources == ('Doe & Roe, "Skipping", 2024a', "https://example.org/skip")

@@ -88,6 +88,8 @@ def test_completion_completes_commands_and_options() -> None:
         (("--policy", "cfg:lst=5"), "did you mean last"),
         (("--model", "tinny"), "did you mean tiny"),
         (("--model", "no/such/place"), "check --model"),
+        (("--guider", "cfgzeroo"), "did you mean cfgzero"),
+        (("--policy", "no/such/file.py:skip:every=2"), "cannot read no/such/file.py"),
         (("--solver", "unipcc"), "did you mean unipc"),
         (("--task", "t2v-A14"), "did you mean t2v-A14B"),
     ],
@@ -145,6 +147,20 @@ def test_a_signal_that_a_library_makes_another_error_of_is_a_stop() -> None:
         "app.main(['x'])\n"
     )
     assert done.returncode == 143 and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("number", "code"), [("SIGTERM", 143), ("SIGINT", 0)])
+def test_a_command_may_end_well_by_ctrl_c_but_not_by_sigterm(number: str, code: int) -> None:
+    done = script(
+        "import os, signal, time\n"
+        "from wanlab.cli import app\n"
+        "def work(*_, **__):\n"
+        f"    try: os.kill(os.getpid(), signal.{number}); time.sleep(20)\n"
+        "    except BaseException: return 0\n"
+        "app.app = work\n"
+        "app.main(['x'])\n"
+    )
+    assert done.returncode == code and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("module", ["wanlab.cli.app", "typer.core", "wanlab.spec.run", "torch"])
@@ -256,7 +272,7 @@ def test_a_mistake_in_the_program_is_not_hidden(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_names_of_files_that_are_no_text_leave_as_they_are(tmp_path: Path) -> None:
-    code = "import os\nfrom wanlab.cli import render\nrender.prepare()\nrender.write(os.fsdecode(b'a\\xff.h5') + ' \\u03c3')"
+    code = "import os\nfrom wanlab.cli.render import *\nprepare()\nwrite(os.fsdecode(b'a\\xff.h5') + ' \\u03c3')"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, env={**os.environ, "PYTHONIOENCODING": "ascii"}
     )

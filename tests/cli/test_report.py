@@ -130,11 +130,11 @@ def test_the_page_names_nothing_outside_and_escapes_prompts(
 
 
 def test_sixty_four_runs_make_a_small_page(results: Path) -> None:
-    from wanlab.cli.report import page
+    from wanlab.study.page import page
 
     evidence = h.collect([results / "run0.h5"])
     many = h.Evidence(runs=evidence.runs * 64)
-    text = page(many, h.judge(many, h.Thresholds()), h.reproduce(many))
+    text, _ = page(many, h.judge(many, h.Thresholds()), h.reproduce(many))
     assert text.count("<video") == 64 and len(text) < 10 * 2**20
 
 

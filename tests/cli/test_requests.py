@@ -19,7 +19,6 @@ from wanlab.study.requests import (
     Prompt,
     check_names,
     check_place,
-    cut_warning,
     expand,
     known,
     parse_prompts,
@@ -74,13 +73,35 @@ def test_entities_alone_are_no_prompt(empty: str) -> None:
 @pytest.mark.parametrize(
     "settings",
     [
-        '"policy": 5', '"policy": [5]', '"policy": {"a": 1}', '"policies": 5', '"policy": null', '"seed": []', '"seed": [[1]]',
-        '"seed": {"a": 1}', '"seed": "x"', '"seed": ' + "9" * 4000, '"steps": ' + "9" * 5000, '"shift": 1e999', '"shift": NaN',
-        '"guidance": [1, 2, 3]', '"guidance": {}', '"guidance": ["a", "b"]', '"guidance": true', '"size": 5', '"size": null',
-        '"record": {}', '"stepps": 3', '"frames": 50', '"model": 5', '"device": []', '"batch_cfg": "yes"',
-        '"negative_prompt": null', '"steps": ' + "[" * 100_000,
+        '"policy": 5',
+        '"policy": [5]',
+        '"policy": {"a": 1}',
+        '"policies": 5',
+        '"policy": null',
+        '"seed": []',
+        '"seed": [[1]]',
+        '"seed": {"a": 1}',
+        '"seed": "x"',
+        '"seed": ' + "9" * 4000,
+        '"steps": ' + "9" * 5000,
+        '"shift": 1e999',
+        '"shift": NaN',
+        '"guidance": [1, 2, 3]',
+        '"guidance": {}',
+        '"guidance": ["a", "b"]',
+        '"guidance": true',
+        '"size": 5',
+        '"size": null',
+        '"record": {}',
+        '"stepps": 3',
+        '"frames": 50',
+        '"model": 5',
+        '"device": []',
+        '"batch_cfg": "yes"',
+        '"negative_prompt": null',
+        '"steps": ' + "[" * 100_000,
     ],
-)  # fmt: skip
+)
 def test_a_lines_bad_setting_is_one_error_that_names_the_line(settings: str) -> None:
     with pytest.raises(UsageError, match=r"p\.jsonl, line 2") as error:
         specs('{"prompt": "a ball"}\n{"prompt": "a ball", ' + settings + "}")
@@ -127,27 +148,21 @@ def test_standard_input_that_is_closed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [p.settings["prompt"] for p in read_prompts(["first"], "-")] == ["first", "a ball\u2028x"]
 
 
-def test_a_cut_prompt_is_said() -> None:
-    assert cut_warning({"cond": 512, "uncond": 1}) == ""
-    assert cut_warning({"cond": 513, "uncond": 1}) == (
-        "warning: the prompt has 513 tokens; the text encoder reads the first 512"
-    )
-    assert "the negative prompt has 600" in cut_warning({"cond": 3, "uncond": 600})
-
-
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
 def test_the_names_read_from_the_source_are_those_registered() -> None:
     import dataclasses
 
-    from wanlab.engine import policies  # noqa: F401 - registers them
+    from wanlab.engine import guiders, policies  # noqa: F401 - registers them
     from wanlab.registry import lookup, names
 
-    assert sorted(known("policy")) == names("policy")
-    for name, knobs in known("policy").items():
-        if knobs is not None:
-            assert {f.name for f in dataclasses.fields(lookup("policy", name))} <= set(knobs)
+    for kind in ("policy", "guider"):
+        assert sorted(known(kind)) == names(kind)
+        for name, knobs in known(kind).items():
+            if knobs is not None:
+                assert {f.name for f in dataclasses.fields(lookup(kind, name)) if f.init} <= set(knobs)
+    assert set(known("policy")["cfg"] or ()) == {"last", "high", "keep"}
 
 
 def test_unknown_names_are_refused() -> None:

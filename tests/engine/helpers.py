@@ -9,6 +9,7 @@ import torch
 
 from wanlab.engine import policies
 from wanlab.engine.loop import Prober, denoise
+from wanlab.engine.model.config import TransformerConfig
 from wanlab.engine.model.cost import Cost
 from wanlab.engine.model.loading import Model
 from wanlab.engine.model.transformer import Denoiser
@@ -61,7 +62,11 @@ class Toy:
         return self.function(call)
 
 
-TOY_COST = Cost.of({"num_attention_heads": 1, "attention_head_dim": 2, "ffn_dim": 2, "num_layers": 1, "text_dim": 2})
+TOY_COST = Cost.of(
+    TransformerConfig.from_json(
+        {"num_attention_heads": 1, "attention_head_dim": 2, "ffn_dim": 2, "num_layers": 1, "text_dim": 2}
+    )
+)
 
 
 def toy_env(steps: int = 20, frames: int = 5, guidance: float = 4.0, solver: str = "euler") -> tuple[Env, Solver]:

@@ -28,8 +28,8 @@ from safetensors.torch import load_file, save_file
 from transformers import UMT5EncoderModel
 
 from wanlab.engine.model import loading as models
+from wanlab.engine.model import modules, vae, weights
 from wanlab.engine.model import original as convert
-from wanlab.engine.model import vae, weights
 from wanlab.engine.model.cost import Cost
 from wanlab.engine.model.transformer import Denoiser
 from wanlab.engine.run import decode, resolve
@@ -102,11 +102,11 @@ def test_each_model_is_recognised(originals, kind, experts, boundary, shift, fps
     assert (found.layout, found.experts, found.boundary, found.fps) == ("original", experts, boundary, fps)
     assert found.scheduler["flow_shift"] == shift and found.expand_timesteps == (kind == "ti2v-5B")
     assert found.latent_shape(9, 128, 64) == latents
-    config = found.configs["transformer"]
+    config = found.configs["transformer"].raw
     assert (config["num_attention_heads"], config["attention_head_dim"], config["text_dim"]) == (3, 12, 16)
-    text = found.configs["text_encoder"]
+    text = found.configs["text_encoder"].raw
     assert (text["num_layers"], text["num_heads"], text["d_kv"], text["d_ff"]) == (2, 2, 12, 40)
-    autoencoder = found.configs["vae"]
+    autoencoder = found.configs["vae"].raw
     assert (autoencoder["base_dim"], autoencoder["decoder_base_dim"]) == ((4, 6) if kind == "ti2v-5B" else (4, 4))
 
 
@@ -119,7 +119,8 @@ def test_parameters_are_those_in_the_files(originals):
 
 
 def test_the_full_sizes_are_the_published_ones():
-    """Parameters from the official configurations alone: 14.3, 5.0 and 1.4 billion, 5.7 billion for the text encoder."""
+    """Parameters from the official configurations alone: 14.3, 5.0 and 1.4 billion, 5.7 billion for the text
+    encoder."""
     counted = {}
     for name, channels, dim, ffn, heads, layers in (
         ("14B", 16, 5120, 13824, 40, 40), ("5B", 48, 3072, 14336, 24, 30), ("1.3B", 16, 1536, 8960, 12, 30),
@@ -133,7 +134,7 @@ def test_the_full_sizes_are_the_published_ones():
             "text_embedding.0.weight": weights.Head(Path(), (dim, 4096), "float32"),
         }
         config = convert.transformer_config(plain, held, Path())
-        counted[name] = sum(math.prod(s) for s in models._shapes("transformer", json.dumps(config)).values())
+        counted[name] = sum(math.prod(s) for s in modules.shapes("transformer", json.dumps(config)).values())
     # By hand: a block has 8D² of attention, 2DF of feed-forward, 8D + D + F biases, 4D + 2D norms, 6D modulation.
     d, f = 5120, 13824
     block = 8 * d * d + 2 * d * f + 9 * d + f + 6 * d + 6 * d
@@ -357,7 +358,7 @@ def test_the_cost_of_timesteps_for_tokens(originals):
     spec = resolve(make_spec(originals["ti2v-5B"], width=64, height=64, frames=1), found)
     row = full_plan(spec, found).rows[0]
     assert row.tokens == 4
-    plain = Cost.of(found.configs["transformer"]).whole(4)
+    plain = Cost.of(found.transformer).whole(4)
     assert row.flops == 2 * (plain + 2 * 4 * 36 * (32 + 7 * 36))
 
 

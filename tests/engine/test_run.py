@@ -172,6 +172,7 @@ def test_numbers_that_are_none_are_no_video(tmp_path, loaded, checkpoint, monkey
 
 def test_plan_of_the_real_model(tmp_path):
     """The published configuration: 13 latent frames of 104x60 are 20280 tokens, one forward 832 TFLOP."""
+    from wanlab.engine.model.config import TransformerConfig
     from wanlab.engine.model.cost import Cost
 
     config = {
@@ -181,11 +182,12 @@ def test_plan_of_the_real_model(tmp_path):
         "num_layers": 40,
         "text_dim": 4096,
     }
-    assert Cost.of(config).whole(13 * 30 * 52) == pytest.approx(832e12, rel=0.005)
+    assert Cost.of(TransformerConfig.from_json(config)).whole(13 * 30 * 52) == pytest.approx(832e12, rel=0.005)
 
 
 def test_flops_by_hand():
     """D=2, M=3, L=5 text tokens, n=7, one layer, text width 4, 1 channel in and out."""
+    from wanlab.engine.model.config import TransformerConfig
     from wanlab.engine.model.cost import Cost
 
     config = {
@@ -193,7 +195,9 @@ def test_flops_by_hand():
         "in_channels": 1, "out_channels": 1,
     }  # fmt: skip
     block = 12 * 7 * 4 + 4 * 49 * 2 + 4 * 5 * 4 + 4 * 7 * 5 * 2 + 4 * 7 * 2 * 3
-    assert dataclasses.replace(Cost.of(config), text=5).whole(7) == block + 2 * 7 * 2 * 4 * 2 + 2 * 5 * 2 * (4 + 2)
+    assert dataclasses.replace(Cost.of(TransformerConfig.from_json(config)), text=5).whole(
+        7
+    ) == block + 2 * 7 * 2 * 4 * 2 + 2 * 5 * 2 * (4 + 2)
 
 
 def test_plan_reads_no_weights(checkpoint, monkeypatch):
@@ -231,7 +235,8 @@ def test_models_are_loaded_once_and_only_when_needed(tmp_path, checkpoint, singl
 
 
 def test_warm_up_runs_each_kind_of_forward_once(model, checkpoint):
-    """Of two experts, of which the first works at two lengths: a forward each, and one for the single branch at the end."""
+    """Of two experts, of which the first works at two lengths: a forward each, and one for the single branch at the
+    end."""
     from wanlab.engine.run.execute import _warm_up
     from wanlab.engine.run.forecast import make_env
     from wanlab.engine.solvers import Solver

@@ -16,6 +16,7 @@ import torch
 
 from wanlab.engine import policies, run
 from wanlab.engine.guiders import CfgZero, Linear
+from wanlab.engine.model.config import TransformerConfig
 from wanlab.engine.model.cost import Cost
 from wanlab.engine.model.transformer import Denoiser
 from wanlab.engine.run.forecast import make_env
@@ -141,7 +142,7 @@ def test_a_block_cache_counts_the_blocks_that_ran(tmp_path, loaded, checkpoint):
     """With a threshold above everything only the first step of each expert runs both blocks: 20 tokens, 2 branches."""
     spec = make_spec(checkpoint, policies=[f"{BLOCK}:threshold=1e9"])
     expected = run.plan(spec)
-    cost = Cost.of({"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "num_layers": 2, "text_dim": 16, "freq_dim": 32})  # fmt: skip
+    cost = Cost.of(TransformerConfig.from_json({"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "num_layers": 2, "text_dim": 16, "freq_dim": 32}))  # fmt: skip
     one = cost.block(20, 20) + cost.around(20)
     assert not expected.exact and expected.passes_bounds == (40, 40)
     assert expected.flops_bounds[0] == pytest.approx(40 * one) and expected.flops == expected.plain_flops
@@ -165,7 +166,8 @@ def test_two_policies_inside_the_blocks_are_refused(checkpoint):
 
 
 class Partial(Session):
-    """From the second step of an expert on, the first tokens alone: the others keep what the blocks last made of them."""
+    """From the second step of an expert on, the first tokens alone: the others keep what the blocks last made of
+    them."""
 
     def __init__(self, active, keys):
         self.active, self.keys_kept = active, keys
@@ -286,6 +288,40 @@ def test_a_killed_run_ends_as_if_nothing_had_been(tmp_path, loaded, checkpoint, 
             assert np.array_equal(a["latent"][...], b["latent"][...])
             for name in ("mse", "passes", "status_cond", "block_tokens"):
                 assert np.array_equal(a[name][...], b[name][...], equal_nan=a[name].dtype.kind == "f"), name
+
+
+def test_a_large_state_is_saved_rarely_and_the_run_still_goes_on(tmp_path, loaded, checkpoint, monkeypatch):
+    """As if saving took ten seconds: after the first step's there is no other; stopped at step 9, steps 1 to 8 are done
+    again, with the same result."""
+    module = sys.modules["wanlab.engine.run.execute"]
+    spec = make_spec(checkpoint, policies=[f"{BLOCK}:threshold=0.3"])
+    whole = run.execute(spec, tmp_path / "whole.h5", loaded=loaded)
+    monkeypatch.setattr(module, "LARGE", 0)
+    real = module.pack
+
+    def slow(state):
+        packed = real(state)
+        monkeypatch.setattr(module.time, "perf_counter", lambda now=module.time.perf_counter: now() + 10)
+        return packed
+
+    monkeypatch.setattr(module, "pack", slow)
+
+    class Stop(Exception):
+        pass
+
+    def stop(p):
+        if p.phase == "sample" and p.step == 9:
+            raise Stop
+
+    with pytest.raises(Stop):
+        run.execute(spec, tmp_path / "a.h5", loaded=loaded, progress=stop)
+    monkeypatch.undo()
+    seen = []
+    run.execute(spec, tmp_path / "a.h5", loaded=loaded, progress=lambda p: seen.append((p.phase, p.step)))
+    assert ("resume", 1) in seen
+    with Run(whole) as a, Run(tmp_path / "a.h5") as b:
+        assert np.array_equal(a["latent"][...], b["latent"][...])
+        assert np.array_equal(a["block_tokens"][...], b["block_tokens"][...])
 
 
 # --- guiders ---------------------------------------------------------------------------------------------------------

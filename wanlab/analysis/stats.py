@@ -1,4 +1,4 @@
-"""Means with intervals that hold what they promise."""
+"""Means with intervals that hold what they promise. Below four independent values there is no interval."""
 
 from __future__ import annotations
 
@@ -7,10 +7,15 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from scipy import stats
 
+Floats = NDArray[np.float64]
 CONFIDENCE = 0.95
+ENOUGH = 4  # independent values from which on there is an interval
+HELD = 0.88  # of the skewness term, where the cubic transformation's slope would go to infinity
+UNBOUNDED = (-math.inf, math.inf)
+DRAWS = 4000  # of the largest t statistic, for simultaneous intervals
 
 
 @dataclass(frozen=True)
@@ -24,8 +29,8 @@ class Interval:
 
     @property
     def known(self) -> bool:
-        """Whether there is an interval at all."""
-        return math.isfinite(self.low) and math.isfinite(self.high)
+        """Whether there is an interval at all; a bound may be infinite."""
+        return not (math.isnan(self.low) or math.isnan(self.high))
 
     def within(self, least: float, most: float) -> Interval:
         """The same, its bounds cut to what the quantity can be."""
@@ -35,74 +40,192 @@ class Interval:
         return {"mean": self.mean, "low": self.low, "high": self.high, "n": self.n}
 
 
-def interval(values: ArrayLike) -> Interval:
-    """The mean of independent values [n] with its 95 % interval.
+def interval(values: ArrayLike, limits: tuple[float, float] = UNBOUNDED, *, factor: float | None = None) -> Interval:
+    """The mean of independent values [n] with its 95 % interval, inside the `limits` of the quantity (none, a lower one
+    or both); `factor` stands in
+    for Student's quantile where several intervals are to hold together (see `simultaneous`).
 
-    Two or three values: Student's t. From four on: the t statistic corrected for the skewness g of the values by
-    Hall's monotone cubic transformation (P. Hall, "On the removal of skewness by transformation", JRSS B 54, 1992),
-    T + g T²/3 + g² T³/27 + g/(6n) with T = (mean - mu)/s, inverted at Student's quantiles instead of a bootstrap's.
-    g is the sample skewness times (1 + 6/n): the plain one is too near to 0 in small samples. The factor was chosen by
-    simulation; `coverage` in tests/analysis/test_stats.py measures what the interval holds, docs/compare.md has the table.
+    Without limits: the t statistic corrected for the skewness g of the values by Hall's monotone cubic transformation
+    (P. Hall, "On the removal of skewness by transformation", JRSS B 54, 1992), T + g T²/3 + g² T³/27 + g/(6n) with
+    T = (mean - mu)/s, inverted at Student's quantiles instead of a bootstrap's. g is the sample skewness times
+    (1 + 6/n): the plain one is too near to 0 in small samples; it is held where |g| t/√n is .88, since the inverse's
+    slope is infinite near 1, and a bound would jump where one value moves a little. Both numbers were chosen by
+    simulation; `coverage` in tests/analysis/test_stats.py measures what the interval holds, docs/compare.md has the
+    table.
+
+    With a lower limit: the same, but no end is lower than that of Student's interval of log(mean - limit) (the delta
+    method), which stays above the limit. With two limits: Student's interval of the logit of the mean's place between
+    them. Both go to the limit as the values do.
     """
     x = np.asarray(values, np.float64)
     n = len(x)
     if n == 0:
         return Interval(math.nan, math.nan, math.nan, 0)
     mean = float(x.mean())
-    if n == 1 or not np.isfinite(x).all():
+    if n < ENOUGH or not np.isfinite(x).all():
         return Interval(mean, math.nan, math.nan, n)
-    low, high = bounds(x[None])
-    return Interval(mean, float(low[0]), float(high[0]), n)
+    low, high = (float(b[0]) for b in bounds(x[None], factor))
+    if limits == UNBOUNDED:
+        return Interval(mean, low, high, n)
+    half = (quantile(n) if factor is None else factor) * float(x.std(ddof=1)) / math.sqrt(n)
+    within = _bounded(mean, half, n, limits)
+    if math.isinf(limits[1]):
+        return Interval(mean, max(low, within.low), max(high, within.high), n)
+    return within
 
 
-def bounds(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Bounds of `interval` for many samples at once: x [samples, n], n >= 2."""
+def bounds(x: Floats, factor: float | None = None) -> tuple[Floats, Floats]:
+    """Bounds of `interval` without limits for many samples at once: x [samples, n], n >= 4."""
     n = x.shape[1]
-    mean, s = x.mean(axis=1), x.std(axis=1, ddof=1)
-    quantile = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) / math.sqrt(n)
-    if n < 4:
-        return mean - quantile * s, mean + quantile * s
-    spread = x.std(axis=1)
+    mean, s, spread = x.mean(axis=1), x.std(axis=1, ddof=1), x.std(axis=1)
+    t = (quantile(n) if factor is None else factor) / math.sqrt(n)
     with np.errstate(invalid="ignore", divide="ignore"):
         third = ((x - mean[:, None]) ** 3).mean(axis=1)
         g = np.where(spread > 0, third / spread**3, 0.0) * (1 + 6 / n)
+        g = np.clip(g, -HELD / t, HELD / t)
         even = np.abs(g) < 1e-6  # the limit of the inverse as g goes to 0 is the identity
 
-        def inverse(t: float) -> np.ndarray:
+        def inverse(t: float) -> Floats:
             bent = 3 / g * (np.cbrt(1 + g * (t - g / (6 * n))) - 1)
-            return np.where(even, t, bent)
+            return np.asarray(np.where(even, t, bent), np.float64)
 
-        return mean - s * inverse(quantile), mean - s * inverse(-quantile)
+        return mean - s * inverse(t), mean - s * inverse(-t)
 
 
-def grouped(values: Sequence[float], groups: Sequence[Hashable]) -> tuple[Interval, str]:
-    """The mean over independent units, and what those are.
+def _bounded(mean: float, half: float, n: int, limits: tuple[float, float]) -> Interval:
+    """On a logarithmic scale above a limit, on that of the odds between two."""
+    low, high = limits
+    if not low < mean < high or half == 0:  # every value is the limit, or all are equal
+        return Interval(mean, mean, mean, n)
+    if math.isinf(high):
+        factor = _exp(half / (mean - low))
+        return Interval(mean, low + (mean - low) / factor, low + (mean - low) * factor, n)
+    odds, factor = (mean - low) / (high - mean), _exp(half * (high - low) / ((mean - low) * (high - mean)))
+    ends = (odds / factor, odds * factor)
+    least, most = (high - (high - low) / (1 + o) for o in ends)
+    return Interval(mean, least, most, n)
+
+
+def _exp(x: float) -> float:
+    return math.exp(min(x, 700.0))
+
+
+def quantile(n: int, count: int = 1) -> float:
+    """Student's t for a two-sided 95 % interval of n values; for `count` of them to hold together (Bonferroni)."""
+    return float(stats.t.ppf(1 - (1 - CONFIDENCE) / (2 * count), n - 1))
+
+
+def units(values: Sequence[float] | Floats, groups: Sequence[Hashable]) -> tuple[Floats, str]:
+    """The independent units, and what they are.
 
     Seeds of one prompt are no independent evidence about prompts. With four or more groups the units are their means;
-    with fewer the units are the values, and the interval speaks of these groups only.
+    with fewer the units are the values, and what follows speaks of these groups only.
     """
     if len(values) != len(groups):
         raise ValueError(f"{len(values)} values in {len(groups)} groups")
     names = list(dict.fromkeys(groups))
-    if len(names) < 4 or len(names) == len(values):
-        return interval(values), "pairs" if len(names) < 4 else "prompts"
-    means = [float(np.mean([v for v, g in zip(values, groups, strict=True) if g == name])) for name in names]
-    return interval(means), "prompts"
+    x = np.asarray(values, np.float64)
+    if len(names) < ENOUGH:
+        return x, "pairs"
+    return np.array([x[[g == name for g in groups]].mean() for name in names]), "prompts"
+
+
+def grouped(
+    values: Sequence[float], groups: Sequence[Hashable], limits: tuple[float, float] = UNBOUNDED, *,
+    factor: float | None = None,
+) -> tuple[Interval, str]:  # fmt: skip
+    """The mean over independent units with its interval, and what those are (see `units`)."""
+    own, what = units(values, groups)
+    return interval(own, limits, factor=factor), what
 
 
 def ratio(a: Sequence[float], b: Sequence[float]) -> Interval:
     """Geometric mean of b/a over pairs with its interval, from the logarithms: a speed-up when these are times."""
-    logs = interval(np.log(np.asarray(b, np.float64) / np.asarray(a, np.float64)))
+    return geometric(np.asarray(b, np.float64) / np.asarray(a, np.float64))
+
+
+def geometric(values: ArrayLike) -> Interval:
+    """Geometric mean of positive values with its interval, from the logarithms."""
+    x = np.asarray(values, np.float64)
+    logs = interval(np.log(np.where(x > 0, x, np.nan)))
     return Interval(math.exp(logs.mean), math.exp(logs.low), math.exp(logs.high), logs.n)
 
 
-def caution(n: int, units: str = "pairs") -> str:
+def paired_ratio(
+    a: Sequence[float], b: Sequence[float], groups: Sequence[Hashable], *, factor: float | None = None
+) -> Interval:
+    """The ratio a/b of values >= 0 that belong together one by one: (1 + d) / (1 - d) of the mean relative difference
+    d, with its interval on the scale of the ratio's logarithm.
+
+    Every unit weighs alike, whatever its size, and nothing jumps where a value becomes 0: 0 where every a is 0,
+    infinite where every b is.
+    """
+    own = interval(units(relative_difference(a, b), groups)[0], (-1.0, 1.0), factor=factor)
+    mean, low, high = ((1 + d) / (1 - d) if d != 1 else math.inf for d in (own.mean, own.low, own.high))
+    return Interval(mean, low, high, own.n)
+
+
+def relative_difference(a: ArrayLike, b: ArrayLike) -> Floats:
+    """(a - b) / (a + b) of values >= 0, in [-1, 1]; 0 where both are 0."""
+    x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    return np.divide(x - y, x + y, out=np.zeros_like(x), where=(x + y) != 0)
+
+
+def simultaneous(values: ArrayLike, *, two_sided: bool = True) -> float:
+    """The factor of the standard error that all K intervals need to hold together in 95 % of cases: values [K, n].
+
+    The 95 % quantile of the largest of K t statistics of n normal units whose correlation is that of the values,
+    drawn towards independence by 1/√n since few units look more alike than they are, by simulation from a fixed seed
+    (max-t; T. Hothorn, F. Bretz, P. Westfall, Biometrical Journal 50, 2008).
+    """
+    x = np.asarray(values, np.float64)
+    k, n = x.shape
+    x = x - x.mean(axis=1, keepdims=True)
+    size = np.linalg.norm(x, axis=1, keepdims=True)
+    x = np.divide(x, size, out=np.zeros_like(x), where=size > 0)
+    share = 1 / math.sqrt(n)
+    random = np.random.default_rng(0)
+    largest = np.empty(DRAWS)
+    for d in range(DRAWS):
+        own, shared = random.standard_normal((k, n)), random.standard_normal((n, n))
+        z = math.sqrt(1 - share) * (x @ shared) + math.sqrt(share) * own
+        t = z.mean(axis=1) / z.std(axis=1, ddof=1) * math.sqrt(n)
+        largest[d] = np.abs(t).max() if two_sided else t.max()
+    return float(np.quantile(largest, CONFIDENCE if two_sided else (1 + CONFIDENCE) / 2))
+
+
+def share(successes: Sequence[bool], groups: Sequence[Hashable]) -> Interval:
+    """A proportion of runs whose prompts (`groups`) are the independent units, with its 95 % interval; n is
+    their number.
+
+    Wilson's score interval (JASA 22, 1927) at the number of independent runs that the variance between prompts leaves
+    (the design effect; E. L. Korn, B. I. Graubard, Survey Methodology 24, 1998), and at Student's quantile. No interval
+    below four prompts.
+    """
+    y = np.asarray(successes, np.float64)
+    names = list(dict.fromkeys(groups))
+    k, runs = len(names), len(y)
+    if not runs:
+        return Interval(math.nan, math.nan, math.nan, 0)
+    p = float(y.mean())
+    if k < ENOUGH:
+        return Interval(p, math.nan, math.nan, k)
+    members = [np.array([g == name for g in groups]) for name in names]
+    residuals = np.array([(y[m] - p).sum() for m in members])
+    variance = float((residuals**2).sum()) / runs**2 * k / (k - 1)
+    n = min(4.0 * runs, p * (1 - p) / variance) if variance > 0 else float(k if p in (0.0, 1.0) else 4 * runs)
+    t = quantile(k)
+    centre, half = p + t * t / (2 * n), t * math.sqrt(p * (1 - p) / n + t * t / (4 * n * n))
+    return Interval(p, max((centre - half) / (1 + t * t / n), 0.0), min((centre + half) / (1 + t * t / n), 1.0), k)
+
+
+def caution(n: int, units: str = "pairs", prompts: int | None = None) -> str:
     """What to bear in mind about an interval of n values; "" when there is nothing."""
     if n < 2:
         return f"n = {n}: no interval, nothing can be concluded beyond this one comparison"
-    if n < 4:
-        return f"n = {n} {units}: an interval for normal data only, too few to see whether they are"
+    if (prompts is not None and prompts < ENOUGH) or n < ENOUGH:
+        return f"n = {n} {units}: these prompts only; nothing is said of others before there are {ENOUGH} prompts"
     if n < 32:
-        covered = next(c for most, c in ((7, "87 to 93"), (15, "92 to 94"), (31, "93 to 95")) if n <= most)
+        covered = next(c for most, c in ((7, "87 to 93"), (15, "90 to 94"), (31, "93 to 95")) if n <= most)
         return f"n = {n} {units}: if the values are skewed, the 95 % intervals hold in {covered} % of cases"
     return ""

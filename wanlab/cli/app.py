@@ -5,7 +5,6 @@ Exit codes: 0 done, 1 failed, 2 usage, 3 part of a batch failed, 4 a stated thre
 
 from __future__ import annotations
 
-import errno
 import os
 import signal
 import sys
@@ -24,25 +23,9 @@ from wanlab.cli.methods import methods
 from wanlab.cli.report import report
 from wanlab.cli.spelling import spelled
 from wanlab.errors import WanlabError
+from wanlab.study.text import in_words
 
 GO_ON = "the same command goes on from the last finished step"
-REMEDIES = {
-    errno.ENOSPC: "free some space, or choose another --out",
-    errno.EDQUOT: "free some space, or choose another --out",
-    errno.EACCES: "choose a place that may be written to",
-    errno.EPERM: "choose a place that may be written to",
-    errno.EROFS: "choose a place that may be written to",
-    errno.ENAMETOOLONG: "use a shorter name",
-    errno.ENOENT: "check the path",
-    errno.EEXIST: "something is in the way: choose another --out",
-    errno.ENOTDIR: "a file is in the way: choose another --out",
-    errno.EISDIR: "a folder is in the way: choose another --out",
-    errno.ELOOP: "links go round in a circle: choose another --out",
-    errno.EIO: "the device failed: check it, or choose another --out, and run the same command again",
-    errno.EFBIG: "the file is larger than is allowed there (ulimit -f): choose another --out",
-    errno.EMFILE: "too many files are open: raise ulimit -n",
-    errno.ENFILE: "too many files are open on this machine: close some",
-}
 Misused: type[Exception] = typer.BadParameter.__mro__[2]  # click's ClickException, wherever this typer keeps click
 
 
@@ -112,7 +95,7 @@ def _run(args: list[str]) -> int:
     try:
         render.prepare()
         code = app(spelled(args) or ["--help"], prog_name="wanlab", standalone_mode=False)
-        if code == 130 or stopping.received():
+        if code == 130 or stopping.received() == signal.SIGTERM:  # ctrl-c may be a command's proper end (--watch)
             raise KeyboardInterrupt
         render.write("")  # what others wrote may not have left yet
         return code if isinstance(code, int) else 0
@@ -146,11 +129,3 @@ def _say(error: Exception) -> int:
         render.complain("out of memory", "use fewer frames, a smaller size, or --dtype bfloat16")
         return 1
     raise error
-
-
-def in_words(error: OSError) -> tuple[str, str]:
-    """(what is wrong, what to do) for an error of the operating system that nobody nearer to it has explained."""
-    place = " to ".join(os.fsdecode(f) for f in (error.filename, error.filename2) if isinstance(f, str | bytes))
-    what = error.strerror or str(error) or type(error).__name__
-    remedy = REMEDIES.get(error.errno or 0, "check the path and the disk, and run the same command again")
-    return f"{place}: {what}" if place else what, remedy

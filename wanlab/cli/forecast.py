@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wanlab.cli import render
 from wanlab.spec import RunSpec
+
+if TYPE_CHECKING:
+    from wanlab.engine.run.forecast import Forecast
 
 
 def show(specs: Sequence[RunSpec], outs: Sequence[Path], form: str) -> int:
@@ -24,7 +27,7 @@ def show(specs: Sequence[RunSpec], outs: Sequence[Path], form: str) -> int:
         rows = [r for k, f in enumerate(forecasts) for r in step_rows(f, k if len(forecasts) > 1 else None)]
         render.emit(rows, form, [f.to_dict() for f in forecasts])
         return 0
-    alike: dict[str, tuple[Any, int]] = {}  # one table for all runs that differ in prompt and seed alone
+    alike: dict[str, tuple[Forecast, int]] = {}  # one table for all runs that differ in prompt and seed alone
     for f in forecasts:
         key = replace(f.spec, prompt="-", seed=0).digest()
         alike[key] = (f, alike.get(key, (f, 0))[1] + 1)
@@ -36,7 +39,8 @@ def show(specs: Sequence[RunSpec], outs: Sequence[Path], form: str) -> int:
         if any("*" in r["frames"] for r in rows):
             notes.append("*: frames are completed before the step")
         spec = f.spec
-        title = f"{spec.model}  {spec.width}x{spec.height}  {spec.frames} frames  {spec.steps} steps  shift {spec.shift:g}  {spec.solver}"
+        size = f"{spec.width}x{spec.height}, {spec.frames} frames, {spec.steps} steps"
+        title = f"{spec.model}, {size}, shift {spec.shift:g}, {spec.solver}"
         render.show(
             render.table(rows, title=title, left=("expert", "branches"), caption="; ".join(notes)),
             Text("\n".join(summary(f, count))),
@@ -44,7 +48,7 @@ def show(specs: Sequence[RunSpec], outs: Sequence[Path], form: str) -> int:
     return 0
 
 
-def summary(forecast: Any, count: int = 1) -> list[str]:
+def summary(forecast: Forecast, count: int = 1) -> list[str]:
     """What a run is going to cost, in lines; `count` runs need as much disk each."""
     f = forecast
     disk = f"{render.size(f.disk_bytes)} a run" + (
@@ -59,16 +63,10 @@ def summary(forecast: Any, count: int = 1) -> list[str]:
     ]
 
 
-def bounds(forecast: Any) -> tuple[int, int]:
-    """The least and the most passes."""
-    low, high = getattr(forecast, "passes_bounds", (forecast.passes, forecast.passes))
-    return int(low), int(high)
-
-
-def passes(forecast: Any) -> str:
+def passes(forecast: Forecast) -> str:
     """`8 of 16 passes`, or between which bounds they are, with the speed-up."""
-    low, high = bounds(forecast)
-    if getattr(forecast, "exact", low == high):
+    low, high = forecast.passes_bounds
+    if forecast.exact:
         count = f"{high} of {forecast.plain_passes}"
         return f"{count} without policies; predicted speed-up {forecast.speedup:.2f}"
     count = f"between {low} and {high}" if low != high else f"{high}"
@@ -79,26 +77,24 @@ def passes(forecast: Any) -> str:
     return f"{count} of {forecast.plain_passes} without policies, decided while running; predicted speed-up {speedup}"
 
 
-def operations(forecast: Any) -> str:
+def operations(forecast: Forecast) -> str:
     """Floating-point operations of a run, exact or between bounds."""
-    low, high = getattr(forecast, "flops_bounds", (forecast.flops, forecast.flops))
+    low, high = forecast.flops_bounds
     return f"{high / 1e12:.2f} TFLOP" if low == high else f"{low / 1e12:.2f} to {high / 1e12:.2f} TFLOP"
 
 
-def step_rows(forecast: Any, run: int | None = None) -> list[dict[str, Any]]:
+def step_rows(forecast: Forecast, run: int | None = None) -> list[dict[str, Any]]:
     """A row for every step; a reused branch in parentheses, `*` at the frames of a step before which frames are
     completed; `run` is the number of the run, where there are several."""
     rows = []
     for r in forecast.rows:
-        reused = getattr(r, "reused", ())
-        least, most = getattr(r, "passes_bounds", (r.passes, r.passes))
-        jump = getattr(r, "jump", False) or getattr(r, "lift", False)
+        least, most = r.passes_bounds
         rows.append(
             ({} if run is None else {"run": run})
             | {
                 "step": r.step + 1, "t": f"{r.timestep:.1f}", "σ": f"{r.sigma:.4f}", "expert": r.expert,
-                "branches": "+".join(f"({b})" if b in reused else b for b in r.branches),
-                "scale": f"{r.guidance:g}", "frames": f"{r.frames}{'*' * jump}", "tokens": r.tokens,
+                "branches": "+".join(f"({b})" if b in r.reused else b for b in r.branches),
+                "scale": f"{r.guidance:g}", "frames": f"{r.frames}{'*' * r.jump}", "tokens": r.tokens,
                 "passes": f"{most}" if least == most else f"{least}-{most}",
             }
         )  # fmt: skip

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from wanlab.cli import forecast, render
 from wanlab.cli.options import Form, Method, Sampling, option, with_options
 from wanlab.cli.running import run_all
+from wanlab.errors import WanlabError
 from wanlab.spec import RecordSpec
-from wanlab.study.requests import places
-from wanlab.study.text import plain
+from wanlab.study.requests import check_place, places
+from wanlab.study.text import in_words, plain
 
 # In the order in which they happen.
 PHASES = (
@@ -28,29 +30,40 @@ PHASES = (
 _RECORD, _OUTPUT = "What is recorded", "Output"
 
 
-@with_options
-def generate(
-    sampling: Sampling,
-    method: Method,
-    form: Form,
+@dataclass(frozen=True, kw_only=True)
+class Recording:
+    """What is recorded."""
+
     record: Annotated[
         str,
         option("--record", panel=_RECORD, help="metrics, latents (x_t too) or all (predictions and branches too)."),
-    ] = "metrics",
+    ] = "metrics"
     record_every: Annotated[
         int, option("--record-every", panel=_RECORD, help="Record latents every so many steps.")
-    ] = 1,
-    record_dtype: Annotated[
-        str, option("--record-dtype", panel=_RECORD, help="float32 or float16 latents.")
-    ] = "float32",
+    ] = 1
+    record_dtype: Annotated[str, option("--record-dtype", panel=_RECORD, help="float32 or float16 latents.")] = (
+        "float32"
+    )
     probe: Annotated[
         bool,
         option(
             "--probe",
             panel=_RECORD,
-            help="Evaluate skipped branches, and with --record all the other expert at the switch, for the record only.",
+            help="Evaluate branches left out, and with --record all the other expert at the switch: recorded only.",
         ),
-    ] = False,
+    ] = False
+
+    def spec(self) -> RecordSpec:
+        """As a run specification has it. Raises UsageError."""
+        return RecordSpec(level=self.record, every=self.record_every, dtype=self.record_dtype, probe=self.probe)
+
+
+@with_options
+def generate(
+    sampling: Sampling,
+    method: Method,
+    form: Form,
+    recording: Recording,
     enable_debug: Annotated[
         bool, option("--enable-debug/--no-error-analysis", panel=_RECORD, help="Write the error analysis of guidance.")
     ] = True,
@@ -71,16 +84,20 @@ def generate(
     wanlab generate --prompt "a large red circle moving right on a black background"
     """
     shown_as = form.choose()
-    recorded = RecordSpec(level=record, every=record_every, dtype=record_dtype, probe=probe)
-    specs = sampling.specs(method.policies(), recorded)
+    specs = sampling.specs(method.policies(), recording.spec())
     outs = places(specs, out or Path("outputs" if debug_outputs else "runs"))
     if dry_run:
         return forecast.show(specs, outs, shown_as)
     analysis = ("debug_outputs/" if debug_outputs else "") + "error_analysis" if enable_debug else ""
+    for folder in {place.parent / analysis for place in outs}:
+        check_place(folder / "error_analysis_report.txt")
     summaries: list[dict[str, Any]] = []
 
     def done(place: Path) -> None:
-        summaries.append(summarise(place, analysis, alone=len(specs) == 1))
+        try:
+            summaries.append(summarise(place, analysis, alone=len(specs) == 1))
+        except OSError as error:
+            raise WanlabError(*in_words(error)) from error
         if shown_as == "paths":
             render.write(f"{place}\n")
 
@@ -117,13 +134,15 @@ def summarise(path: Path, analysis: str, *, alone: bool) -> dict[str, Any]:
             files["error_report"].write_text(guidance.report(g, prompt=prompt, title=path.name), encoding="utf-8")
         predicted = run.attrs.get("predicted", {})
         return {
-            "prompt": prompt, "seed": run.spec.seed, "model": run.spec.model, "size": f"{run.spec.width}x{run.spec.height}",
+            "prompt": prompt, "seed": run.spec.seed, "model": run.spec.model,
+            "size": f"{run.spec.width}x{run.spec.height}",
             "frames": run.spec.frames, "steps": g.steps, "policies": " ".join(map(str, run.spec.policies)),
             "device": str(run.attrs.get("device_name", "")), "passes": int(g.passes.sum()),
             "plain_passes": predicted.get("plain_passes"), "tokens": int(np.asarray(run["tokens"]).sum()),
-            "sampling_seconds": float(np.asarray(run["seconds"]).sum()), "peak_memory_bytes": run.attrs.get("peak_memory_bytes", 0),
-            "resumed_from_step": run.attrs.get("resumed_from_step", 0), "timing_seconds": timing, "reading": guidance.reading(g),
-            "files": {k: str(v) for k, v in files.items()}, "by_step": by_step(run, g),
+            "sampling_seconds": float(np.asarray(run["seconds"]).sum()),
+            "peak_memory_bytes": run.attrs.get("peak_memory_bytes", 0),
+            "resumed_from_step": run.attrs.get("resumed_from_step", 0), "timing_seconds": timing,
+            "reading": guidance.reading(g), "files": {k: str(v) for k, v in files.items()}, "by_step": by_step(run, g),
         }  # fmt: skip
 
 
@@ -150,7 +169,8 @@ def picture(s: dict[str, Any], show_steps: bool) -> list[Any]:
     from rich.text import Text
 
     method = s["policies"] or "no policy"
-    line = f"{s['model']}, seed {s['seed']}, {s['size']}, {s['frames']} frames, {s['steps']} steps, {method}; {s['device'] or 'cpu'}"
+    size = f"{s['size']}, {s['frames']} frames, {s['steps']} steps"
+    line = f"{s['model']}, seed {s['seed']}, {size}, {method}; {s['device'] or 'cpu'}"
     cost = f"passes    {s['passes']}"
     cost += f" of {s['plain_passes']} without policies" if s["plain_passes"] else ""
     clock = ", ".join(f"{k} {v:.2f} s" for k, v in s["timing_seconds"].items())

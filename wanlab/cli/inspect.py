@@ -11,10 +11,11 @@ import typer
 from wanlab.cli import render
 from wanlab.cli.options import Form, with_options
 from wanlab.errors import WanlabError
+from wanlab.runfile import read_in_child, summary
 from wanlab.study.text import plain
 
 MEMORY = 2**30  # bytes and …
-SECONDS = 60.0  # … seconds that reading a file of unknown origin may take
+SECONDS = 60  # … seconds that reading a file of unknown origin may take
 WIDE = 120  # columns that the whole table needs
 
 
@@ -28,7 +29,7 @@ def inspect(
         bool,
         typer.Option(
             "--untrusted",
-            help=f"Read in a process of its own, with at most {MEMORY // 2**30} GiB of memory and {SECONDS:.0f} s for a file.",
+            help=f"Read each file in a process of its own: {MEMORY // 2**30} GiB of memory, {SECONDS} s at most.",
         ),
     ] = False,
     *,
@@ -40,7 +41,7 @@ def inspect(
     bad = 0
     for path in runs:
         try:
-            content = _untrusted(path, check) if untrusted else examine(path, check)
+            content = read_in_child(path, MEMORY, SECONDS, check=check) if untrusted else summary(path, check)
         except WanlabError as error:
             if len(runs) == 1:
                 raise
@@ -57,45 +58,6 @@ def inspect(
     return 0 if not bad else 1 if bad == len(runs) else 3
 
 
-def examine(path: Path, check: bool) -> dict[str, Any]:
-    """What a run file holds, as plain values. `check` reads all of it. Raises WanlabError."""
-    from wanlab import runfile
-
-    return _with_method(runfile.examine(path, check))
-
-
-def _with_method(content: dict[str, Any]) -> dict[str, Any]:
-    """With the method in words, and a specification in full, when this version can read it."""
-    from wanlab.spec import RunSpec
-
-    policies = content.pop("policies", [])
-    try:
-        spec = RunSpec.from_dict(content["spec"])
-        content |= {"spec": spec.to_dict(), "method": " ".join(map(str, spec.policies)) or "no policy"}
-    except (WanlabError, TypeError, ValueError, KeyError, AttributeError):
-        content["method"] = " ".join(map(str, policies)) or "no policy"
-    return content
-
-
-def _untrusted(path: Path, check: bool) -> dict[str, Any]:
-    """`examine` where it can do no harm."""
-    from wanlab import runfile
-
-    return _with_method(runfile.read_in_child(path, MEMORY, SECONDS, check=check))
-
-
-def _specification(spec: Mapping[str, Any], method: str) -> list[str]:
-    """Prompt and settings; of a specification that this version cannot read, what stands there."""
-    try:
-        return [
-            f"prompt    {plain(spec['prompt'])}",
-            f"run       {spec['model']}, seed {spec['seed']}, {spec['width']}x{spec['height']}, {spec['frames']} frames, "
-            f"{spec['steps']} steps, {spec['solver']}, guidance {','.join(f'{g:g}' for g in spec['guidance'])}, {method}",
-        ]
-    except (KeyError, TypeError, ValueError):
-        return [f"spec      {plain(str(dict(spec)))}"]
-
-
 def _show(content: Mapping[str, Any]) -> None:
     from rich.text import Text
 
@@ -105,7 +67,8 @@ def _show(content: Mapping[str, Any]) -> None:
     lines = [
         f"{content['path']}  {render.size(content['bytes'])}, format {content['format']}, {content['status']}, "
         f"digest {str(content['digest'])[:12]}",
-        *_specification(spec, content["method"]),
+        f"prompt    {plain(spec.get('prompt', 'unknown'))}",
+        f"run       {_described(spec)}",
         f"made by   {made_by}; {attributes.get('device_name', '')}",
     ]
     narrow = render.output().width < WIDE
@@ -122,3 +85,13 @@ def _show(content: Mapping[str, Any]) -> None:
         render.show(Text("\n".join(map(plain, problems)), style="red"))
     elif problems is not None:
         render.show(Text("sound: every checksum holds", style="green"))
+
+
+def _described(spec: Mapping[str, Any]) -> str:
+    """A run in a line, from its specification as the file has it: another version may have written it."""
+    known = {k: spec.get(k, "unknown") for k in ("model", "seed", "width", "height", "frames", "steps", "solver")}
+    guidance, policies = spec.get("guidance"), spec.get("policies")
+    scales = ",".join(map(str, guidance)) if isinstance(guidance, list) else "unknown"
+    names = [str(p.get("name")) for p in policies if isinstance(p, dict)] if isinstance(policies, list) else []
+    said = "{model}, seed {seed}, {width}x{height}, {frames} frames, {steps} steps, {solver}".format(**known)
+    return f"{said}, guidance {scales}, {' '.join(names) or 'no policy'}"

@@ -34,7 +34,7 @@ _SOURCE = re.compile(
     r'\(([^()]*(?:"[^"]*"[^()]*)?\b(?:19|20)\d\d[a-z]?)\)|(https?://[^\s)>,]*[^\s)>,.]|\barXiv:\d{4}\.\d{4,5})'
 )
 _KNOB = re.compile(r"(?m)^(?P<name>[a-z_][a-z0-9_]*) {2,}(?P<text>.+(?:\n {4,}.+)*)")
-_COST = re.compile(r"(?ms)^Cost:?\s+(?P<text>.+?)(?:\n\s*\n|\Z)")
+_SAID = re.compile(r"(?ms)^(?P<what>Cost|Source): +(?P<text>.+?)(?=\n\s*\n|\n(?:Cost|Source): |\Z)")
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,9 @@ class Entry:
     """The first sentence or paragraph."""
     knobs: tuple[Knob, ...]
     sources: tuple[str, ...]
+    """What it says after "Source:", or else what it cites."""
     cost: str
-    """A docstring's paragraph "Cost: …", or what a metric needs."""
+    """What a docstring says after "Cost:", or what a metric needs."""
     defined: str
     """The module."""
 
@@ -122,15 +123,15 @@ def describe(kind: str, name: str, item: Any) -> Entry:
         for field in dataclasses.fields(item):
             if field.init:
                 knobs.append(Knob(field.name, _type(hints[field.name]), _default(field), said.get(field.name, "")))
-    sources = tuple(dict.fromkeys(" ".join((m[1] or m[2]).split()) for m in _SOURCE.finditer(text)))
-    cost = match["text"] if (match := _COST.search(text)) else ""
+    notes = {m["what"]: " ".join(m["text"].split()) for m in _SAID.finditer(text)}
+    cited = dict.fromkeys(" ".join((m[1] or m[2]).split()) for m in _SOURCE.finditer(text))
+    sources = (notes["Source"].rstrip("."),) if "Source" in notes else tuple(cited)
+    cost = notes.get("Cost", "")
     needs = getattr(item, "needs", ())
     if not cost and needs:
         cost = "needs " + ", ".join(map(str, [needs] if isinstance(needs, str) else needs))
     module = getattr(subject, "__module__", "")
-    return Entry(
-        kind, name, " ".join(text.partition("\n\n")[0].split()), tuple(knobs), sources, " ".join(cost.split()), module
-    )
+    return Entry(kind, name, " ".join(text.partition("\n\n")[0].split()), tuple(knobs), sources, cost, module)
 
 
 def _type(hint: Any) -> str:

@@ -143,8 +143,8 @@ class Method(Shortcuts):
         option(
             "--policy",
             panel=_METHOD,
-            help="name:knob=value,… Any policy with its knobs (see wanlab methods); or FILE.py:name:knob=value,…, which "
-            "runs the code in that file. Repeat to combine, left to right.",
+            help="name:knob=value,… Any policy with its knobs (see wanlab methods); or FILE.py:name:knob=value,…, "
+            "which runs the code in that file. Repeat to combine, left to right.",
         ),
     ] = None
 

@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from wanlab.errors import WanlabError
-from wanlab.study.text import Rows, comma_separated, csv_cell, finite, markdown, md_cell, plain, printable
+from wanlab.study.text import Rows, comma_separated, finite, markdown, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 __all__ = [
-    "FORMATS", "choose", "complain", "csv_cell", "emit", "finite", "give_up_stdout", "markdown", "md_cell", "number", "output", "plain",
-    "prepare", "printable", "say", "show", "size", "table", "talk", "write",
+    "FORMATS", "choose", "complain", "emit", "finite", "give_up_stdout", "markdown", "number", "output", "plain",
+    "prepare", "say", "show", "size", "table", "talk", "write",
 ]  # fmt: skip
 FORMATS = ("auto", "human", "json", "csv", "md")
 PIPE_WIDTH = 240
@@ -152,7 +152,8 @@ def table(
     from rich.text import Text
 
     shown = Table(
-        title=Text(plain(title)) if title else None, box=box.SIMPLE_HEAD, title_justify="left", padding=(0, 1, 0, 0), show_edge=False,
+        title=Text(plain(title)) if title else None, title_justify="left",
+        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False,
         caption=Text(plain(caption, 400)) if caption else None, caption_justify="left",
     )  # fmt: skip
     for name in rows[0] if rows else ():

@@ -2,103 +2,121 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from wanlab.cli import render
 from wanlab.errors import WanlabError
 from wanlab.spec import RunSpec
+from wanlab.study.runners import local
 
 if TYPE_CHECKING:
     from wanlab.engine.run import Progress as Report
 
 
-def run_all(
-    specs: Sequence[RunSpec],
-    outs: Sequence[Path],
-    *,
-    force: bool = False,
-    gif: bool = False,
-    done: Callable[[Path], None] = lambda _: None,
-) -> list[Path]:
-    """Run each spec into its file, in order, with one model loaded; `done` is called with each finished file.
+class Watcher(local.Watcher):
+    """Progress on stderr: bars on a terminal, nothing in a pipe; failures and notices in lines.
 
-    What cannot be done fails before a model is loaded. A run that fails among several is said on stderr, and its
-    file returned; alone it raises. Raises UsageError and WanlabError.
+    The first bar is the run's, the second the whole job's, its remaining time told from the steps that were sampled:
+    those of runs that were complete are not counted.
     """
-    from wanlab.engine import run as engine
 
-    for spec, place in zip(specs, outs, strict=True):
-        engine.check_output(place)
-        engine.plan(spec)
-    warn_of_unknown_words(specs)
-    failed: list[Path] = []
-    with _progress(len(specs)) as begin:
-        loaded = engine.Models()
-        for spec, place in zip(specs, outs, strict=True):
-            try:
-                engine.execute(spec, place, progress=begin(spec), loaded=loaded, force=force, gif=gif)
-                done(place)
-            except WanlabError as error:
-                if len(specs) == 1:
-                    raise
-                failed.append(place)
-                render.complain(f"{place}: {error.message}", error.hint)
-    if failed:
-        render.complain(
-            f"{len(failed)} of {len(specs)} runs failed", "run the same command again; finished runs are kept"
-        )
-    return failed
+    def __init__(self, done: Callable[[Path], None] = lambda _: None) -> None:
+        console = render.talk()
+        self._done = done
+        self._bars = Progress(
+            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
+            TextColumn("{task.fields[count]}", markup=False), TextColumn("{task.fields[pace]}", markup=False),
+            TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
+            console=console, transient=True, disable=not console.is_terminal,
+        )  # fmt: skip
+        self._job: TaskID | None = None
+        self._run: TaskID | None = None
+        self._runs = self._number = self._kept = self._failures = 0
+        self._todo = self._sampled = self._before = 0  # denoising steps
+
+    def start(self, runs: int, steps: int) -> None:
+        self._runs, self._todo = runs, steps
+        self._bars.start()
+        if runs > 1:
+            self._job = self._bars.add_task("all", total=steps, count=f"0/{runs} runs", pace="")
+
+    def begin(self, spec: RunSpec, place: Path) -> None:
+        if self._run is not None:
+            self._bars.remove_task(self._run)
+        self._number += 1
+        self._before = 0
+        lead = f"[{self._number}/{self._runs}] " if self._runs > 1 else ""
+        name = f"{lead}{render.plain(spec.prompt, 28)}"
+        self._run = self._bars.add_task(name, total=spec.steps, count=f"0/{spec.steps}", pace="")
+        self._place = place
+
+    def progress(self, p: Report) -> None:
+        if getattr(p, "notice", ""):
+            render.say(p.notice)
+        if p.phase == "kept":
+            self._kept += 1
+            self._todo -= p.total
+        elif p.phase == "resume" and p.step:
+            render.say(f"{self._place}: going on after step {p.step} of {p.total}")
+            self._todo -= p.step
+            self._before = p.step
+        elif p.phase == "sample" and p.step > self._before:
+            self._sampled += p.step - self._before
+            self._before = p.step
+        pace = f"{p.phase} {p.seconds:.2f} s/step" if p.phase == "sample" and p.seconds else p.phase
+        pace += f" {render.size(p.memory)}" if p.memory else ""
+        if self._run is not None:
+            self._bars.update(self._run, completed=p.step, count=f"{p.step}/{p.total}", pace=pace)
+        if self._job is not None:
+            count = f"{self._number - 1}/{self._runs} runs"
+            self._bars.update(self._job, completed=self._sampled, total=max(self._todo, 1), count=count)
+
+    def finish(self, place: Path) -> None:
+        self._done(place)
+
+    def fail(self, place: Path, error: WanlabError) -> None:
+        self._failures += 1
+        render.complain(f"{place}: {error.message}", error.hint)
+
+    def measure(self, done: int, total: int) -> None:
+        if total < 2:
+            return
+        if self._job is None:
+            self._bars.start()
+            self._job = self._bars.add_task("measuring", total=total, count="", pace="")
+        self._bars.update(self._job, completed=done, count=f"{done}/{total}")
+        if done == total:
+            self._close()
+
+    def say(self, text: str) -> None:
+        render.say(text)
+
+    def end(self) -> None:
+        self._close()
+        if self._kept:
+            runs = f"{self._kept} of {self._runs} runs were" if self._runs > 1 else "the run was"
+            render.say(f"{runs} complete already and kept; --force samples again")
+        if self._failures:
+            render.complain(
+                f"{self._failures} of {self._runs} runs failed", "run the same command again; finished runs are kept"
+            )
+
+    def _close(self) -> None:
+        for task in (self._run, self._job):
+            if task is not None:
+                self._bars.remove_task(task)
+        self._run = self._job = None
+        self._bars.stop()
 
 
-def warn_of_unknown_words(specs: Sequence[RunSpec]) -> None:
-    """One warning for all prompt words that the embedded model never learned."""
-    from wanlab.embedded import world
-
-    unknown = dict.fromkeys(w for s in specs if s.model == "tiny" for w in world.unknown_words(s.prompt))
-    if unknown:
-        known = "; ".join(f"{kind}: {', '.join(ws)}" for kind, ws in world.known_words().items() if kind != "others")
-        words = ", ".join(list(unknown)[:12]) + (", …" if len(unknown) > 12 else "")
-        render.say(f"warning: tiny never learned: {words}. It knows {known}.")
-
-
-@contextmanager
-def _progress(runs: int) -> Iterator[Callable[[RunSpec], Callable[[Report], None]]]:
-    """Progress on stderr: a bar on a terminal, nothing in a pipe."""
-    columns = (
-        TextColumn("{task.description}", markup=False), BarColumn(bar_width=30), MofNCompleteColumn(),
-        TextColumn("{task.fields[pace]}", markup=False), TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
-    )  # fmt: skip
-    console = render.talk()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        done = 0
-        row: TaskID | None = None
-
-        def begin(spec: RunSpec) -> Callable[[Report], None]:
-            nonlocal done, row
-            done += 1
-            name = f"[{done}/{runs}] " if runs > 1 else ""
-            if row is not None:
-                bar.remove_task(row)
-            current = row = bar.add_task(f"{name}{render.plain(spec.prompt, 28)}", total=spec.steps, pace="")
-
-            def report(p: Report) -> None:
-                pace = f"{p.phase} {p.seconds:.2f} s/step" if p.phase == "sample" and p.seconds else p.phase
-                memory = f" {render.size(p.memory)}" if p.memory else ""
-                bar.update(current, completed=p.step, pace=pace + memory)
-
-            return report
-
-        yield begin
+def run_all(
+    specs: Sequence[RunSpec], outs: Sequence[Path], *, force: bool = False, gif: bool = False,
+    done: Callable[[Path], None] = lambda _: None,
+) -> list[Path]:  # fmt: skip
+    """Run each spec into its file with progress on stderr; `done` is called with each finished file. Returns the files
+    of runs that failed. Raises UsageError and WanlabError."""
+    return local.run_all(specs, outs, force=force, gif=gif, watcher=Watcher(done))

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: unwind once, so that what is finished is kept; a second one, or one at the very end, ends at once.
+"""Ctrl-C and SIGTERM: unwind once, so that what is finished is kept; a second one, or one at the end, ends at once.
 
 An exception raised where Python ignores it (an at-fork hook, `__del__`) would lose the signal: it is raised again.
 """

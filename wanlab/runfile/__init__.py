@@ -5,19 +5,29 @@ state; `finish` folds them into `NAME.h5` and only then removes the directory. T
 killed while it has an HDF5 file open for writing can leave that file unreadable, and no flush prevents it. A shard
 is written under another name, synced and renamed, so at every instant it is either whole or absent.
 
-Shards are plain bytes (`shards.pack`), not HDF5: nothing is compressed and no HDF5 call is made while sampling goes on.
+Shards are plain bytes (`pack`), not HDF5: nothing is compressed and no HDF5 call is made while sampling goes on.
 
 Needs numpy and h5py only. Everything foreseeable that goes wrong is a `WanlabError`.
 """
 
-from wanlab.runfile.check import verify
-from wanlab.runfile.child import examine, read_in_child
 from wanlab.runfile.fields import FORMAT_VERSION, STEP, Field
 from wanlab.runfile.reader import Data, Run, completed
 from wanlab.runfile.shards import part_directory
-from wanlab.runfile.writer import RunWriter, tidy
+from wanlab.runfile.untrusted import read_in_child, summary
+from wanlab.runfile.verify import verify
+from wanlab.runfile.writer import RunWriter, remove_leftovers
 
 __all__ = [
-    "FORMAT_VERSION", "STEP", "Data", "Field", "Run", "RunWriter", "completed", "examine", "part_directory",
-    "read_in_child", "tidy", "verify",
-]  # fmt: skip
+    "FORMAT_VERSION",
+    "STEP",
+    "Data",
+    "Field",
+    "Run",
+    "RunWriter",
+    "completed",
+    "part_directory",
+    "read_in_child",
+    "remove_leftovers",
+    "summary",
+    "verify",
+]

@@ -1,4 +1,4 @@
-"""Declared arrays, the limits of what a run file may hold, and the names and texts allowed in it."""
+"""What a run file may hold: declared arrays, names, and the limits a reader believes in."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from wanlab.errors import WanlabError
 Array = NDArray[Any]
 Json = Any
 
-FORMAT_VERSION = "2"  # written
-READABLE_VERSIONS = ("1", "2")
+FORMAT_VERSION = "2"  # what is written; schema.SCHEMAS lists what is read
 STEP = "step"  # the leading dimension of every per-step dataset; the writer adds it
+
 NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,63}\Z")
 NUMBERS = (
     "int8",
@@ -35,6 +35,8 @@ NUMBERS = (
     "float64",
 )
 MIB = 2**20
+
+# What a reader believes of a file before it allocates anything (docs/runfile.md, "Limits").
 MAX_RANK = 8
 MAX_STEPS = 10**6
 MAX_DIMENSION = 2**24
@@ -42,9 +44,10 @@ MAX_OBJECTS = 10_000
 MAX_ATTRIBUTES = 256
 MAX_ATTRIBUTE_BYTES = 16 * MIB
 MAX_CHUNK_BYTES = 64 * MIB
-MAX_CHUNKS = 2**22
+MAX_CHUNKS = 2**18
 MAX_DATASET_BYTES = 2**40
 MAX_READ_BYTES = 8 * 2**30
+MAX_ALL_ATTRIBUTE_BYTES = 64 * MIB
 
 
 @dataclass(frozen=True)
@@ -134,16 +137,6 @@ class Field:
         return made
 
 
-def check_text(name: str, value: Any) -> None:
-    if isinstance(value, str):
-        try:
-            size = len(value.encode())
-        except UnicodeEncodeError as error:
-            raise WanlabError(f"'{name}' is no valid Unicode text", "write it as UTF-8") from error
-        if "\0" in value or size > MAX_ATTRIBUTE_BYTES:
-            raise WanlabError(f"'{name}' holds a NUL or more than 16 MiB of text", "shorten it")
-
-
 def by_name(fields: Sequence[Field]) -> dict[str, Field]:
     named: dict[str, Field] = {}
     for field in fields:
@@ -154,3 +147,13 @@ def by_name(fields: Sequence[Field]) -> dict[str, Field]:
     if dims & set(named):
         raise WanlabError(f"{sorted(dims & set(named))} name both a field and a dimension", "rename one")
     return named
+
+
+def check_text(name: str, value: Any) -> None:
+    if isinstance(value, str):
+        try:
+            size = len(value.encode())
+        except UnicodeEncodeError as error:
+            raise WanlabError(f"'{name}' is no valid Unicode text", "write it as UTF-8") from error
+        if "\0" in value or size > MAX_ATTRIBUTE_BYTES:
+            raise WanlabError(f"'{name}' holds a NUL or more than 16 MiB of text", "shorten it")

@@ -1,4 +1,4 @@
-"""Folding shards into the finished HDF5 file, and its seal."""
+"""Folding: the shards of a run become one sealed HDF5 file."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class _Sink(io.RawIOBase):
 
     def __init__(self, path: Path) -> None:
         super().__init__()
-        self._file = open(path, "w+b", buffering=0)  # noqa: SIM115 - closed in close()
+        self._file = open(path, "x+b", buffering=0)  # noqa: SIM115 - closed in close()
         self._size = 0
         self.error: OSError | None = None
 
@@ -185,6 +185,42 @@ class _Sink(io.RawIOBase):
             super().close()
 
 
+def _sizes(
+    total: int,
+    kept: Sequence[Field],
+    shapes: Mapping[str, Mapping[int, tuple[int, ...]]],
+    final: Mapping[Field, Array],
+) -> dict[str, int]:
+    """Every dimension's size: the largest over the steps; final arrays must have exactly that. Raises WanlabError."""
+    sizes: dict[str, int] = {STEP: total} if total else {}
+    for dims, shape in [(f.dims, s) for f in kept for s in shapes[f.name].values()] + [
+        (f.dims, v.shape) for f, v in final.items()
+    ]:
+        for dim, size in zip(dims, shape, strict=True):
+            sizes[dim] = max(size, sizes.get(dim, 0))
+    for field, value in final.items():
+        for dim, size in zip(field.dims, value.shape, strict=True):
+            if size != sizes[dim]:
+                raise WanlabError(
+                    f"dimension '{dim}' is {size} in '{field.name}' and {sizes[dim]} elsewhere",
+                    "name them apart",
+                )
+    return sizes
+
+
+def _write_scales(file: Any, sizes: Mapping[str, int]) -> dict[str, Any]:
+    """One coordinate dataset a dimension: 0, 1, 2, …"""
+    scales: dict[str, Any] = {}
+    for dim, size in sizes.items():
+        coordinate = np.arange(size, dtype="<i4")
+        scale = file.create_dataset(dim, data=coordinate, chunks=(size,), fletcher32=True)
+        scale.make_scale(dim)
+        _put(scale, {"encoding-type": "dimension", "encoding-version": "1", "dims": (dim,)})
+        _put(scale, {"units": "1", "long_name": f"index along {dim}"})
+        scales[dim] = scale
+    return scales
+
+
 def fold(
     target: Path,
     directory: Path,
@@ -196,7 +232,16 @@ def fold(
     """Write the finished file from the shards of steps 0 … total-1. One step is in memory at a time."""
     target.unlink(missing_ok=True)
     shards = [directory / f"step-{k:06d}.wls" for k in range(total)]
-    shapes, samples = _survey(shards, fields)
+    shapes: dict[str, dict[int, tuple[int, ...]]] = {f.name: {} for f in fields}  # field -> step -> shape
+    ranks = {f.name: f.dims for f in fields}
+    samples: dict[str, Array] = {}  # the first value of each field, to decide on gzip
+    for step, shard in enumerate(shards):
+        for name, found in shapes_in(shard).items():
+            if name not in shapes or len(found) != len(ranks[name]) or 0 in found:
+                raise WanlabError(f"{shard} is damaged: its '{name}' is not as declared", "remove it and run again")
+            shapes[name][step] = found
+            if name not in samples:
+                samples |= {n: v for n, v in load_shard(shard)[0].items() if n not in samples}
     kept = [f for f in fields if total and (not f.dims or shapes[f.name])]
     sizes = _sizes(total, kept, shapes, final)
     with _Sink(target) as sink, h5py.File(sink, "w", libver=("v110", "v110")) as file:
@@ -204,13 +249,19 @@ def fold(
         groups = {name: file.create_group(name, track_order=True) for name in ("steps", "final")}
         for name, group in groups.items():
             _put(group, {"encoding-type": name, "encoding-version": "1"})
-        scales = {dim: _scale(file, dim, size) for dim, size in sizes.items()}
+        scales = _write_scales(file, sizes)
         written: dict[str, Any] = {}
         for field in kept:
+            recorded = shapes[field.name]
             shape = (total, *(sizes[d] for d in field.dims))
             sample = samples.get(field.name, np.zeros(1, field.stored))
             dataset = _dataset(groups["steps"], field, (STEP, *field.dims), shape, scales, sample)
-            _note_gaps(dataset, field, shapes[field.name])
+            dataset.attrs.create("recorded_steps", np.array(sorted(recorded), "<i4"))
+            if any(s != shape[1:] for s in recorded.values()):
+                dataset.attrs.create("recorded_shapes", np.array([recorded[k] for k in sorted(recorded)], "<i4"))
+            gaps = len(recorded) < total or "recorded_shapes" in dataset.attrs
+            if gaps and field.stored.kind in "iu":
+                dataset.attrs.create("_FillValue", field.missing, dtype=field.stored)
             written[field.name] = dataset
         scalars = {f.name: np.full(total, f.missing, f.stored) for f in kept if not f.dims}
         for step, shard in enumerate(shards):
@@ -229,60 +280,7 @@ def fold(
         sink.check()
 
 
-def _survey(
-    shards: Sequence[Path], fields: Sequence[Field]
-) -> tuple[dict[str, dict[int, tuple[int, ...]]], dict[str, Array]]:
-    """(each field's shape at each step that has it, each field's first value to decide on gzip)."""
-    shapes: dict[str, dict[int, tuple[int, ...]]] = {f.name: {} for f in fields}
-    samples: dict[str, Array] = {}
-    for step, shard in enumerate(shards):
-        for name, shape in shapes_in(shard).items():
-            if name not in shapes:
-                raise WanlabError(f"{shard} holds '{name}', which its run does not record", "remove its directory")
-            shapes[name][step] = shape
-            if name not in samples:
-                samples |= {n: v for n, v in load_shard(shard)[0].items() if n not in samples}
-    return shapes, samples
-
-
-def _sizes(
-    total: int, kept: Sequence[Field], shapes: Mapping[str, dict[int, tuple[int, ...]]], final: Mapping[Field, Array]
-) -> dict[str, int]:
-    """Every dimension's size: the greatest of what was recorded. Raises WanlabError where a final array has less."""
-    sizes = {STEP: total} if total else {}
-    declared = [(f.dims, s) for f in kept for s in shapes[f.name].values()]
-    declared += [(f.dims, v.shape) for f, v in final.items()]
-    for dims, shape in declared:
-        for dim, size in zip(dims, shape, strict=True):
-            sizes[dim] = max(size, sizes.get(dim, 0))
-    for field, value in final.items():
-        for dim, size in zip(field.dims, value.shape, strict=True):
-            if size != sizes[dim]:
-                raise WanlabError(
-                    f"dimension '{dim}' is {size} in '{field.name}' and {sizes[dim]} elsewhere", "name them apart"
-                )
-    return sizes
-
-
-def _scale(file: Any, dim: str, size: int) -> Any:
-    scale = file.create_dataset(dim, data=np.arange(size, dtype="<i4"), chunks=(size,), fletcher32=True)
-    scale.make_scale(dim)
-    _put(scale, {"encoding-type": "dimension", "encoding-version": "1", "dims": (dim,)})
-    _put(scale, {"units": "1", "long_name": f"index along {dim}"})
-    return scale
-
-
-def _note_gaps(dataset: Any, field: Field, recorded: Mapping[int, tuple[int, ...]]) -> None:
-    """Which steps have a value, and of which shape where shapes vary."""
-    dataset.attrs.create("recorded_steps", np.array(sorted(recorded), "<i4"))
-    if any(s != dataset.shape[1:] for s in recorded.values()):
-        dataset.attrs.create("recorded_shapes", np.array([recorded[k] for k in sorted(recorded)], "<i4"))
-    gaps = len(recorded) < len(dataset) or "recorded_shapes" in dataset.attrs
-    if gaps and field.stored.kind in "iu":
-        dataset.attrs.create("_FillValue", field.missing, dtype=field.stored)
-
-
-def sha256(path: Path, length: int) -> str:
+def file_digest(path: Path, length: int) -> str:
     made = hashlib.sha256()
     with open(path, "rb") as file:
         while length > 0 and (block := file.read(min(length, 4 * MIB))):
@@ -291,10 +289,10 @@ def sha256(path: Path, length: int) -> str:
     return made.hexdigest()
 
 
-def seal_file(path: Path) -> None:
+def append_seal(path: Path) -> None:
     """Append the seal: HDF5 covers most bytes with checksums, but not the heap of dimension references, nor gaps."""
     length = path.stat().st_size
-    seal = b"\nwanlab-seal sha256:%s bytes:%016x\n" % (sha256(path, length).encode(), length)
+    seal = b"\nwanlab-seal sha256:%s bytes:%016x\n" % (file_digest(path, length).encode(), length)
     with open(path, "ab") as file:
         file.write(seal)
         file.flush()

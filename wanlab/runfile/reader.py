@@ -1,4 +1,4 @@
-"""Reading a finished run file, lazily."""
+"""Reading a run: opened with every check, its data read only where it is indexed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from wanlab.errors import WanlabError
-from wanlab.runfile import fields
-from wanlab.runfile.fields import MAX_DIMENSION, MAX_RANK, MAX_STEPS, READABLE_VERSIONS, STEP, Array
-from wanlab.runfile.safety import check_place, read_attributes, reading, refuse, walk
-from wanlab.runfile.schema import array_problem, attribute_problem
-from wanlab.runfile.shards import open_regular
+from wanlab.runfile import fields as limits
+from wanlab.runfile.checks import attributes_of, check_place, reading, refuse, walk
+from wanlab.runfile.fields import MAX_DIMENSION, MAX_RANK, MAX_STEPS, STEP, Array
+from wanlab.runfile.schema import SCHEMAS
 
 if TYPE_CHECKING:
     from wanlab.spec import RunSpec
@@ -39,7 +38,11 @@ class Data:
         self._run, self._dataset = run, dataset
         self.name, self.group = name, group
         self.shape: tuple[int, ...] = dataset.shape
-        self.dims: tuple[str, ...] = attrs.get("dims", ())
+        dims = attrs.get("dims", ())
+        if not isinstance(dims, tuple):
+            raise refuse(run.path, f"the dims of {name} are no list of names")
+        self.dims: tuple[str, ...] = dims
+        self.stored_kind: str = dataset.dtype.kind
         self.dtype: np.dtype[Any] = dataset.dtype
         self.unit, self.doc = str(attrs.get("units", "1")), str(attrs.get("long_name", name))
         self.chunks: tuple[int, ...] | None = dataset.chunks
@@ -95,7 +98,8 @@ class Data:
             if self.shape and isinstance(first, (int, np.integer, slice)):
                 whole = range(self.shape[0])
                 size = size // max(1, self.shape[0]) * (len(whole[first]) if isinstance(first, slice) else 1)
-        if size * self._dataset.dtype.itemsize > fields.MAX_READ_BYTES:
+        most = min(limits.MAX_READ_BYTES, max(2**30, 64 * self._run.path.stat().st_size))
+        if size * self._dataset.dtype.itemsize > most:
             raise WanlabError(f"{self.name} is too large to read at once: {self.shape}", "read it in parts")
         with reading(self._run.path):
             value = np.asarray(self._dataset[key])
@@ -133,7 +137,7 @@ class Run:
         self.path = Path(path)
         with reading(self.path):
             check_place(self.path)
-            with open_regular(self.path) as raw:  # also keeps an HDF5 file behind a user block out
+            with open(self.path, "rb") as raw:  # also keeps an HDF5 file behind a user block out
                 if raw.read(8) != b"\x89HDF\r\n\x1a\n":
                     raise WanlabError(f"{self.path} is not an HDF5 file", "name a finished .h5 file")
             self._file = h5py.File(self.path, "r", locking="best-effort")
@@ -145,13 +149,31 @@ class Run:
             raise
 
     def _open(self) -> None:
-        objects = walk(self.path, self._file)
-        self._read_root()
+        found = walk(self.path, self._file)
+        root = attributes_of(self.path, self._file)
+        if root.get("encoding-type") != "wanlab-run":
+            raise WanlabError(f"{self.path} is not a wanlab run file", "name a file that wanlab generate made")
+        self.version = str(root.get("encoding-version"))
+        if self.version not in SCHEMAS:
+            raise WanlabError(
+                f"{self.path} has format version {self.version}; this wanlab reads {' and '.join(SCHEMAS)}",
+                "use a newer wanlab",
+            )
+        self.spec_json = str(root.get("spec_json", ""))
+        self.digest = str(root.get("spec_digest", ""))
+        self.status = str(root.get("status", ""))
+        self.attrs: dict[str, Any] = {}
+        for name, value in root.items():
+            if name.endswith("_json"):
+                self.attrs[name.removesuffix("_json")] = json.loads(value)
+            elif not name.startswith("encoding-"):
+                self.attrs[name] = value
         self.data: dict[str, Data] = {}
         self.dims: dict[str, int] = {}
-        for where, element in objects.items():
+        problems: list[str] = []
+        for where, element in found.items():
             parent, _, name = where.strip("/").rpartition("/")
-            attrs = read_attributes(self.path, element)
+            attrs = attributes_of(self.path, element)
             if not isinstance(element, h5py.Dataset):
                 continue
             if parent == "" and attrs.get("encoding-type") == "dimension":
@@ -159,53 +181,21 @@ class Run:
                 if not 0 < self.dims[name] <= (MAX_STEPS if name == STEP else MAX_DIMENSION):
                     raise refuse(self.path, f"dimension '{name}' has size {self.dims[name]}")
             elif parent in ("steps", "final") and attrs.get("encoding-type") == "array":
-                self._add(where, parent, name, element, attrs)
+                most = (MAX_STEPS if parent == "steps" else MAX_DIMENSION, *[MAX_DIMENSION] * MAX_RANK)
+                if any(n > m for n, m in zip(element.shape, most, strict=False)):
+                    raise refuse(self.path, f"{where} has shape {element.shape}")
+                if name in self.data:
+                    problems.append(f"'{name}' is there twice")
+                self.data[name] = Data(self, parent, name, element, attrs)
+                problems += self.data[name].problems()
         for data in self.data.values():
             for dim, size in zip(data.dims, data.shape, strict=False):
                 if self.dims.get(dim) != size:
-                    raise refuse(self.path, f"{data.name}: dimension '{dim}' is {size}, declared {self.dims.get(dim)}")
+                    problems.append(f"{data.name}: dimension '{dim}' is {size}, declared {self.dims.get(dim)}")
+        problems += SCHEMAS[self.version].problems(self.data, self.attrs)
+        if problems:
+            raise refuse(self.path, problems[0])
         self.data = dict(sorted(self.data.items(), key=lambda item: item[1].group != "steps"))
-
-    def _read_root(self) -> None:
-        """The root attributes, decoded and checked against the schema."""
-        root = read_attributes(self.path, self._file)
-        if root.get("encoding-type") != "wanlab-run":
-            raise WanlabError(f"{self.path} is not a wanlab run file", "name a file that wanlab generate made")
-        version = root.get("encoding-version")
-        if version not in READABLE_VERSIONS:
-            raise WanlabError(
-                f"{self.path} has format version {version}; this wanlab reads {' and '.join(READABLE_VERSIONS)}",
-                "use a newer wanlab",
-            )
-        self.version = str(version)
-        self.attrs: dict[str, Any] = {}
-        for name, value in root.items():
-            if name.startswith("encoding-"):
-                continue
-            plain = name.removesuffix("_json")
-            if plain != name:
-                try:
-                    value = json.loads(value)
-                except (TypeError, ValueError, RecursionError) as error:
-                    raise refuse(self.path, f"attribute '{name}' is not JSON: {error}") from error
-            problem = f"attribute '{plain}' is there twice" if plain in self.attrs else attribute_problem(plain, value)
-            if problem:
-                raise refuse(self.path, problem)
-            self.attrs[plain] = value
-        self.spec_json = str(root.get("spec_json", ""))
-        self.digest = str(root.get("spec_digest", ""))
-        self.status = str(root.get("status", ""))
-
-    def _add(self, where: str, group: str, name: str, dataset: Any, attrs: Mapping[str, Any]) -> None:
-        most = (MAX_STEPS if group == "steps" else MAX_DIMENSION, *[MAX_DIMENSION] * MAX_RANK)
-        if any(n > m for n, m in zip(dataset.shape, most, strict=False)):
-            raise refuse(self.path, f"{where} has shape {dataset.shape}")
-        if name in self.data:
-            raise refuse(self.path, f"'{name}' is there twice")
-        wrong = array_problem(group, name, dataset.shape, dataset.dtype)
-        self.data[name] = Data(self, group, name, dataset, attrs)
-        for problem in [wrong] if wrong else self.data[name].problems():
-            raise refuse(self.path, problem)
 
     @property
     def steps(self) -> int:

@@ -1,107 +1,82 @@
-"""What a run file's attributes and arrays must be where they have a name that this program reads.
+"""What a run file of each version holds under the names that readers know: kind, rank, and the kinds of attributes.
 
-A name that is not listed may be anything; a name that is listed may be absent, but never of another kind. Checked once,
-when a file is opened, so that no reader of a `Run` has to.
+Other names are free. Nothing has to be there: a reader asks for what it needs and is told when it is missing.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-Test = Callable[[Any], bool]
+TEXT, FLOAT, WHOLE, BYTE = "S", "f", "iu", "u"
+ANY_RANK = -1
+_JSON: dict[str, tuple[type, ...]] = {"text": (str,), "number": (int, float), "object": (dict,), "list": (list,)}
 
 
-def _text(value: Any) -> bool:
-    return isinstance(value, str)
+@dataclass(frozen=True)
+class Schema:
+    """steps and final: name -> (kinds of numpy dtype, rank of one value); attrs: name -> text, number, object, list."""
+
+    steps: Mapping[str, tuple[str, int]]
+    final: Mapping[str, tuple[str, int]]
+    attrs: Mapping[str, str]
+
+    def problems(self, data: Mapping[str, Any], attrs: Mapping[str, Any]) -> list[str]:
+        """One line for every dataset or root attribute of another kind or rank than its name stands for."""
+        lines = []
+        for name, item in data.items():
+            expected = (self.steps if item.group == "steps" else self.final).get(name)
+            if expected is None:
+                continue
+            kinds, rank = expected
+            rank += item.group == "steps"
+            if item.stored_kind not in kinds:
+                lines.append(f"{item.group}/{name} has dtype {item.dtype}, where kind {' or '.join(kinds)} is due")
+            elif expected[1] != ANY_RANK and len(item.shape) != rank:
+                lines.append(f"{item.group}/{name} has shape {item.shape}, where rank {rank} is due")
+            elif name in ("video", "video_float") and item.shape[-1] != 3:
+                lines.append(f"final/{name} has shape {item.shape}, where the last dimension is 3 (RGB)")
+            elif name == "video" and item.dtype.itemsize != 1:
+                lines.append(f"final/video has dtype {item.dtype}, where uint8 is due")
+        for name, kind in self.attrs.items():
+            if name in attrs and (not isinstance(attrs[name], _JSON[kind]) or isinstance(attrs[name], bool)):
+                lines.append(f"attribute '{name}' is {type(attrs[name]).__name__}, where {kind} is due")
+        predicted = attrs.get("predicted")
+        if isinstance(predicted, dict):
+            lines += [
+                f"attribute 'predicted' has a '{name}' that is neither a number nor a list of numbers"
+                for name, value in predicted.items()
+                if not all(_number(v) for v in (value if isinstance(value, list) else [value]))
+            ]
+        return lines
 
 
 def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
 
 
-def _finite(value: Any) -> bool:
-    return _number(value) and abs(value) < 2**63 and math.isfinite(value)
-
-
-def _rate(value: Any) -> bool:
-    return _finite(value) and 0 < value <= 1000
-
-
-def _mapping(of: Test) -> Test:
-    return lambda value: isinstance(value, Mapping) and all(of(v) for v in value.values())
-
-
-def _list(of: Test) -> Test:
-    return lambda value: isinstance(value, (list, tuple)) and all(of(v) for v in value)
-
-
-def _any(value: Any) -> bool:
-    return True
-
-
-def _forecast(value: Any) -> bool:
-    """Numbers, but lists of numbers where a name ends in `by_step` or `bounds`."""
-    return isinstance(value, Mapping) and all(
-        _list(_number)(v) if name.endswith(("by_step", "bounds")) else _number(v) for name, v in value.items()
-    )
-
-
-ATTRIBUTES: dict[str, tuple[Test, str]] = {
-    "status": (_text, "text"),
-    "spec_digest": (_text, "text"),
-    "spec": (_mapping(_any), "a JSON object"),
-    "versions": (_mapping(_text), "a mapping of texts"),
-    "python": (_text, "text"),
-    "device_name": (_text, "text"),
-    "process": (_text, "text"),
-    "layout": (_text, "text"),
-    "weights_fingerprint": (_text, "text"),
-    "threads": (_finite, "a number"),
-    "fps": (_rate, "a number from 0 to 1000"),
-    "shift": (_finite, "a number"),
-    "boundary": (lambda v: _text(v) or _finite(v), "a number or text"),
-    "defaulted": (_list(_text), "a list of texts"),
-    "asked": (_mapping(_any), "a mapping"),
-    "scheduler": (_mapping(_any), "a mapping"),
-    "prompt_embeds_sha256": (_mapping(_text), "a mapping of texts"),
-    "timing_seconds": (_mapping(_number), "a mapping of numbers"),
-    "peak_memory_bytes": (_finite, "a number"),
-    "resumed_from_step": (_finite, "a number"),
-    "resumed_at": (_list(_finite), "a list of steps"),
-    "predicted": (_forecast, "a mapping of numbers"),
+_LATENTS = ("x_t", "x0_pred", "eps_pred", "velocity", "velocity_cond", "velocity_uncond", "velocity_other_expert")
+_STEPS_1 = {
+    **dict.fromkeys(("timestep", "sigma", "sigma_next", "guidance_scale", "seconds"), (FLOAT, 0)),
+    **dict.fromkeys(("mse", "change", "cosine", "norm_ratio", "projection"), (FLOAT, 0)),
+    **dict.fromkeys(("frames", "frame_stride", "passes", "tokens"), (WHOLE, 0)),
+    **dict.fromkeys(("expert", "branches"), (TEXT, 0)),
+    **dict.fromkeys(_LATENTS, (FLOAT, ANY_RANK)),
+    "probed": (BYTE, 0),
 }
-_TEXTS = ("expert", "branches", "status_cond", "status_uncond", "guider")
-_NUMBERS = (
-    "timestep", "sigma", "sigma_next", "guidance_scale", "frames", "frame_stride", "passes", "tokens", "block_tokens",
-    "attention_pairs", "operations", "seconds", "mse", "change", "cosine", "norm_ratio", "projection", "probed",
-    "reuse_error_cond", "reuse_error_uncond",
-)  # fmt: skip
-# (group, name): (rank, numpy kinds, words)
-ARRAYS: dict[tuple[str, str], tuple[int, str, str]] = {
-    **{("steps", name): (1, "S", "one text a step") for name in _TEXTS},
-    **{("steps", name): (1, "iufb", "one number a step") for name in _NUMBERS},
-    ("final", "latent"): (4, "f", "floats of four dimensions"),
-    ("final", "video"): (4, "u", "bytes of four dimensions, the last of 3"),
-    ("final", "video_float"): (4, "f", "floats of four dimensions, the last of 3"),
+_FINAL = {"latent": (FLOAT, ANY_RANK), "video": (BYTE, 4), "video_float": (FLOAT, 4)}
+_ATTRS = {
+    **dict.fromkeys(("spec_digest", "status", "device_name", "process", "python", "weights_fingerprint"), "text"),
+    **dict.fromkeys(("fps", "shift", "threads", "peak_memory_bytes"), "number"),
+    **dict.fromkeys(("spec", "versions", "scheduler", "predicted", "timing_seconds"), "object"),
+    "resumed_at": "list",
+}
+_STEPS_2 = {
+    **_STEPS_1,
+    **dict.fromkeys(("status_cond", "status_uncond", "guider"), (TEXT, 0)),
+    **dict.fromkeys(("block_tokens", "attention_pairs"), (WHOLE, 0)),
+    **dict.fromkeys(("operations", "reuse_error_cond", "reuse_error_uncond"), (FLOAT, 0)),
 }
 
-
-def attribute_problem(name: str, value: Any) -> str:
-    """What is wrong with a root attribute (decoded); empty when nothing is."""
-    test, words = ATTRIBUTES.get(name, (_any, ""))
-    return "" if test(value) else f"attribute '{name}' is not {words}"
-
-
-def array_problem(group: str, name: str, shape: tuple[int, ...], dtype: Any) -> str:
-    """What is wrong with an array's group, rank or kind; empty when nothing is."""
-    other = {"steps": "final", "final": "steps"}[group]
-    if (group, name) not in ARRAYS:
-        return f"'{name}' stands in '{group}', not in '{other}'" if (other, name) in ARRAYS else ""
-    rank, kinds, words = ARRAYS[group, name]
-    film = name in ("video", "video_float")
-    fits = len(shape) == rank and dtype.kind in kinds and (not film or shape[-1] == 3)
-    if name == "video":
-        fits = fits and dtype.itemsize == 1
-    return "" if fits else f"'{name}' is {dtype} of shape {shape}, not {words}"
+SCHEMAS = {"1": Schema(_STEPS_1, _FINAL, _ATTRS), "2": Schema(_STEPS_2, _FINAL, _ATTRS)}

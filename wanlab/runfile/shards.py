@@ -1,28 +1,29 @@
-"""Shards: the plain bytes in which a run is kept, step by step, until it is finished.
+"""The shards of an unfinished run: one immutable file a finished step, the newest resume state, and a manifest.
 
-A shard is written under another name, synced and renamed, so at every instant it is either whole or absent. Nothing
-is compressed and no HDF5 call is made while sampling goes on.
+A shard is written under another name, synced and renamed, so at every instant it is either whole or absent. Shards are
+plain bytes (`pack`), not HDF5: a process killed while it has an HDF5 file open for writing can leave it unreadable.
 """
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
-import stat
+import re
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from wanlab import files
 from wanlab.errors import WanlabError
-from wanlab.runfile.fields import FORMAT_VERSION, Array, Json
+from wanlab.runfile.fields import FORMAT_VERSION, MAX_ATTRIBUTE_BYTES, MAX_RANK, MAX_READ_BYTES, Array, Json
 
 _MAGIC = b"WLSHARD1"
+_DTYPE = re.compile(r"[<>|=]?(b1|[iufc][0-9]{1,2}|[SU][0-9]{1,6})\Z")
 
 
 def pack(arrays: Mapping[str, Array], notes: Json) -> list[Any]:
@@ -44,22 +45,22 @@ def _header(path: Path, data: bytes, size: int) -> tuple[dict[str, tuple[np.dtyp
             raise ValueError("not a shard")
         (length,) = struct.unpack("<Q", data[8:16])
         head = json.loads(data[16 : 16 + length])
+        if not all(_DTYPE.match(a["dtype"]) and len(a["shape"]) <= MAX_RANK for a in head["arrays"].values()):
+            raise ValueError("it holds something else than plain arrays")
         arrays = {n: (np.dtype(a["dtype"]), tuple(map(int, a["shape"]))) for n, a in head["arrays"].items()}
+        if not isinstance(head["notes"], dict):
+            raise ValueError("its notes are no object")
         held = sum(d.itemsize * math.prod(s) for d, s in arrays.values())
         if 16 + length + held + 4 != size or any(d.hasobject or min(s, default=0) < 0 for d, s in arrays.values()):
             raise ValueError("its length is not what it declares")
         return arrays, head["notes"], 16 + length
-    except (ValueError, KeyError, TypeError, AttributeError, struct.error) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError, struct.error) as error:
         raise WanlabError(f"{path} is damaged: {error}", "remove its directory and run again") from error
 
 
 def load_shard(path: Path) -> tuple[dict[str, Array], Json]:
     """(arrays, notes) of a shard, checked against its CRC. Raises WanlabError."""
-    try:
-        with open_regular(path) as file:
-            data = file.read()
-    except OSError as error:
-        raise io_error("read", path, error) from error
+    data = files.read_bytes(path, MAX_READ_BYTES)
     arrays, notes, at = _header(path, data, len(data))
     if zlib.crc32(memoryview(data)[:-4]) != struct.unpack("<I", data[-4:])[0]:
         raise WanlabError(f"{path} is damaged: wrong checksum", "remove its directory and run again")
@@ -72,54 +73,23 @@ def load_shard(path: Path) -> tuple[dict[str, Array], Json]:
 
 def shapes_in(path: Path) -> dict[str, tuple[int, ...]]:
     """The arrays' shapes by name, from a shard's header alone. Raises WanlabError."""
+    files.check_regular(path)
     try:
-        with open_regular(path) as file:
+        with open(path, "rb") as file:
             head = file.read(16)
             size = path.stat().st_size
             if len(head) == 16:
                 head += file.read(min(size, struct.unpack("<Q", head[8:])[0]))
     except OSError as error:
-        raise io_error("read", path, error) from error
+        raise files.io_error("read", path, error) from error
     return {name: shape for name, (_, shape) in _header(path, head, size)[0].items()}
 
 
-_SPACE = "free some space, then run the same command: it goes on from the last finished step"
-_PLACE = "choose a place you can write to"
-_LOCKS = "its file system has no locks: choose a place on a local disk"
-REMEDIES = {
-    errno.ENOSPC: _SPACE,
-    errno.EDQUOT: _SPACE,
-    errno.EACCES: _PLACE,
-    errno.EROFS: _PLACE,
-    errno.ENOENT: "check the path",
-    errno.EIO: "the disk or its connection fails: check the system's log, or choose another place",
-    errno.EFBIG: "the file system or `ulimit -f` takes no file so large: choose another place, or record less",
-    errno.ENOLCK: _LOCKS,
-    errno.ENOSYS: _LOCKS,
-    errno.EOPNOTSUPP: _LOCKS,
-    errno.ELOOP: "it is a symbolic link: remove it, or name the file that it leads to",
-    errno.ENAMETOOLONG: "choose a shorter name",
-}
-
-
-def io_error(doing: str, path: Path, error: OSError) -> WanlabError:
-    return WanlabError(f"cannot {doing} {path}: {error.strerror or error}", REMEDIES.get(error.errno or 0, ""))
-
-
-def open_regular(path: Path) -> BinaryIO:
-    """A regular file, open for reading; a pipe or a device would hang. Raises WanlabError, OSError."""
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
-        os.close(fd)
-        raise WanlabError(f"{path} is no regular file", "remove it, or name another")
-    return os.fdopen(fd, "rb")
-
-
 def write_part(path: Path, parts: Sequence[Any]) -> Path:
-    """Write `path`.part; `publish` makes it `path`. What stood there, a link too, is removed, not written through."""
+    """Write `path`.part; `publish` makes it `path`."""
     part = path.with_name(path.name + ".part")
     part.unlink(missing_ok=True)
-    with open(part, "xb") as out:
+    with open(part, "xb") as out:  # a new file: a link in its place is not written through
         out.writelines(parts)
     return part
 
@@ -136,43 +106,50 @@ def publish(part: Path) -> Path:
     return target
 
 
-def sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
 def part_directory(path: str | os.PathLike[str]) -> Path:
     """Where the run that will be `path` keeps its shards until it is finished."""
     path = Path(path)
     return path.with_name(path.name + ".part")
 
 
-def shard_index(path: Path) -> int:
+def index_of(path: Path) -> int:
     return int(path.stem.split("-")[1])
 
 
-def shard_files(directory: Path, kind: str) -> list[Path]:
-    return sorted((p for p in directory.glob(f"{kind}-*.wls") if p.stem.split("-")[1].isdigit()), key=shard_index)
+def list_shards(directory: Path, kind: str) -> list[Path]:
+    return sorted((p for p in directory.glob(f"{kind}-*.wls") if p.stem.split("-")[1].isdigit()), key=index_of)
+
+
+def split_resume(resume: Mapping[str, Any]) -> tuple[dict[str, Array], Json]:
+    arrays: dict[str, Array] = {}
+    notes: dict[str, Json] = {}
+    for name, value in resume.items():
+        if isinstance(value, np.ndarray):
+            if value.dtype.hasobject or value.dtype.fields is not None:
+                raise WanlabError(f"resume state '{name}' has dtype {value.dtype}", "use plain numbers")
+            arrays[name] = np.array(value, order="C", copy=True)
+        else:
+            try:
+                notes[name] = json.loads(json.dumps(value))
+            except (TypeError, ValueError) as error:
+                raise WanlabError(f"resume state '{name}' is neither an array nor JSON: {error}", "") from error
+    return arrays, notes
 
 
 def read_manifest(directory: Path) -> dict[str, Any] | None:
     """The manifest of an unfinished run, or None when there is none. Raises WanlabError when it is damaged."""
-    try:
-        with open_regular(directory / "manifest.json") as file:
-            manifest = json.loads(file.read())
-        kinds = {"format": str, "digest": str, "fields": list, "resumed_at": list, "spec_json": str}
-        for name, kind in kinds.items():
-            if not isinstance(manifest[name], kind):
-                raise ValueError(f"'{name}' is no {kind.__name__}")
-        return dict(manifest)
-    except (FileNotFoundError, NotADirectoryError):
+    path = directory / "manifest.json"
+    if not path.exists():
         return None
-    except OSError as error:
-        raise io_error("read", directory, error) from error
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
+    try:
+        manifest = json.loads(files.read_bytes(path, MAX_ATTRIBUTE_BYTES))
+        if not {"format", "digest", "fields", "resumed_at", "spec_json"} <= set(manifest):
+            raise ValueError("entries are missing")
+        for name, kind in {"format": str, "digest": str, "spec_json": str, "fields": list, "resumed_at": list}.items():
+            if not isinstance(manifest[name], kind):
+                raise ValueError(f"its '{name}' is of another type")
+        return dict(manifest)
+    except (ValueError, TypeError, RecursionError) as error:
         raise WanlabError(f"{directory}/manifest.json is damaged: {error}", "remove this directory") from error
 
 
@@ -180,7 +157,7 @@ def check_same_run(path: Path, manifest: Mapping[str, Any], digest: str) -> None
     if manifest["format"] != FORMAT_VERSION:
         raise WanlabError(
             f"{part_directory(path)} was left by another version of wanlab (format {manifest['format']})",
-            "finish it with that version, or remove it",
+            "finish it with that version, or remove it and run again",
         )
     if manifest["digest"] != digest:
         raise WanlabError(

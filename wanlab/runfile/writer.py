@@ -1,4 +1,4 @@
-"""Recording a run: a thread writes one shard a finished step; `finish` folds them into the run file."""
+"""Recording a run, step by step; killed at any instant it can be resumed."""
 
 from __future__ import annotations
 
@@ -15,23 +15,21 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import numpy as np
-
+from wanlab import files
 from wanlab.errors import WanlabError
 from wanlab.runfile.fields import FORMAT_VERSION, MIB, Array, Field, Json, by_name
-from wanlab.runfile.fold import encode_attrs, fold, seal_file
+from wanlab.runfile.fold import append_seal, encode_attrs, fold
 from wanlab.runfile.reader import Run
 from wanlab.runfile.shards import (
     check_same_run,
-    io_error,
+    index_of,
+    list_shards,
     load_shard,
     pack,
     part_directory,
     publish,
     read_manifest,
-    shard_files,
-    shard_index,
-    sync_directory,
+    split_resume,
     write_part,
 )
 
@@ -87,7 +85,7 @@ class RunWriter:
             self._open(manifest, start, force)
         except OSError as error:
             self._unlock()
-            raise io_error("write", self.directory, error) from error
+            raise files.io_error("write", self.directory, error) from error
         except BaseException:
             self._unlock()
             raise
@@ -99,12 +97,9 @@ class RunWriter:
         if self.path.is_dir():
             raise WanlabError(f"{self.path} is a directory", "name a file")
         if self.directory.is_symlink():
-            raise WanlabError(f"{self.directory} is a symbolic link", "remove it: a run is not written through a link")
+            raise WanlabError(f"{self.directory} is a link", "remove the link, or name another file")
         self.directory.mkdir(parents=True, exist_ok=True)
-        lock = self.directory / "lock"
-        if lock.is_symlink() or (lock.exists() and not lock.is_file()):
-            raise WanlabError(f"{lock} is no regular file", "remove it")
-        self._lock = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        self._lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -117,19 +112,19 @@ class RunWriter:
                 raise WanlabError(f"{self.directory} has nothing to resume from", "start from step 0")
             manifest["resumed_at"] = [*before["resumed_at"], start]
         # Resume states first: interrupted here, what is left is an earlier beginning, never a gap.
-        for old in shard_files(self.directory, "resume"):
-            if shard_index(old) != start or not start:
+        for old in list_shards(self.directory, "resume"):
+            if index_of(old) != start or not start:
                 old.unlink()
-        for old in reversed(shard_files(self.directory, "step")):
-            if shard_index(old) >= start:
+        for old in reversed(list_shards(self.directory, "step")):
+            if index_of(old) >= start:
                 old.unlink()
         for old in self.directory.glob("*.part"):
             old.unlink()
         self._manifest = manifest
         target = self.directory / "manifest.json"
         publish(write_part(target, [json.dumps(manifest).encode()]))
-        sync_directory(self.directory)
-        sync_directory(self.directory.parent)
+        files.sync(self.directory)
+        files.sync(self.directory.parent)
 
     def step(self, index: int, values: Mapping[str, Any], resume: Mapping[str, Any] | None = None) -> None:
         """Hand over one finished step: copied here, written by the thread.
@@ -147,7 +142,7 @@ class RunWriter:
         arrays = {name: self._fields[name].convert(value) for name, value in values.items()}
         if self._queue.qsize() * sum(a.nbytes for a in arrays.values()) > _WAITING_BYTES:
             self.flush()
-        self._queue.put((index, arrays, None if resume is None else _split_resume(resume)))
+        self._queue.put((index, arrays, None if resume is None else split_resume(resume)))
         self._next += 1
 
     def _work(self) -> None:
@@ -182,10 +177,10 @@ class RunWriter:
             if state is not None:  # after the shards that it counts on: on the disk too the renames are in this order
                 newest = publish(write_part(self.directory / f"resume-{index + 1:06d}.wls", pack(*state)))
                 break
-        sync_directory(self.directory)
+        files.sync(self.directory)
         self.durable = steps[-1][0] + 1
         if newest is not None:
-            for old in shard_files(self.directory, "resume"):
+            for old in list_shards(self.directory, "resume"):
                 if old != newest:
                     old.unlink()
 
@@ -206,7 +201,7 @@ class RunWriter:
     def _failure(self) -> WanlabError:
         error = self._error
         if isinstance(error, OSError):
-            return io_error("write", self.directory, error)
+            return files.io_error("write", self.directory, error)
         return WanlabError(f"cannot write {self.directory}: {type(error).__name__}: {error}", "")
 
     def finish(self, final: Mapping[Field, Any] | None = None, attrs: Mapping[str, Any] | None = None) -> Path:
@@ -228,12 +223,12 @@ class RunWriter:
         folded = self.directory / "fold.h5.part"
         try:
             fold(folded, self.directory, self._next, list(self._fields.values()), values, encoded)
-            seal_file(folded)
+            append_seal(folded)
             os.replace(folded, self.path)
-            sync_directory(self.path.parent)
+            files.sync(self.path.parent)
         except OSError as error:
             folded.unlink(missing_ok=True)
-            raise io_error("write", self.path, error) from error
+            raise files.io_error("write", self.path, error) from error
         self.close()
         shutil.rmtree(self.directory, ignore_errors=True)  # the run is safe; what stays is only untidy
         return self.path
@@ -281,47 +276,29 @@ class RunWriter:
             while (shard := directory / f"step-{whole:06d}.wls").exists():
                 load_shard(shard)
                 whole += 1
-        for state in reversed(shard_files(directory, "resume")):
+        for state in reversed(list_shards(directory, "resume")):
             with contextlib.suppress(WanlabError):
-                if 0 < shard_index(state) <= whole:
+                if 0 < index_of(state) <= whole:
                     arrays, notes = load_shard(state)
-                    if not isinstance(notes, dict):
-                        continue
-                    return shard_index(state), {**notes, **arrays}
+                    return index_of(state), {**notes, **arrays}
         return None
 
 
-def _split_resume(resume: Mapping[str, Any]) -> tuple[dict[str, Array], Json]:
-    arrays: dict[str, Array] = {}
-    notes: dict[str, Json] = {}
-    for name, value in resume.items():
-        if isinstance(value, np.ndarray):
-            if value.dtype.hasobject or value.dtype.fields is not None:
-                raise WanlabError(f"resume state '{name}' has dtype {value.dtype}", "use plain numbers")
-            arrays[name] = np.array(value, order="C", copy=True)
-        else:
-            try:
-                notes[name] = json.loads(json.dumps(value))
-            except (TypeError, ValueError) as error:
-                raise WanlabError(f"resume state '{name}' is neither an array nor JSON: {error}", "") from error
-    return arrays, notes
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove the shards beside a finished run: a process killed just after it finished leaves them.
 
-
-def tidy(path: str | os.PathLike[str]) -> None:
-    """Remove what a killed run left beside its finished file `path`: nothing that another run or process needs.
-
-    The caller knows that `path` is finished. An unfinished run of another digest, and one being written, stay.
+    For the caller that has found `path` finished. Does nothing while another process writes there, when the
+    shards are of another run, or when something else stands in their place. Never raises.
     """
-    path = Path(path)
     directory = part_directory(path)
     if directory.is_symlink() or not directory.is_dir():
         return
-    with contextlib.suppress(OSError, WanlabError), Run(path) as run:
+    with contextlib.suppress(OSError, WanlabError):
         manifest = read_manifest(directory)
-        ours = all(p.name in ("lock", "manifest.json") or p.suffix in (".wls", ".part") for p in directory.iterdir())
-        if not ours or (manifest is not None and manifest["digest"] != run.digest):
-            return
-        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+        with Run(path) as run:
+            if manifest is None or manifest["digest"] != run.digest or run.status != "complete":
+                return
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(directory, ignore_errors=True)

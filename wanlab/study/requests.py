@@ -21,13 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from wanlab.errors import UsageError
-from wanlab.registry import suggest
+from wanlab.registry import ENTRY_POINTS, suggest
 from wanlab.spec import PolicySpec, RunSpec, parse_guidance, parse_size
 from wanlab.spec.run import short
 
 MAX_PROMPT_FILE = 64 * 2**20
 MAX_SEEDS = 100_000
-READ_TOKENS = 512  # of a prompt, by Wan's text encoder
 NAME_BYTES = 255  # of a file's name, on every usual file system
 ENGINE = Path(__file__).parents[1] / "engine"
 # What wanlab writes beside NAME.h5 while it runs and after it.
@@ -180,16 +179,6 @@ def _at(prompt: Prompt, error: UsageError) -> UsageError:
     return UsageError(f"{prompt.source}: {error.message}", error.hint) if prompt.source else error
 
 
-def cut_warning(tokens: Mapping[str, int], read: int = READ_TOKENS) -> str:
-    """What to say of prompts that the text encoder reads only the beginning of; empty when it reads them whole.
-
-    tokens  by branch ("cond": the prompt, "uncond": the negative prompt), as `Model.tokens_in` counts them
-    """
-    names = {"cond": "prompt", "uncond": "negative prompt"}
-    parts = [f"the {names.get(branch, branch)} has {n} tokens" for branch, n in tokens.items() if n > read]
-    return f"warning: {' and '.join(parts)}; the text encoder reads the first {read}" if parts else ""
-
-
 # --- names -----------------------------------------------------------------------------------------------------------
 
 
@@ -200,13 +189,12 @@ def check_names(spec: RunSpec) -> None:
     """
     for policy in spec.policies:
         _check("policy", policy)
-    if guider := getattr(spec, "guider", None):
-        _check("guider", guider)
+    _check("guider", spec.guider)
     check_model(spec.model)
 
 
 def _check(kind: str, asked: PolicySpec) -> None:
-    if getattr(asked, "file", ""):  # known once its code has run
+    if asked.file:  # known once its code has run
         return
     names = known(kind)
     if asked.name not in names:
@@ -224,7 +212,7 @@ def known(kind: str) -> dict[str, tuple[str, ...] | None]:
     Read from the source, for importing it takes seconds; those of other packages are known by name alone.
     """
     names: dict[str, tuple[str, ...] | None] = dict.fromkeys(
-        entry.name for entry in metadata.entry_points(group={"policy": "wanlab.policies"}.get(kind, f"wanlab.{kind}s"))
+        entry.name for entry in metadata.entry_points(group=ENTRY_POINTS[kind])
     )
     paths = [ENGINE / "guiders.py"] if kind == "guider" else sorted((ENGINE / "policies").glob("*.py"))
     for path in filter(Path.exists, paths):

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self
+
+from wanlab.engine.model.config import TEXT_TOKENS, TransformerConfig
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
-TEXT_TOKENS = 512  # the prompt's embeddings are cut or zero-padded to this length
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Floating-point operations (a multiply-add is two), matrix products only."""
+    """Floating-point operations (a multiply-add is two), matrix products only, of a sample of n tokens.
+
+    With width D, feed-forward width M and L text tokens, a block of q active tokens that attend to k keys costs 8qD² for
+    self-attention's four projections, 4qkD for its two products, 4qD² and 4LD² for cross-attention's projections, 4qLD
+    for its products and 4qDM for the feed-forward; around the blocks 2nDP in and out (P = patch values) and 2LD(T + D)
+    for the text. A timestep for each token (TI2V) costs 2nD(E + 7D), E being the width of its sinusoids; one for the
+    sample costs nothing.
+    """
 
     layers: int
     width: int
@@ -24,14 +31,16 @@ class Cost:
     text: int = TEXT_TOKENS
 
     @classmethod
-    def of(cls, config: Mapping[str, Any], per_token: bool = False) -> Self:
-        width = int(config.get("num_attention_heads") or 40) * int(config.get("attention_head_dim") or 128)
+    def of(cls, config: TransformerConfig, per_token: bool = False) -> Self:
+        """per_token  whether every token has a timestep of its own (TI2V)"""
         return cls(
-            layers=int(config.get("num_layers") or 40), width=width, inner=int(config.get("ffn_dim") or 13824),
-            text_width=int(config.get("text_dim") or 4096),
-            channels=int(config.get("in_channels") or 16) + int(config.get("out_channels") or 16),
-            frequencies=int(config.get("freq_dim") or 256) if per_token else 0,
-        )  # fmt: skip
+            layers=config.num_layers,
+            width=config.width,
+            inner=config.ffn_dim,
+            text_width=config.text_dim,
+            channels=config.in_channels + config.out_channels,
+            frequencies=config.freq_dim if per_token else 0,
+        )
 
     def block(self, queries: int, keys: int) -> float:
         q, d, text = queries, self.width, self.text

@@ -12,12 +12,13 @@ autoencoder, which gathers pixels into patches (H = 16h), works through the same
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm, WanUpsample, patchify, unpatchify
+
+from wanlab.engine.model.config import VaeConfig
 
 LARGEST = 2**31 - 1  # elements of one tensor
 
@@ -56,7 +57,7 @@ class Upsample(torch.nn.Module):
         return x.repeat_interleave(2, -1).repeat_interleave(2, -2)
 
 
-def quicken(vae: AutoencoderKLWan) -> None:
+def optimize(vae: AutoencoderKLWan) -> None:
     """Let a 16-bit autoencoder's norms be `Norm` and its upsampling `Upsample`, in place."""
     for module in list(vae.modules()):
         for name, child in module.named_children():
@@ -92,23 +93,23 @@ def decode_raw(vae: AutoencoderKLWan, z: torch.Tensor, at_once: int | None = Non
     cache: list[torch.Tensor | None] = [None] * vae._cached_conv_counts["decoder"]
     out = [vae.decoder(x[:, :, :1], feat_cache=cache, feat_idx=[0], first_chunk=True)]
     if x.shape[2] > 1:
-        for part in x[:, :, 1:].split(min(frames_at_once(vae.config, x.shape), at_once or x.shape[2]), dim=2):
+        for part in x[:, :, 1:].split(
+            min(frames_at_once(VaeConfig.from_json(vae.config), x.shape), at_once or x.shape[2]), dim=2
+        ):
             out.append(vae.decoder(part, feat_cache=cache, feat_idx=[0]))
     y = torch.cat(out, dim=2)
     return y if vae.config.patch_size is None else unpatchify(y, vae.config.patch_size)
 
 
-def widest(config: Mapping[str, Any], height: int, width: int) -> int:
+def widest(config: VaeConfig, height: int, width: int) -> int:
     """Elements of the decoder's widest feature, which enters its last level at full size, for one latent frame of
     height x width latents."""
-    base = int(config.get("decoder_base_dim") or config.get("base_dim") or 96)
-    levels: Sequence[int] = config.get("dim_mult") or (1, 2, 4, 4)
-    entering = levels[min(1, len(levels) - 1)] // (1 if config.get("is_residual") else 2)
-    temporal = int(config.get("scale_factor_temporal") or 4)
-    return base * max(levels[0], entering) * temporal * height * width * int(4 ** (len(levels) - 1))
+    base, levels = config.decoder_base_dim or config.base_dim, config.dim_mult
+    entering = levels[min(1, len(levels) - 1)] // (1 if config.is_residual else 2)
+    return base * max(levels[0], entering) * config.scale_factor_temporal * height * width * int(4 ** (len(levels) - 1))
 
 
-def frames_at_once(config: Mapping[str, Any], shape: Sequence[int]) -> int:
+def frames_at_once(config: VaeConfig, shape: Sequence[int]) -> int:
     """How many frames of latents [B,C,F,h,w] may be decoded together: the decoder's widest feature has at most
     `LARGEST` elements."""
     return max(1, LARGEST // (shape[0] * widest(config, shape[3], shape[4])))

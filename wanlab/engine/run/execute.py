@@ -23,19 +23,21 @@ from torch import Tensor
 from wanlab.engine import observers, policies
 from wanlab.engine.loop import Prober, denoise
 from wanlab.engine.model import loading, vae
-from wanlab.engine.model.loading import Checkpoint, Model
+from wanlab.engine.model.fingerprint import fingerprint
+from wanlab.engine.model.loading import Checkpoint, Model, fetched
 from wanlab.engine.model.transformer import Denoiser
 from wanlab.engine.run.forecast import Forecast, forecast, make_env
 from wanlab.engine.run.resolve import resolve
-from wanlab.engine.run.resume import pack, restore, save, unpack
+from wanlab.engine.run.resume import pack, restore, save, size, unpack
 from wanlab.engine.solvers import Solver
 from wanlab.engine.types import BOTH, COND, UNCOND, Call, Env, StepRecord
 from wanlab.errors import UsageError, WanlabError
 from wanlab.registry import build
-from wanlab.runfile import Field, Run, RunWriter, tidy
+from wanlab.runfile import Field, Run, RunWriter, remove_leftovers
 from wanlab.spec import MEMORY_PLANS, RunSpec
-from wanlab.video import check_encoder, write_gif, write_mp4
+from wanlab.video import write_gif, write_mp4
 
+LARGE = 2**26  # bytes of a state to resume from; without caches that of the A14B is 26 MB
 PROCESS = uuid.uuid4().hex  # runs of one process can be timed against each other
 LATENT = Field(
     "latent", ("channel", "latent_frame", "latent_height", "latent_width"), "float32", "1", "final latents, normalised"
@@ -78,6 +80,7 @@ class Models:
 
     def load(self, spec: RunSpec, checkpoint: Checkpoint, *, keeps_keys: bool = False) -> Model:
         """The model of a resolved spec, loaded unless it was the last one."""
+        checkpoint = fetched(checkpoint)
         key = (
             str(checkpoint.path), fingerprint(checkpoint), spec.device, spec.dtype, spec.vae_dtype, spec.precision,
             spec.memory,
@@ -117,8 +120,8 @@ def execute(
     checkpoint = loading.describe(spec.model, spec.revision)
     asked, spec = spec, resolve(spec, checkpoint)
     expected = forecast(spec, checkpoint)
-    if not force and out.exists() and _is_done(out, spec, fingerprint(checkpoint)):
-        tidy(out)
+    if not force and out.exists() and _is_done(out, spec, fingerprint(fetched(checkpoint))):
+        remove_leftovers(out)
         progress(Progress(phase="kept", step=spec.steps, total=spec.steps))
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -142,6 +145,9 @@ class _Running:
     progress: Watcher
     force: bool
     timing: dict[str, float] = field(default_factory=dict)
+    saved: float = 0.0
+    """When the state to resume from was taken last, and how long that took."""
+    saving: float = 0.0
 
     def load(self, checkpoint: Checkpoint, models: Models) -> None:
         """The model, the prompt's embeddings, and the parts that make a run."""
@@ -227,14 +233,26 @@ class _Running:
         values: dict[str, Any] = {}
         for observer in self.observers:
             values |= observer.observe(record)
-        state = save(self.solver, self.sessions, self.observers)
-        more = {"x": record.x_next, "x0_pred": record.x0_pred, "identity": self.identity}
-        writer.step(step, values, pack(state | more))
+        writer.step(step, values, self._resume_state(record))
         ran, name = record.ran, f"sample {record.ctx.expert}"
         self.timing[name] = self.timing.get(name, 0.0) + ran.seconds - ran.switching
         if step == self.env.switch or record.plan.jump is not None:
             self.timing["switch"] = self.timing.get("switch", 0.0) + ran.switching
         self._tell("sample", step + 1, seconds=ran.seconds, durable=writer.durable)
+
+    def _resume_state(self, record: StepRecord) -> dict[str, Any] | None:
+        """What the next step needs, after every step; after some of them where caches inside the blocks make it so
+        large that it would slow the run down: then it takes a twentieth of the time, and an interrupted run does the
+        steps since the last one again."""
+        state = save(self.solver, self.sessions, self.observers)
+        state |= {"x": record.x_next, "x0_pred": record.x0_pred, "identity": self.identity}
+        began = time.perf_counter()
+        if size(state) > LARGE and began - self.saved < 20 * self.saving:
+            return None
+        packed = pack(state)
+        self.saved = time.perf_counter()
+        self.saving = self.saved - began
+        return packed
 
     def _conclude(self, writer: RunWriter, x: Tensor, start: int) -> None:
         """Decode the latents and publish the file."""
@@ -313,19 +331,6 @@ def decode(model: Model, latents: Tensor, at_once: int | None = None) -> np.ndar
     return frames
 
 
-def fingerprint(checkpoint: Checkpoint) -> str:
-    """Changes when a checkpoint's weights are others: of each file its name, size, header and 16 blocks spread over it."""
-    digest = hashlib.sha256(checkpoint.revision.encode())
-    for path in sorted(p for p in checkpoint.path.rglob("*") if p.suffix in (".safetensors", ".pth")):
-        size = path.stat().st_size
-        digest.update(f"{path.relative_to(checkpoint.path)} {size} ".encode())
-        with open(path, "rb") as file:
-            for place in (0, *(size * k // 16 for k in range(1, 16)), max(0, size - 4096)):
-                file.seek(place)
-                digest.update(file.read(4096 if place else 65536))
-    return digest.hexdigest()
-
-
 def _is_done(out: Path, spec: RunSpec, weights: str) -> bool:
     """Whether `out` is this run, finished, with at least what is to be recorded. Raises UsageError for another run."""
     with Run(out) as run:
@@ -355,7 +360,6 @@ def check_output(out: Path) -> None:
         raise UsageError(f"cannot write to {out.parent}: {there} is a file", "choose another --out")
     if not os.access(there, os.W_OK if there.is_file() else os.W_OK | os.X_OK):
         raise UsageError(f"cannot write to {there}", "choose another --out")
-    check_encoder()
 
 
 def _write_videos(out: Path, gif: bool, again: bool, fps: int) -> None:

@@ -130,8 +130,8 @@ def make_env(spec: RunSpec, checkpoint: Checkpoint, solver: Solver) -> Env:
         guidance={"low": low, "high": high, "single": low},
         shape=checkpoint.latent_shape(spec.frames, spec.width, spec.height),
         costs={
-            expert: Cost.of(checkpoint.configs[component], checkpoint.expand_timesteps)
-            for expert, component in checkpoint.experts.items()
+            expert: Cost.of(checkpoint.expert_config(expert), checkpoint.expand_timesteps)
+            for expert in checkpoint.experts
         },
     )
 
@@ -194,11 +194,10 @@ def _kept_keys(spec: RunSpec, env: Env, rows: Sequence[Row]) -> int:
 def _memory(spec: RunSpec, checkpoint: Checkpoint, env: Env, counted: Mapping[str, int]) -> dict[str, int]:
     main, decoder = BYTES[spec.dtype], BYTES[spec.vae_dtype]
     held = {name: n * (decoder if name == "vae" else main) for name, n in counted.items()}
-    config = checkpoint.configs["transformer"]
-    width = int(config.get("num_attention_heads") or 40) * int(config.get("attention_head_dim") or 128)
-    inner = int(config.get("ffn_dim") or 13824)
+    config = checkpoint.transformer
+    width, inner = config.width, config.ffn_dim
     if spec.precision == "fp8":  # the products of fast.products
-        eighths = int(config.get("num_layers") or 40) * (6 * width**2 + 2 * width * inner)
+        eighths = config.num_layers * (6 * width**2 + 2 * width * inner)
         for component in checkpoint.experts.values():
             held[component] -= (main - 1) * eighths
     batch = len(BOTH) if spec.batch_cfg else 1
@@ -212,7 +211,7 @@ def _memory(spec: RunSpec, checkpoint: Checkpoint, env: Env, counted: Mapping[st
         "activations": batch * env.tokens() * per_token,
         # Where the decoder is widest: a block's input, its norm, a convolution's result, the cache, and three times as
         # much for cuDNN's workspaces (measured: benchmarks/a14b.md).
-        "decoding": 16 * decoder * vae.widest(checkpoint.configs["vae"], height, columns),
+        "decoding": 16 * decoder * vae.widest(checkpoint.vae, height, columns),
     }
 
 
@@ -228,7 +227,7 @@ def _peaks(held: Mapping[str, int], checkpoint: Checkpoint, frames: int) -> dict
     experts = {component: held[component] for component in checkpoint.experts.values()}
     working = held["activations"] + held.get("keys", 0)
     decoding = min(decoded_at_once(held), frames) * held["decoding"]
-    blocks = max(size / int(checkpoint.configs[c].get("num_layers") or 40) for c, size in experts.items())
+    blocks = max(size / checkpoint.transformer.num_layers for size in experts.values())
     weights = held["text_encoder"] + held["vae"] + sum(experts.values())
     alone = max(held["text_encoder"], held["vae"] + decoding)
     return {

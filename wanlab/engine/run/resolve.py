@@ -100,7 +100,7 @@ def _attention(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
 
 def _without_flash3(spec: RunSpec, checkpoint: Checkpoint) -> tuple[str, str] | None:
     """What keeps a resolved spec from FlashAttention-3, and what to do; None when nothing does."""
-    heads = int(checkpoint.configs["transformer"].get("attention_head_dim") or 128)
+    heads = checkpoint.transformer.attention_head_dim
     if torch.cuda.get_device_capability(spec.device) != (9, 0):
         return "it is for Hopper GPUs", "use --attention auto"
     if spec.memory == "offload":

@@ -32,6 +32,11 @@ def _numbered(kind: str, parts: Sequence[Any]) -> dict[str, Any]:
     return {f"{kind}{i}": part for i, part in enumerate(parts)}
 
 
+def size(state: State) -> int:
+    """Bytes of the tensors in a state."""
+    return sum(value.numel() * value.element_size() for value in state.values() if isinstance(value, Tensor))
+
+
 def pack(state: State) -> dict[str, Any]:
     """Tensors as numpy arrays of their bytes (numpy knows no bfloat16), with dtypes and shapes beside them."""
     packed: dict[str, Any] = {}

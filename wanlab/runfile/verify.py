@@ -1,4 +1,4 @@
-"""Reading all of a run file to say whether it is sound."""
+"""Verifying a run file: every byte, every checksum."""
 
 from __future__ import annotations
 
@@ -10,10 +10,9 @@ import h5py
 import numpy as np
 
 from wanlab.errors import WanlabError
-from wanlab.runfile.fold import SEAL, SEAL_BYTES, sha256
+from wanlab.runfile.checks import check_place, reading, walk
+from wanlab.runfile.fold import SEAL, SEAL_BYTES, file_digest
 from wanlab.runfile.reader import Run
-from wanlab.runfile.safety import check_place, reading, walk
-from wanlab.runfile.shards import open_regular
 
 
 def verify(path: str | os.PathLike[str]) -> list[str]:
@@ -26,14 +25,14 @@ def verify(path: str | os.PathLike[str]) -> list[str]:
     with reading(path):
         check_place(path)
         size = path.stat().st_size
-        with open_regular(path) as file:
+        with open(path, "rb") as file:
             file.seek(max(0, size - SEAL_BYTES))
             seal = SEAL.search(file.read())
         if seal is None:
             problems.append("the seal at its end is missing: cut short, or rewritten by another program")
         elif int(seal[2], 16) != size - SEAL_BYTES:
             problems.append(f"its seal is of {int(seal[2], 16)} bytes, it has {size - SEAL_BYTES}")
-        elif sha256(path, size - SEAL_BYTES) != seal[1].decode():
+        elif file_digest(path, size - SEAL_BYTES) != seal[1].decode():
             problems.append("its bytes are not those that were sealed (SHA-256 differs)")
     try:
         run = Run(path)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from wanlab.analysis.continuity import BASELINE, METRICS, SPACES, Floats, Group, names
-from wanlab.analysis.figures import COLOURS, HIGH, INK, LOW, QUIET, save, shorten
+from wanlab.analysis.figures.style import COLOURS, HIGH, INK, LOW, QUIET, save, shorten
 
 PALETTE = (INK, HIGH, LOW, "#0f766e", "#9333ea", "#ca8a04", "#be185d", "#4d7c0f")
 ACROSS = 4  # panels in a row
@@ -63,7 +63,8 @@ def spaces_figure(groups: Sequence[Group], path: Path, title: str = "") -> Path:
                     steps = np.arange(1, g.first.steps + 1)
                     ax.plot(steps, g.curve(name, metric), label=shorten(said, 80), **line)
             _dress(
-                ax, groups, NAMES[name] if not row else "", LABELS[metric] if not column else "", last=row + 1 == len(METRICS)
+                ax, groups, NAMES[name] if not row else "", LABELS[metric] if not column else "",
+                last=row + 1 == len(METRICS),
             )  # fmt: skip
     _legend(figure, axes[0, 0])
     return _finish(figure, path, title)
@@ -166,7 +167,7 @@ def heatmap_figure(groups: Sequence[Group], path: Path, title: str = "") -> Path
             if g.first.switch is not None:
                 ax.axhline(g.first.switch + 0.5, color="white", linestyle=":", linewidth=1.2)
         if shown is not None:
-            figure.colorbar(shown, ax=mine, label=f"mse of neighbours, {name}", fraction=0.05).ax.yaxis.label.set_parse_math(False)  # fmt: skip
+            figure.colorbar(shown, ax=mine, label=f"mse of neighbours, {name}", fraction=0.05)
     for ax in axes[len(spaces) * (blocks - 1) :, (len(groups) - 1) % across + 1 :].flat:
         ax.axis("off")
     return _finish(figure, path, title)

@@ -1,9 +1,12 @@
-"""What a reader believes of a file that may come from anyone: each object is checked before it is opened."""
+"""What a reader believes of a file that anyone may have made, before it reads or allocates anything."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,10 @@ from typing import Any
 import h5py
 import numpy as np
 
+from wanlab import files
 from wanlab.errors import WanlabError
 from wanlab.runfile.fields import (
+    MAX_ALL_ATTRIBUTE_BYTES,
     MAX_ATTRIBUTE_BYTES,
     MAX_ATTRIBUTES,
     MAX_CHUNK_BYTES,
@@ -23,7 +28,7 @@ from wanlab.runfile.fields import (
     MIB,
     NAME,
 )
-from wanlab.runfile.shards import REMEDIES, io_error, part_directory, read_manifest, shard_files
+from wanlab.runfile.shards import list_shards, part_directory, read_manifest
 
 _DEFLATE_MAX = 1032  # no deflate stream expands further (zlib's documentation)
 _FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
@@ -44,19 +49,19 @@ def reading(path: Path) -> Iterator[None]:
         raise WanlabError(f"there is no run file {path}", "check the path") from error
     except PermissionError as error:
         raise WanlabError(f"cannot read {path}: {error.strerror}", "check its permissions") from error
-    except BlockingIOError as error:
-        raise WanlabError(f"{path} is open for writing in another program", "close it there, or wait") from error
     except OSError as error:
-        if error.errno in REMEDIES:
-            raise io_error("read", path, error) from error
-        raise _damaged(path, error) from error
+        number = error.errno or int((re.search(r"errno = (\d+)", str(error)) or [0, 0])[1])
+        if number in (errno.EAGAIN, errno.EACCES) and "lock" in str(error):
+            raise WanlabError(f"{path} is open in another program", "close it there and run again") from error
+        if number:
+            raise files.io_error("read", path, OSError(number, os.strerror(number))) from error
+        said = " ".join(str(error).split())
+        raise WanlabError(f"{path} is damaged or no run file: {said}", "make it again, or take another copy") from error
+    except (MemoryError, RecursionError) as error:
+        raise WanlabError(f"{path} is refused: it takes too much memory", "do not use this file") from error
     except Exception as error:
-        raise _damaged(path, error) from error
-
-
-def _damaged(path: Path, error: Exception) -> WanlabError:
-    said = " ".join(str(error).split()) or type(error).__name__
-    return WanlabError(f"{path} is damaged or no run file: {said}", "make it again, or take another copy")
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise WanlabError(f"{path} is damaged or no run file: {said}", "make it again, or take another copy") from error
 
 
 def refuse(path: Path, what: str) -> WanlabError:
@@ -66,10 +71,11 @@ def refuse(path: Path, what: str) -> WanlabError:
 def check_place(path: Path) -> None:
     """Raise WanlabError unless `path` is a regular file, saying what is there instead (opening a pipe would hang)."""
     if not path.exists() and read_manifest(part_directory(path)) is not None:
-        steps = len(shard_files(part_directory(path), "step"))
+        steps = len(list_shards(part_directory(path), "step"))
         raise WanlabError(f"{path} is not finished: {steps} steps so far", "run the same command again to go on")
     if path.exists() and not path.is_file():
         raise WanlabError(f"{path} is not a file", "name a finished .h5 file")
+    files.check_regular(path)
 
 
 def walk(path: Path, file: Any) -> dict[str, Any]:
@@ -126,14 +132,13 @@ def _check_dataset(path: Path, where: str, dataset: Any) -> None:
     declared = math.prod(shape) * item
     if len(shape) > MAX_RANK or declared > MAX_DATASET_BYTES:
         raise refuse(path, f"{where} declares {' x '.join(map(str, shape))} items of {item} bytes")
+    stored = dataset.get_storage_size()
     if layout == h5py.h5d.CHUNKED:
         chunk = create.get_chunk()
-        # Before anything else is asked of it: the library walks the index of all chunks to say how much is stored.
         if math.prod(-(-n // c) for n, c in zip(shape, chunk, strict=True)) > MAX_CHUNKS:
             raise refuse(path, f"{where} declares more than {MAX_CHUNKS} chunks")
         if math.prod(chunk) * item > MAX_CHUNK_BYTES:
             raise refuse(path, f"{where} declares chunks of {' x '.join(map(str, chunk))} items of {item} bytes")
-        stored = dataset.get_storage_size()
         # Along `step` most may be missing; one step's worth must be covered by what the file can expand to.
         one = declared // max(1, shape[0]) if shape else declared
         if declared > 16 * MIB and one > 256 * max(1, stored) * (_DEFLATE_MAX if filters & {1} else 1):
@@ -149,9 +154,10 @@ def _plain(kind: Any) -> int:
     return int(kind.get_size()) if numeric or text else 0
 
 
-def read_attributes(path: Path, element: Any) -> dict[str, Any]:
+def attributes_of(path: Path, element: Any) -> dict[str, Any]:
     """An object's attributes, each checked before it is read: str, int, float, arrays, tuples of str."""
     read: dict[str, Any] = {}
+    total = 0
     if h5py.h5a.get_num_attrs(element.id) > MAX_ATTRIBUTES:
         raise refuse(path, f"{element.name} has more than {MAX_ATTRIBUTES} attributes")
     for i in range(h5py.h5a.get_num_attrs(element.id)):
@@ -162,12 +168,11 @@ def read_attributes(path: Path, element: Any) -> dict[str, Any]:
         space = attribute.get_space()
         plain = _plain(attribute.get_type())
         sized = space.get_simple_extent_type() in (h5py.h5s.SCALAR, h5py.h5s.SIMPLE)
-        if (
-            not plain
-            or not sized
-            or space.get_simple_extent_npoints() * plain > min(MAX_ATTRIBUTE_BYTES, path.stat().st_size)
-        ):
+        if not plain or not sized or space.get_simple_extent_npoints() * plain > MAX_ATTRIBUTE_BYTES:
             raise refuse(path, f"attribute {name!r} of {element.name} is not a plain number or text")
+        total += space.get_simple_extent_npoints() * plain
+        if total > MAX_ALL_ATTRIBUTE_BYTES:
+            raise refuse(path, f"{element.name} has more than {MAX_ALL_ATTRIBUTE_BYTES} bytes of attributes")
         value = np.empty(attribute.shape, attribute.dtype)
         attribute.read(value)
         if value.dtype.kind == "S":

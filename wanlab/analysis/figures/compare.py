@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from wanlab.analysis.compare import THRESHOLDS, Comparison, Pair, Result, pareto
-from wanlab.analysis.fidelity import Clip
-from wanlab.analysis.figures import HIGH, INK, LOW, QUIET, save, shorten
+from wanlab.analysis.figures.style import HIGH, INK, LOW, QUIET, save, shorten
+from wanlab.analysis.metrics.clip import Clip
 from wanlab.video import write_mp4_from
 
 AMPLIFIED = 8  # times the difference in the side-by-side film
@@ -36,12 +36,16 @@ def per_frame(result: Result, path: Path) -> Path:
     for ax, name, unit in zip(figure.subplots(1, 2), ("psnr", "ssim"), ("PSNR, dB", "SSIM"), strict=True):
         _axes(ax, unit.split(",")[0] + " by frame", "frame", unit)
         for pair in result.pairs:
-            values = getattr(pair.fidelity, f"{name}_by_frame")
+            values = pair.fidelity.by_frame[name]
             last = pair is worst
+            label = shorten(f"worst pair: {pair.prompt}, seed {pair.seed}", 60) if last else None
             ax.plot(
-                np.where(np.isinf(values), np.nan, values), color=HIGH if last else QUIET, linewidth=1.6 if last else 0.8,
-                zorder=3 if last else 2, label=shorten(f"worst pair: {pair.prompt}, seed {pair.seed}", 60) if last else None,
-            )  # fmt: skip
+                np.where(np.isinf(values), np.nan, values),
+                color=HIGH if last else QUIET,
+                linewidth=1.6 if last else 0.8,
+                zorder=3 if last else 2,
+                label=label,
+            )
         ax.axhline(THRESHOLDS[name], color=LOW, linestyle=":", linewidth=1)
         ax.annotate(f"{THRESHOLDS[name]:g}", (0, THRESHOLDS[name]), xycoords=("axes fraction", "data"), fontsize=8,
                     color=LOW, xytext=(2, 2), textcoords="offset points")  # fmt: skip
@@ -80,8 +84,9 @@ def divergence(result: Result, path: Path) -> Path | None:
         for k in first.truncated:
             ax.axvspan(k + 0.5, k + 1.5, color="#f1f3f5", zorder=0, linewidth=0)
         if first.truncated:
-            ax.annotate("fewer passes", (np.mean(first.truncated) + 1, 0), xycoords=("data", "axes fraction"), xytext=(0, 4),
-                        textcoords="offset points", ha="center", fontsize=8, color="#616e7c")  # fmt: skip
+            ax.annotate("fewer passes", (np.mean(first.truncated) + 1, 0), xycoords=("data", "axes fraction"),
+                        xytext=(0, 4), textcoords="offset points", ha="center", fontsize=8,
+                        color="#616e7c")  # fmt: skip
         if first.switch is not None:
             ax.axvline(first.switch + 0.5, color=QUIET, linestyle=":", linewidth=1)
             ax.annotate("switch", (first.switch + 0.5, 1), xycoords=("data", "axes fraction"), xytext=(3, -9),
@@ -138,7 +143,7 @@ def side_by_side(pair: Pair, path: Path) -> Path:
 
 def front(comparison: Comparison, path: Path) -> Path:
     """Quality against cost of every method: PSNR with its interval over operations; the Pareto front joined."""
-    results = [r for r in comparison.results if not math.isinf(r.summary["psnr"].mean)]
+    results = [r for r in comparison.results if math.isfinite(r.summary["psnr"].mean)]
     points = [(1 / r.summary["speedup_predicted"].mean, r.summary["psnr"].mean) for r in results]
     figure = Figure(figsize=(8, 5), layout="constrained")
     ax = figure.subplots()

@@ -1,0 +1,119 @@
+"""Whatever decides a result is in the fingerprint: an edit of any of it is no longer the finished run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+
+import pytest
+
+from wanlab.embedded import tiny_path
+from wanlab.engine.model import loading
+from wanlab.engine.run import execute, fingerprint
+from wanlab.errors import WanlabError
+from wanlab.runfile import Run
+
+from .helpers import make_spec
+
+
+@pytest.fixture
+def copy(tmp_path, checkpoint):
+    return shutil.copytree(checkpoint, tmp_path / "model", copy_function=shutil.copyfile)
+
+
+def edit(path, **changes):
+    plain = json.loads(path.read_text())
+    path.write_text(json.dumps(plain | changes))
+
+
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def of(path):
+    return fingerprint(loading.describe(str(path)))
+
+
+def test_equal_checkpoints_have_one_wherever_they_lie(copy, checkpoint):
+    assert of(copy) == of(checkpoint)
+    (copy / "README.md").write_text("not loaded")
+    assert of(copy) == of(checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("model_index.json", {"boundary_ratio": 0.9}),
+        ("vae/config.json", {"latents_mean": [0.25] * 16}),
+        ("scheduler/scheduler_config.json", {"solver_order": 1}),
+        ("transformer_2/config.json", {"eps": 1e-5}),
+    ],
+)
+def test_every_setting_counts(copy, checkpoint, file, changes):
+    edit(copy / file, **changes)
+    assert of(copy) != of(checkpoint)
+
+
+@pytest.mark.parametrize("share", [0.3, 0.51, 0.77, 0.999])
+@pytest.mark.parametrize("component", ["transformer", "vae"])
+def test_every_byte_of_every_tensor_counts(copy, checkpoint, component, share):
+    path = copy / component / "diffusion_pytorch_model.safetensors"
+    flip(path, int(path.stat().st_size * share))
+    assert of(copy) != of(checkpoint)
+
+
+def test_the_tokenizer_counts(copy, checkpoint):
+    path = copy / "tokenizer" / "tokenizer.json"
+    path.write_text(path.read_text().replace('"ball"', '"bell"'))
+    assert of(copy) != of(checkpoint)
+
+
+def test_weights_behind_a_symlinked_directory_count(copy, checkpoint, tmp_path):
+    shutil.move(copy / "transformer", tmp_path / "elsewhere")
+    (copy / "transformer").symlink_to(tmp_path / "elsewhere")
+    assert of(copy) == of(checkpoint)
+    flip(tmp_path / "elsewhere" / "diffusion_pytorch_model.safetensors", -1)
+    assert of(copy) != of(checkpoint)
+
+
+def test_a_finished_run_of_other_weights_is_sampled_again(copy, tmp_path):
+    out, spec = tmp_path / "a.h5", make_spec(copy, steps=2)
+    execute(spec, out)
+    with Run(out) as run:
+        before = run.attrs["weights_fingerprint"]
+    edit(copy / "scheduler" / "scheduler_config.json", solver_order=1)
+    phases = []
+    execute(spec, out, progress=lambda p: phases.append(p.phase))
+    assert "sample" in phases and "kept" not in phases
+    with Run(out) as run:
+        assert run.attrs["weights_fingerprint"] != before
+
+
+def test_the_second_time_is_quick(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    checkpoint = loading.describe("tiny")
+    assert (first := fingerprint(checkpoint)) == fingerprint(checkpoint)
+    began = time.process_time()
+    assert fingerprint(checkpoint) == first
+    assert time.process_time() - began < 0.1
+    assert tiny_path().is_dir()
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json"])
+def test_a_tokenizer_without_a_vocabulary_is_refused(copy, name):
+    (copy / "tokenizer" / name).unlink()
+    with pytest.raises(WanlabError, match="has no vocabulary"):
+        loading.load(str(copy))
+
+
+def test_a_vocabulary_that_knows_nothing_is_refused(copy):
+    path = copy / "tokenizer" / "tokenizer.json"
+    text = path.read_text()
+    for word in ("a", "red", "ball"):
+        text = text.replace(f'"{word}":', f'"x{word}x":')
+    path.write_text(text)
+    with pytest.raises(WanlabError, match="knows no word"):
+        loading.load(str(copy))

@@ -1,0 +1,115 @@
+"""Videos paired by name, and folders of images as videos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from wanlab.analysis.fidelity import Clip
+from wanlab.errors import UsageError, WanlabError
+from wanlab.images import frames_in, read_video
+from wanlab.study.compare import compare_files
+from wanlab.study.folders import is_folder_of_videos, match, prompt_and_seed
+from wanlab.study.runners.local import Watcher
+from wanlab.video import write_mp4
+
+
+def images(folder: Path, values: list[int], name: str = "frame_{}.png") -> Path:
+    folder.mkdir(parents=True)
+    for k, value in enumerate(values):
+        Image.fromarray(np.full((16, 16, 3), value, np.uint8)).save(folder / name.format(k))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("name", "meaning"),
+    [("a red ball-3", ("a red ball", 3)), ("a red ball", ("a red ball", 0)), ("t-shirt", ("t-shirt", 0)), ("a-b-12", ("a-b", 12)),
+     ("-3", ("-3", 0)), ("x-²", ("x-²", 0))],
+)  # fmt: skip
+def test_names_give_prompt_and_seed(name: str, meaning: tuple[str, int]) -> None:
+    assert prompt_and_seed(name) == meaning
+
+
+def test_images_are_read_in_the_order_of_their_numbers(tmp_path: Path) -> None:
+    folder = images(tmp_path / "clip", list(range(0, 120, 10)))
+    assert [p.name for p in frames_in(folder)] == [f"frame_{k}.png" for k in range(12)]
+    with read_video(folder) as (meta, frames):
+        assert meta["size"] == (16, 16) and [int(f[0, 0, 0]) for f in frames] == list(range(0, 120, 10))
+
+
+def test_two_folders_of_clips_with_an_interval(tmp_path: Path) -> None:
+    """Grey values 10 apart: an error of 10/255, PSNR 20 log10(255/10) = 28.13 dB, in each of four prompts."""
+    for k, prompt in enumerate(("a ball", "a cube", "a cone", "a ring")):
+        images(tmp_path / "a" / f"{prompt}-1", [50 + k] * 5)
+        images(tmp_path / "b" / f"{prompt}-1", [60 + k] * 5)
+    images(tmp_path / "a" / "alone-1", [0] * 5)
+    assert is_folder_of_videos(tmp_path / "a") and not is_folder_of_videos(tmp_path / "a" / "alone-1")
+    result = compare_files(tmp_path / "a", tmp_path / "b", tmp_path / "out")
+    (row,) = result.rows
+    assert (
+        row["psnr"] == pytest.approx(28.1308, abs=1e-4) and row["n"] == 4 and row["abs_mean"] == pytest.approx(10 / 255)
+    )
+    assert row["psnr_low"] <= row["psnr"] <= row["psnr_high"]
+    assert [(p["prompt"], p["seed"]) for p in result.pairs] == [
+        ("a ball", 1),
+        ("a cone", 1),
+        ("a cube", 1),
+        ("a ring", 1),
+    ]
+    assert any("1 of 5 videos" in r and "alone-1" in r for r in result.remarks)
+    assert (tmp_path / "out" / "comparison.json").exists() and len(
+        list((tmp_path / "out" / "comparisons").glob("*.json"))
+    ) == 1
+
+
+def test_a_film_against_images(tmp_path: Path) -> None:
+    images(tmp_path / "b" / "ball-0", [128] * 5)
+    (tmp_path / "a").mkdir()
+    write_mp4(tmp_path / "a" / "ball-0.mp4", np.full((5, 16, 16, 3), 128, np.uint8), 16)
+    (row,) = compare_files(tmp_path / "a", tmp_path / "b", tmp_path / "out").rows
+    assert row["abs_max"] <= 2 / 255  # what H.264 makes of one grey value
+
+
+def test_a_pair_that_cannot_be_compared_is_left_out(tmp_path: Path) -> None:
+    images(tmp_path / "a" / "x-0", [1] * 5)
+    images(tmp_path / "b" / "x-0", [2] * 5)
+    images(tmp_path / "a" / "y-0", [1] * 5)
+    images(tmp_path / "b" / "y-0", [2] * 4)
+    failures: list[Path] = []
+
+    class Listener(Watcher):
+        def fail(self, place: Path, error: WanlabError) -> None:
+            failures.append(place)
+
+    result = compare_files(tmp_path / "a", tmp_path / "b", tmp_path / "out", watcher=Listener())
+    assert (
+        result.failed == (tmp_path / "a" / "y-0",) and failures == [tmp_path / "a" / "y-0"] and len(result.pairs) == 1
+    )
+
+
+def test_requests_that_cannot_be(tmp_path: Path) -> None:
+    images(tmp_path / "a" / "x-0", [1])
+    images(tmp_path / "b" / "y-0", [1])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UsageError, match="no video has the same name"):
+        match(tmp_path / "a", tmp_path / "b")
+    with pytest.raises(UsageError, match="holds no videos"):
+        match(tmp_path / "a", tmp_path / "empty")
+    with pytest.raises(UsageError, match="is a folder of videos"):
+        compare_files(tmp_path / "a", tmp_path / "b" / "y-0", tmp_path / "out")
+    with pytest.raises(WanlabError, match="there is no"):
+        compare_files(tmp_path / "a", tmp_path / "absent", tmp_path / "out")
+
+
+def test_bad_images(tmp_path: Path) -> None:
+    folder = images(tmp_path / "clip", [1, 2])
+    (folder / "frame_9.png").write_bytes(b"no image")
+    with pytest.raises(WanlabError, match=r"cannot read the image .*frame_9.png"), Clip.of(folder).read() as frames:
+        list(frames)
+    (folder / "frame_9.png").unlink()
+    Image.fromarray(np.zeros((8, 16, 3), np.uint8)).save(folder / "frame_9.png")
+    with pytest.raises(UsageError, match="is 16x8"), Clip.of(folder).read() as frames:
+        list(frames)

@@ -1,0 +1,92 @@
+"""The methods that were held against the baseline, from the comparisons."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+from wanlab.analysis.hypotheses.evidence import Evidence, Key, titles
+from wanlab.analysis.hypotheses.verdict import Sample
+from wanlab.errors import UsageError
+from wanlab.spec import MethodSpec, PolicySpec
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A compared method's pairs, as comparison.json has them, each with the file it came from."""
+
+    label: str
+    policies: tuple[PolicySpec, ...]
+    settings: bool
+    """Whether the method also sets something beside its policies: steps, guidance, a dtype …"""
+    pairs: tuple[tuple[Mapping[str, Any], str], ...]
+    on: str = ""
+    """Model, steps and frames, by the run files; by what the comparison says where these are gone."""
+
+    def knob(self, policy: str, name: str, default: Any) -> Any:
+        return next((p.options.get(name, default) for p in self.policies if p.name == policy), default)
+
+
+# What `wanlab compare --mode` calls them, for files that do not say what they stand for.
+NAMED = {"cfg_truncated": "cfg:last=5,high=3", "half_frame": "half"}
+NOTHING = Compared("", (), False, ())
+
+
+def compared(evidence: Evidence, policy: str) -> list[Compared]:
+    """The methods of this policy alone that were held against the baseline, told by the run files, or by the label
+    where these are gone; one for each key of the baseline's runs. A prompt and seed counts once."""
+    runs = {os.path.realpath(r.path): r for r in evidence.runs}
+    methods: dict[tuple[str, tuple[PolicySpec, ...], bool, Key | str], dict[Any, tuple[Mapping[str, Any], str]]] = {}
+    for comparison in evidence.comparisons:
+        content = comparison.content
+        for method in content["methods"]:
+            label = method.get("label") or ""
+            said = MethodSpec("")
+            with suppress(UsageError):
+                said = MethodSpec.parse(method.get("method") or NAMED.get(label, label))
+            for pair in method.get("pairs") or []:
+                a, b = (runs.get(os.path.realpath(pair.get(side) or "")) for side in "ab")
+                if b.policies if b else content.get("baseline") != "baseline":
+                    continue
+                policies = a.policies if a else said.policies
+                settings = a.settings != b.settings if a and b else bool(said.settings)
+                if [p.name for p in policies] == [policy]:
+                    key = b.key if b else a.key if a else content.get("compared") or ""
+                    pairs = methods.setdefault((label, policies, settings, key), {})
+                    pairs[pair.get("prompt"), pair.get("seed")] = (pair, str(comparison.path))
+    named = titles(key for *_, key in methods if isinstance(key, Key))
+    return [
+        Compared(label, policies, settings, tuple(pairs.values()), named[key] if isinstance(key, Key) else key)
+        for (label, policies, settings, key), pairs in methods.items()
+    ]
+
+
+def is_guides(method: Compared) -> bool:
+    """Whether this is the guide's own form of the method, not a variant: 5 last steps, the unconditional branch kept;
+    frames duplicated, positions compact; nothing else set."""
+    own = {
+        ("cfg", "last"): 5,
+        ("cfg", "keep"): "uncond",
+        ("half", "complete"): "duplicate",
+        ("half", "rope"): "compact",
+    }
+    return not method.settings and all(bool(method.knob(*name, value) == value) for name, value in own.items())
+
+
+def number(value: Any) -> float:
+    """A number of a JSON export: null is no value, "inf" an identical pair."""
+    if value is None:
+        return math.nan
+    return math.inf if value in ("inf", "identical") else float(value)
+
+
+def samples(method: Compared, quantity: str) -> list[Sample]:
+    """A figure of each pair; an identical pair's PSNR counts as 120 dB, so that a mean exists."""
+    return [
+        Sample(prompt=p.get("prompt") or "", value=min(number(p.get(quantity)), 120.0), source=source)
+        for p, source in method.pairs
+    ]

@@ -1,0 +1,157 @@
+"""The guide's stated figures beside what theory gives and what was measured."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from wanlab.analysis.hypotheses.compared import compared, is_guides, number
+from wanlab.analysis.hypotheses.evidence import Evidence, curves, plain_runs
+from wanlab.analysis.hypotheses.verdict import LEAST, pooled
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """One stated figure of the guide."""
+
+    what: str
+    stated: str
+    theory: str
+    measured: str
+    sources: tuple[str, ...]
+    contradiction: str = ""
+    """Where the guide contradicts arithmetic or itself."""
+
+
+def shifted(step: int, steps: int, shift: float) -> float:
+    """Sigma of a step, counted from 1, of the flow schedule shifted in time: s u / (1 + (s-1) u),
+    u = 1 - (step-1)/steps."""
+    u = 1 - (step - 1) / steps
+    return shift * u / (1 + (shift - 1) * u)
+
+
+def reproduce(evidence: Evidence) -> list[Figure]:
+    """The guide's stated figures; contradictions are computed here, not quoted."""
+    return [*_truncation(evidence), _schedule(evidence), *_neighbours(evidence), _recovery(evidence)]
+
+
+def _truncation(evidence: Evidence) -> list[Figure]:
+    """What the guide says of CFG truncation."""
+    pairs = [p for method in compared(evidence, "cfg") if is_guides(method) for p in method.pairs]
+
+    def measured(quantity: str, form: str, of: Callable[[Mapping[str, Any]], float]) -> tuple[str, tuple[str, ...]]:
+        return _measured(quantity, [(p.get("prompt") or "", of(p), source) for p, source in pairs], form)
+
+    psnr, sources = measured("psnr", "{:.2f} dB", lambda p: min(number(p.get("psnr")), 120.0))
+    mse, _ = measured("mse", "{:.6f}", lambda p: number(p.get("mse")))
+    speed, _ = measured("speed-up", "{:.3f}x", lambda p: _over(p, "seconds"))
+    saved, _ = measured("passes saved", "{:.1%} of passes", lambda p: 1 - 1 / _over(p, "passes"))
+    stated = 0.010234**2 + 0.023456**2
+    implied = -10 * math.log10(0.01)
+    return [
+        Figure(
+            what="example: PSNR of MSE .000105", stated="39.78 dB", theory=f"{-10 * math.log10(0.000105):.2f} dB",
+            measured=psnr, sources=sources,
+        ),
+        Figure(
+            what="example: MSE beside absolute error (mean .010234, std .023456)", stated=".000105",
+            theory=f"mean² + std² = {stated:.6f}", measured=mse, sources=sources,
+            contradiction=f"the stated mean and deviation of the absolute error give an MSE of {stated:.6f}, "
+            f"{stated / 0.000105:.1f} times the stated one; "
+            f".000105 is the square of the mean alone ({0.010234**2:.6f})",
+        ),
+        Figure(
+            what="H1: MSE .01 and PSNR 39 dB", stated="both", theory=f"MSE .01 is {implied:.0f} dB",
+            measured=f"{mse}, {psnr}", sources=sources,
+            contradiction=f"an MSE of .01 is a PSNR of {implied:.0f} dB; 39 dB is an MSE of {10**-3.9:.6f}",
+        ),
+        Figure(
+            what="saving of 5 truncated steps of 40", stated="25–35 %",
+            theory=f"{5 / 80:.2%} of passes, {80 / 75:.3f}x",
+            measured="–" if saved == "–" else f"{saved}, {speed}", sources=sources,
+            contradiction="5 of 40 steps lose one of two passes each: 5 of 80",
+        ),
+    ]  # fmt: skip
+
+
+def _over(pair: Mapping[str, Any], name: str) -> float:
+    """The baseline's over the method's; NaN where one is missing."""
+    own, baseline = number(pair.get(name)), number(pair.get(f"{name}_baseline"))
+    return baseline / own if own > 0 and baseline > 0 else math.nan
+
+
+def _schedule(evidence: Evidence) -> Figure:
+    sigma = shifted(13, 20, 12)
+    runs = [r for r in plain_runs(evidence) if r.steps == 20 and r.shift == 12 and len(r.sigma) == 20]
+    at = next(k for k in range(1, 21) if shifted(k, 20, 12) <= 0.7501)
+    return Figure(
+        what="σ at step 13 of 20, shift 12", stated=".75", theory=f"{sigma:.3f}",
+        measured=f"{runs[0].sigma[12]:.3f}" if runs else "–", sources=tuple(str(r.path) for r in runs[:1]),
+        contradiction=f"the schedule gives {sigma:.3f}; .75 is step {at}",
+    )  # fmt: skip
+
+
+def _neighbours(evidence: Evidence) -> list[Figure]:
+    """What the guide says of neighbouring frames of x_t."""
+    baselines = [
+        (c, r, curve) for c, r in curves(evidence)
+        if r.get("method") == "baseline" and len(r.get("sigma") or []) == 20 and len(curve := _curve(r)) == 20
+    ]  # fmt: skip
+    figures = []
+    for step, stated in ((1, "≈ 2.5"), (13, "≈ 1.4 (theory 1.13 at σ .75)"), (20, "≈ 0.3, to be verified")):
+        sigma = shifted(step, 20, 12)
+        values = [(r.get("prompt") or "", number(curve[step - 1]), str(c.path)) for c, r, curve in baselines]
+        measured, sources = _measured("continuity", values, "{:.3f}")
+        noise = 2 * sigma**2
+        figures.append(
+            Figure(
+                what=f"adjacent-frame MSE of x_t at step {step} of 20", stated=stated,
+                theory=f"2σ² = {noise:.2f}, and {(1 - sigma) ** 2:.3f} of the clip's own",
+                measured=measured, sources=sources,
+                contradiction={
+                    1: f"independent unit noise alone gives 2σ² = {noise:.2f}; "
+                    "2.5 needs neighbouring noises that oppose each other",
+                    13: f"1.13 is 2 x .75²; at the schedule's σ of {sigma:.3f} noise alone gives {noise:.2f}",
+                }.get(step, ""),
+            )
+        )  # fmt: skip
+    return figures
+
+
+def _curve(r: Mapping[str, Any]) -> Sequence[float | None]:
+    """The mean mse of x_t at each step."""
+    x_t = (r.get("spaces") or {}).get("x_t") or {}
+    curve: Sequence[float | None] = (x_t.get("mse") or {}).get("mean") or []
+    return curve
+
+
+def _recovery(evidence: Evidence) -> Figure:
+    backs = [
+        back.get("after") for _, r in curves(evidence)
+        if (r.get("method") or "").startswith("half") and (back := r.get("recovery")) is not None
+    ]  # fmt: skip
+    known = [b for b in backs if b is not None]
+    median = f"median {np.median(known):g}" if known else "none"
+    return Figure(
+        what="H2: 7 steps after step 13 recover continuity", stated="7", theory=f"20 - 13 = {20 - 13}",
+        measured=f"{median}; {len(backs) - len(known)} of {len(backs)} never" if backs else "–",
+        sources=tuple(str(c.path) for c in evidence.continuities),
+        contradiction="7 is every step that is left after step 13, so the statement holds whenever the result is good "
+        "at all",
+    )  # fmt: skip
+
+
+def _measured(quantity: str, values: Sequence[tuple[str, float, str]], form: str) -> tuple[str, tuple[str, ...]]:
+    """The mean, its interval where there are enough values for one, and the files that it comes from."""
+    known = [(p, v, s) for p, v, s in values if math.isfinite(v)]
+    if not known:
+        return "–", ()
+    value, _ = pooled(quantity, [v for _, v, _ in known], [p for p, _, _ in known])
+    text = form.format(value.mean)
+    if value.known and value.n >= LEAST:
+        text += f" ({form.format(value.low)} to {form.format(value.high)})"
+    return f"{text}, n = {value.n}", tuple(dict.fromkeys(s for _, _, s in known))

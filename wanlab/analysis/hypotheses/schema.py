@@ -1,0 +1,113 @@
+"""What a comparison and a continuity analysis are, as far as they are read here; checked where a file is opened."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from wanlab.errors import WanlabError
+
+COMPARISON, CONTINUITY = "wanlab-comparison/1", "wanlab-continuity/1"
+MAX_BYTES = 256 * 2**20  # of a JSON file; a continuity analysis of a thousand runs has 170 MiB
+
+# Shapes: the name of a kind (see `_KINDS`), a list of one shape, or names with their shapes. A name may be missing or
+# null unless it ends with "!"; names that are not here are not read.
+_INTERVAL = {"mean": "figure", "low": "figure", "high": "figure", "n": "number"}
+_PAIR = {
+    "prompt": "text", "seed": "number", "a": "path", "b": "path", "psnr": "figure", "mse": "figure", "ssim": "figure",
+    "seconds": "number", "seconds_baseline": "number", "passes": "number", "passes_baseline": "number",
+}  # fmt: skip
+_METHOD = {
+    "label": "text", "method": "text", "pairs": [_PAIR], "n": "number", "verdict": "text",
+    "summary": {"speedup_predicted": _INTERVAL, "speedup": _INTERVAL, "psnr": _INTERVAL, "ssim": _INTERVAL},
+}  # fmt: skip
+_CURVE = {
+    "method": "text", "model": "text", "prompt": "text", "seed": "number", "frames": "number", "source": "path",
+    "sigma": ["number"], "recovery": {"after": "number"}, "spaces": {"x_t": {"mse": {"mean": ["number"]}}},
+}  # fmt: skip
+_SHAPES: dict[str, dict[str, Any]] = {
+    COMPARISON: {"methods!": [_METHOD], "baseline": "text", "compared": "text"},
+    CONTINUITY: {"groups!": [{"method": "text", "frames": "number", "reading": ["text"]}], "runs!": [_CURVE]},
+}
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """A comparison or a continuity analysis, checked. Raises WanlabError."""
+    try:
+        content = json.loads(read_regular(path, MAX_BYTES).decode("utf-8"), parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise WanlabError(f"cannot read {path}: {' '.join(str(error).split())[:120]}", "make it again") from error
+    form = content.get("format") if isinstance(content, dict) else None
+    if not isinstance(form, str) or form not in _SHAPES:
+        raise WanlabError(f"{path} is in none of the formats {', '.join(_SHAPES)}", "make it again")
+    if wrong := _mismatch(content, _SHAPES[form], ""):
+        raise WanlabError(f"{path}: {wrong}", "make it again")
+    whole: Mapping[str, Any] = content
+    return whole
+
+
+def read_regular(path: Path, most: int) -> bytes:
+    """The bytes of a regular file of at most `most` bytes; a pipe or a device is not waited for. Raises WanlabError."""
+    try:
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            about = os.fstat(file.fileno())
+            if not stat.S_ISREG(about.st_mode):
+                raise WanlabError(f"{path} is no regular file", "take it out of the folder")
+            data = file.read(most + 1)
+    except (OSError, ValueError) as error:
+        said = error.strerror if isinstance(error, OSError) else str(error)
+        raise WanlabError(f"cannot read {path}: {said}", "check its permissions") from error
+    if len(data) > most:
+        raise WanlabError(f"{path} has more than {most} bytes", "take it out of the folder")
+    return data
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and not any("\ud800" <= c <= "\udfff" for c in value)
+
+
+def _number(value: Any) -> bool:
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer that no float holds
+        return False
+
+
+_KINDS: dict[str, Callable[[Any], bool]] = {
+    "text": _text,
+    "path": lambda value: _text(value) and "\0" not in value,
+    "number": _number,
+    "figure": lambda value: value in ("inf", "identical") if isinstance(value, str) else _number(value),
+}
+
+
+def _mismatch(value: Any, shape: Any, where: str) -> str:
+    """What is wrong with the value, "" when nothing is."""
+    if isinstance(shape, str):
+        return "" if _KINDS[shape](value) else f"{where} is no {shape}"
+    if isinstance(shape, list):
+        if not isinstance(value, list):
+            return f"{where} is no list"
+        # A curve has null where a step has no value.
+        items = ((k, v) for k, v in enumerate(value) if not (v is None and shape[0] == "number"))
+        return next((w for k, v in items if (w := _mismatch(v, shape[0], f"{where}[{k}]"))), "")
+    if not isinstance(value, dict):
+        return f"{where or 'it'} is no object"
+    for key, inner in shape.items():
+        name = key.removesuffix("!")
+        at = f"{where}.{name}" if where else name
+        if value.get(name) is None:
+            if key != name:
+                return f"{at} is missing"
+        elif wrong := _mismatch(value[name], inner, at):
+            return wrong
+    return ""

@@ -1,0 +1,70 @@
+"""A video that can be read more than once, in a run file or a video file, one frame at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wanlab.images import read_video
+from wanlab.runfile import Run
+from wanlab.spec.paths import is_run_file
+from wanlab.video import FPS
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clip:
+    """A video that can be read more than once."""
+
+    path: Path
+    frames: int
+    """0 when only reading it tells."""
+    width: int
+    height: int
+    rounded: bool
+    """Whether its values were rounded to integers (an mp4 was also compressed)."""
+    fps: float
+
+    @classmethod
+    def of(cls, path: str | Path) -> Clip:
+        """The clip in a run file or a video file. Raises WanlabError when there is none."""
+        path = Path(path)
+        if is_run_file(path):
+            with Run(path) as run:
+                kept = run[_best(run)]
+                frames, height, width = kept.shape[:3]
+                fps = float(run.attrs.get("fps", FPS))
+                return cls(
+                    path=path, frames=frames, width=width, height=height, rounded=kept.dtype.kind == "u", fps=fps
+                )
+        with read_video(path) as (meta, _):
+            width, height = meta["size"]
+            return cls(path=path, frames=0, width=width, height=height, rounded=True, fps=float(meta.get("fps") or FPS))
+
+    @contextmanager
+    def read(self) -> Iterator[Iterator[Floats]]:
+        """Frames [H,W,3] in [0,1], float64. Raises WanlabError when the file is damaged."""
+        if is_run_file(self.path):
+            with Run(self.path) as run:
+                kept = run[_best(run)]
+                yield (unit(kept[k]) for k in range(self.frames))
+        else:
+            with read_video(self.path) as (_, frames):
+                yield map(unit, frames)
+
+
+def _best(run: Run) -> str:
+    """The frames before rounding where they were recorded."""
+    return "video_float" if "video_float" in run else "video"
+
+
+def unit(frame: NDArray[Any]) -> Floats:
+    """A frame of any depth in [0,1]: integers over the largest one of their type."""
+    return frame / float(np.iinfo(frame.dtype).max) if frame.dtype.kind == "u" else frame.astype(np.float64)

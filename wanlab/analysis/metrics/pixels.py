@@ -1,0 +1,105 @@
+"""How near two videos are to each other, frame by frame.
+
+Legend: x a frame of A, y the same of the reference B, [H,W,3] in [0,1].
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from skimage.metrics import structural_similarity
+
+from wanlab.analysis.metrics import metric
+from wanlab.analysis.metrics.clip import Clip, Floats
+from wanlab.video import ffmpeg_compare, has_filter
+
+EPSILON = 1e-8
+SSIM_WINDOW = 11  # pixels: sigma 1.5 cut at 3.5 sigma
+ERROR: dict[str, Any] = {"better": "lower", "bounds": (0.0, math.inf)}
+
+
+@metric("mse", needs="frame pair", title="MSE", format=".6g", **ERROR)
+def mse(x: Floats, y: Floats) -> float:
+    """Mean (a - b)² over all values of all frames."""
+    return float(np.square(x - y).mean())
+
+
+@metric(
+    "psnr", needs="figures", title="PSNR", unit="dB", better="higher", format=".2f", mean="mse", column=".1f",
+    identical=math.inf,
+)  # fmt: skip
+def psnr(figures: Mapping[str, float]) -> float:
+    """-10 log10(MSE) for peak 1, of the MSE over all frames; over pairs, of the mean MSE. Equal videos are
+    "identical"."""
+    return decibels(figures["mse"])
+
+
+@metric("ssim", needs="frame pair", title="SSIM", better="higher", bounds=(-1.0, 1.0), format=".4f", column=".3f")
+def ssim(x: Floats, y: Floats) -> float:
+    """scikit-image, Gaussian windows of σ 1.5, range 1, mean over frames (Wang et al., 2004)."""
+    value = structural_similarity(
+        x, y, data_range=1.0, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    )
+    return min(float(value), 1.0)
+
+
+@metric("abs_mean", needs="frame pair", title="absolute error, mean", format=".6f", **ERROR)
+def abs_mean(x: Floats, y: Floats) -> float:
+    """Mean |a - b|."""
+    return float(np.abs(x - y).mean())
+
+
+@metric("abs_max", needs="frame pair", title="absolute error, max", format=".6f", reduce="max", **ERROR)
+def abs_max(x: Floats, y: Floats) -> float:
+    """Largest |a - b|."""
+    return float(np.abs(x - y).max())
+
+
+@metric("abs_std", needs="figures", title="absolute error, std", format=".6f", **ERROR)
+def abs_std(figures: Mapping[str, float]) -> float:
+    """Population standard deviation of |a - b| over all values."""
+    variance = figures["mse"] - figures["abs_mean"] ** 2
+    return math.sqrt(variance) if not variance < 0 else 0.0
+
+
+@metric("rel_mean", needs="frame pair", title="relative error, mean", format=".6g", **ERROR)
+def rel_mean(x: Floats, y: Floats) -> float:
+    """Mean |a - b| / (|b| + 1e-8)."""
+    return float((np.abs(x - y) / (np.abs(y) + EPSILON)).mean())
+
+
+@metric("rel_max", needs="frame pair", title="relative error, max", format=".6g", reduce="max", **ERROR)
+def rel_max(x: Floats, y: Floats) -> float:
+    """Largest |a - b| / (|b| + 1e-8)."""
+    return float((np.abs(x - y) / (np.abs(y) + EPSILON)).max())
+
+
+@metric(
+    "vmaf", needs="pair", title="VMAF", better="higher", bounds=(0.0, 100.0), format=".2f", asked=True,
+)  # fmt: skip
+def vmaf(a: Clip, b: Clip) -> float:
+    """ffmpeg's libvmaf where it has it. Similarity only: it was trained on compression, not on generation."""
+    if not has_filter("libvmaf"):
+        return math.nan
+    with tempfile.TemporaryDirectory() as folder:
+        files = []
+        for name, clip in (("a", a), ("b", b)):
+            files.append(Path(folder) / f"{name}.rgb")
+            with clip.read() as frames, open(files[-1], "wb") as out:
+                for frame in frames:
+                    out.write((frame * 255).round().astype(np.uint8).tobytes())
+        filters = "[0:v]format=yuv420p[a];[1:v]format=yuv420p[b];[a][b]libvmaf"
+        said = ffmpeg_compare(files[0], files[1], filters, (a.width, a.height))
+    score = re.search(r"VMAF score: ([\d.]+)", said)
+    return float(score[1]) if score else math.nan
+
+
+def decibels(error: float) -> float:
+    """Peak signal-to-noise ratio in dB for peak 1 of a mean squared error: infinite at 0, NaN of NaN."""
+    return -10 * math.log10(error) if error > 0 else math.inf if error == 0 else math.nan

@@ -1,0 +1,51 @@
+"""How one video changes from frame to frame."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from skimage.registration import optical_flow_ilk
+from skimage.transform import resize, warp
+
+from wanlab.analysis.metrics import metric
+from wanlab.analysis.metrics.clip import Floats
+
+FLOW_WIDTH = 320  # pixels; optical flow is computed on frames no wider, by area averages
+
+
+@metric("difference", needs="clip", title="frame difference", bounds=(0.0, math.inf), format=".6f")
+def difference(before: Floats, frame: Floats) -> float:
+    """Mean |f(t+1) - f(t)| of one video."""
+    return float(np.abs(frame - before).mean())
+
+
+@metric("warping_error", needs="clip", title="warping error", better="lower", bounds=(0.0, math.inf), format=".6f")
+def warping_error(before: Floats, frame: Floats) -> float:
+    """The frame difference after moving f(t+1) back along the optical flow: what changes and is no motion.
+
+    Flow: iterative Lucas-Kanade (Le Besnerais & Champagnat, 2005) of scikit-image on grey frames at most 320 pixels
+    wide; pixels that come from outside the frame are left out.
+    """
+    if not (np.isfinite(before).all() and np.isfinite(frame).all()):
+        return math.nan
+    first, second = (_small(f) for f in (before, frame))
+    grey = [f.mean(axis=-1) for f in (first, second)]
+    if np.array_equal(grey[0], grey[1]):
+        flow = np.zeros((2, *grey[0].shape))
+    else:
+        flow = np.asarray(optical_flow_ilk(grey[0], grey[1], radius=5, num_warp=3))
+    rows, columns = np.meshgrid(*(np.arange(n) for n in grey[0].shape), indexing="ij")
+    at = np.array([rows + flow[0], columns + flow[1]])
+    inside = (at[0] >= 0) & (at[0] <= grey[0].shape[0] - 1) & (at[1] >= 0) & (at[1] <= grey[0].shape[1] - 1)
+    moved = np.stack([warp(second[..., c], at, mode="edge") for c in range(second.shape[-1])], axis=-1)
+    error = np.abs(moved - first).mean(axis=-1)
+    return float(error[inside].mean()) if inside.any() else math.nan
+
+
+def _small(frame: Floats) -> Floats:
+    scale = FLOW_WIDTH / frame.shape[1]
+    if scale >= 1:
+        return frame
+    size = (round(frame.shape[0] * scale), FLOW_WIDTH)
+    return np.asarray(resize(frame, size, anti_aliasing=True), np.float64)

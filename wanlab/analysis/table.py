@@ -1,0 +1,179 @@
+"""A comparison as rows and lines, for the terminal, Markdown, CSV and the page alike.
+
+Which figures there are, what they are called and how they are written says the registry of metrics.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from typing import Any
+
+from wanlab.analysis import metrics
+from wanlab.analysis.compare import Comparison, Result
+from wanlab.analysis.metrics import BASELINE, Metric
+from wanlab.analysis.stats import Interval
+
+Row = dict[str, Any]
+METHOD, PASSES, VERDICT = "method", "passes", "verdict"
+
+
+def columns(comparison: Comparison) -> dict[str, Metric]:
+    """The measures that have a column, by its heading: first what a method costs, then what it loses."""
+    shown = [m for n, m in comparison.results[0].metrics.items() if m.column and n == m.name]
+    shown.sort(key=lambda m: m.mean != "geometric")
+    return {m.title + f", {m.unit}" * (m.unit not in ("", "x")): m for m in shown}
+
+
+def rows(comparison: Comparison) -> list[Row]:
+    """The table as text: noise floors first, then the methods. A second line of a cell is the interval."""
+    table = []
+    for result in (*comparison.floors, *comparison.results):
+        row = {METHOD: result.label, PASSES: _passes(result)}
+        row |= {title: cell(result.summary.get(m.name), m) for title, m in columns(comparison).items()}
+        table.append(row | {VERDICT: comparison.verdict(result) if result in comparison.results else ""})
+    return table
+
+
+def _passes(result: Result) -> str:
+    """Evaluations that ran over the baseline's; in whole passes by their operations, where those were counted."""
+    s = result.summary
+    for name in ("pass_equivalents", "passes"):
+        if name in s and math.isfinite(s[name].mean) and math.isfinite(s[name + BASELINE].mean):
+            return f"{round(s[name].mean, 1):g}/{round(s[name + BASELINE].mean, 1):g}"
+    return "–"
+
+
+def cell(value: Interval | None, metric: Metric, *, form: str = "", lines: bool = True) -> str:
+    """A mean with its interval below it (or behind it); a dash where there is none."""
+    form = form or metric.column or metric.format
+    if value is None or not value.n or math.isnan(value.mean):
+        return "–"
+    word = metric.plain(value.mean)
+    if isinstance(word, str):
+        return word
+    mean = f"{value.mean:{form}}{'x' * (metric.unit == 'x')}"
+    if not value.known or value.low == value.high:
+        return mean
+    bounds = f"{value.low:{form}}{'–' if value.low >= 0 else ' to '}{value.high:{form}}"
+    return f"{mean}\n{bounds}" if lines else f"{mean} ({bounds})"
+
+
+def flat(comparison: Comparison) -> list[Row]:
+    """The same for machines: a row a method, every figure's mean and bounds."""
+    table = []
+    for result in (*comparison.floors, *comparison.results):
+        row: Row = {METHOD: result.label, **result.setting, "n": result.units[0], "units": result.units[1]}
+        for name, value in result.summary.items():
+            plain = result.metrics[name].plain
+            row |= {name: plain(value.mean), f"{name}_low": plain(value.low), f"{name}_high": plain(value.high)}
+            if name == "psnr":
+                row["psnr_median"] = plain(result.median(name))
+        table.append(row | {VERDICT: comparison.verdict(result) if result in comparison.results else "noise floor"})
+    return _even(table)
+
+
+def pairs(comparison: Comparison) -> list[Row]:
+    """A row for every pair."""
+    return _even([
+        {METHOD: result.label, "baseline": comparison.baseline, "prompt": pair.prompt, "seed": pair.seed,
+         **result.setting, **{n: result.metrics[n].plain(v) for n, v in pair.figures.items()}}
+        for result in (*comparison.floors, *comparison.results) for pair in result.pairs
+    ])  # fmt: skip
+
+
+def _even(table: list[Row]) -> list[Row]:
+    names = list(dict.fromkeys(n for r in table for n in r))
+    return [{n: r.get(n, "") for n in names} for r in table]
+
+
+def to_csv(table: list[Row]) -> str:
+    """Rows as CSV. Text that a spreadsheet would take for a formula gets an apostrophe in front."""
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, list(table[0]) if table else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({n: _harmless(v) for n, v in row.items()} for row in table)
+    return buffer.getvalue()
+
+
+def _harmless(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+
+
+def report(comparison: Comparison, described: str, remarks: list[str]) -> str:
+    """`error_comparison.txt`: every figure of every method."""
+    lines = [f"Comparison against {comparison.baseline}", described, ""]
+    for result in (*comparison.floors, *comparison.results):
+        lines += [result.label, "-" * len(result.label)]
+        for name, value in result.summary.items():
+            if not math.isnan(value.mean):
+                lines.append(_line(name, value, result))
+        if result in comparison.results:
+            lines.append(f"  {'verdict':<32}{comparison.verdict(result)}")
+        by_prompt = result.by_prompt()
+        if len(by_prompt) > 1:
+            psnr = metrics.get("psnr")
+            lines.append("  by prompt")
+            for r in by_prompt:
+                loss = psnr.text(r["psnr"]) + " dB" * math.isfinite(r["psnr"])
+                lines.append(f"    {loss:>10}  SSIM {r['ssim']:.4f}  {r['prompt']!r}")
+        lines.append("")
+    return "\n".join([*lines, *remarks]) + "\n"
+
+
+def _line(name: str, value: Interval, result: Result) -> str:
+    m = result.metrics[name]
+    title = "  of the baseline" if name.endswith(BASELINE) else "speed-up " * (m.unit == "x") + m.title
+    title += f", {m.unit}" * (m.unit not in ("", "x") and not name.endswith(BASELINE))
+    form = m.format
+    spread = f"   95 % interval {value.low:{form}} to {value.high:{form}}, n = {value.n}" if value.known else ""
+    if m.mean not in ("arithmetic", "geometric"):
+        spread += f"; median pair {m.text(result.median(name))}"
+    return f"  {title:<32}{m.text(value.mean):>14}{spread}"
+
+
+def answer(comparison: Comparison, loss: tuple[str, float]) -> list[str]:
+    """The cheapest method of a sweep that keeps within the stated loss, in words."""
+    name, bound = loss
+    m = metrics.get(name)
+    side, other = ("above", "below") if m.better == "higher" else ("below", "above")
+    limit = f"{m.title} {bound:g}{f' {m.unit}' if m.unit not in ('', 'x') else ''}"
+
+    def shown(result: Result) -> str:
+        s = result.summary
+        share = 1 / s["speedup_predicted"].mean
+        return (
+            f"{result.label}, {m.title} {cell(s[name], m, form=m.format, lines=False)} at {share:.3f} of the operations"
+        )
+
+    sure, likely = comparison.cheapest(name, bound)
+    if likely is None:
+        known = [r for r in comparison.results if not math.isnan(r.summary[name].mean)]
+        if not known:
+            return [f"no method of this sweep has a {m.title}"]
+        best = (max if m.better == "higher" else min)(known, key=lambda r: r.summary[name].mean)
+        return [f"no method of this sweep keeps {side} {limit}; the nearest is {shown(best)}"]
+    said = [f"cheapest that keeps {side} {limit}: {shown(sure)}"] if sure else []
+    if likely is not sure:
+        why = f"held together with the others' its interval reaches {other} {limit}"
+        if len(set(likely.prompts)) < 4:
+            why = "these prompts are too few to be sure"
+        said.append(f"by its mean alone {shown(likely)} would do, but {why}")
+    return said
+
+
+def reading(comparison: Comparison) -> list[str]:
+    """Where the trajectories part and which pair is worst."""
+    said = []
+    for result in comparison.results[:3]:
+        worst = result.worst
+        if result.identical:
+            continue
+        where = f"worst pair {worst.prompt!r}, seed {worst.seed}: " if worst.prompt else ""
+        psnr = metrics.get("psnr").text(worst.figures["psnr"])
+        line = f"{result.label}: {where}PSNR {psnr} dB, worst frame {worst.fidelity.worst_frame}"
+        if worst.divergence is not None and worst.divergence.parted is not None:
+            line += f"; latents part at step {worst.divergence.parted} and end {worst.divergence.error[-1]:.1%} apart"
+        said.append(line)
+    return said

@@ -1,0 +1,265 @@
+"""What can be said of a method: against thresholds, against the noise floor, against other methods.
+
+Intervals decide, not means; below four prompts nothing is said but what these prompts show. A figure that is not a
+number meets no condition.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from wanlab.analysis import metrics
+from wanlab.analysis.stats import (
+    ENOUGH,
+    Interval,
+    caution,
+    paired_ratio,
+    quantile,
+    relative_difference,
+    simultaneous,
+    units,
+)  # fmt: skip
+from wanlab.errors import UsageError
+from wanlab.registry import suggest
+
+if TYPE_CHECKING:
+    from wanlab.analysis.compare import Result
+
+# The experiment guide's reading: PSNR above 35 dB is "minimal loss", SSIM above .98 "structure kept".
+THRESHOLDS = {"psnr": 35.0, "ssim": 0.98}
+WORDS = {"psnr": ("minimal loss", "loss", "dB"), "ssim": ("structure kept", "structure lost", "SSIM")}
+FAR = 0.10  # predicted and measured speed-ups further apart than this are explained
+ABOVE, BELOW, NEAR = "above", "below", "not told apart"
+Condition = tuple[str, str, float]
+
+
+def verdict(result: Result, floors: Sequence[Result], thresholds: Mapping[str, float]) -> str:
+    """A method in few words, against the thresholds and the noise floors."""
+    if any(math.isnan(result.summary[name].mean) for name in thresholds):
+        return "not a number"
+    if result.identical:
+        return "identical after rounding" if result.rounded else "identical"
+    near = [(f, s) for f in floors if (s := standing(result, f)) != ABOVE]
+    if near:
+        floor, where = max(near, key=lambda found: found[0].summary["mse"].mean)
+        return f"{where} {'from ' if where == NEAR else ''}{floor.label}"
+    few = len(set(result.prompts)) < ENOUGH
+    said = [_against(result.summary[name], bound, *WORDS[name], few=few) for name, bound in thresholds.items()]
+    these = "this pair only: " if len(result.pairs) == 1 else "these prompts only: "
+    return these * few + ", ".join(said)
+
+
+def _against(value: Interval, bound: float, good: str, bad: str, unit: str, *, few: bool) -> str:
+    if value.known and value.low <= bound <= value.high:
+        return f"undecided at {bound:g} {unit}"
+    if few:
+        return f"{'above' if value.mean > bound else 'below'} {bound:g} {unit}"
+    return good if value.mean > bound else bad
+
+
+def standing(result: Result, floor: Result) -> str:
+    """Whether a method's error is above a noise floor's, below it, or not told apart: by the interval of the ratio of
+    their errors within the pairs that both have; of too few pairs for one, by all of them alike."""
+    own = {(p.prompt, p.seed): p.figures["mse"] for p in result.pairs}
+    shared = [p for p in floor.pairs if (p.prompt, p.seed) in own]
+    a, b = [own[p.prompt, p.seed] for p in shared], [p.figures["mse"] for p in shared]
+    value = paired_ratio(a, b, [p.prompt for p in shared])
+    if value.known:
+        return ABOVE if value.low > 1 else BELOW if value.high < 1 else NEAR
+    differs = [x > y for x, y in zip(a, b, strict=True) if x != y]
+    if len(differs) < len(shared) or not differs:
+        return NEAR
+    return ABOVE if all(differs) else BELOW if not any(differs) else NEAR
+
+
+def remarks(results: Sequence[Result], floors: Sequence[Result]) -> list[str]:
+    """What to bear in mind when reading the table, in sentences."""
+    every = (*floors, *results)
+    said = list(at_equal_cost(results))
+    said += [caution(*r.units, len(set(r.prompts))) for r in every[:1]]
+    if broken := [r.label for r in every if not all(math.isfinite(v) for v in r.values("mse"))]:
+        said.append(f"frames that are not finite, in {', '.join(broken)}: nothing can be said of them")
+    if any(r.rounded for r in every):
+        said.append("some videos were compared after rounding to integers: small differences are hidden")
+    if results and not any(r.timed for r in results):
+        said.append("no measured speed-up: the runs are of different processes; --force samples them again together")
+    said += [where_time_went(r) for r in results]
+    return [s for s in said if s]
+
+
+def where_time_went(result: Result) -> str:
+    """A sentence when predicted and measured speed-up of the sampling loop are further apart than 10 %, and the
+    interval of the measured one does not hold the prediction; else ""."""
+    timed, s = result.timed, result.summary
+    if not timed or not math.isfinite(s["speedup_predicted"].mean):
+        return ""
+    predicted, measured = s["speedup_predicted"].mean, s["speedup"]
+    if abs(measured.mean / predicted - 1) <= FAR or (measured.known and measured.low <= predicted <= measured.high):
+        return ""
+    excess: dict[tuple[int, int], list[float]] = {}
+    for pair in timed:
+        a, b = pair.cost_a, pair.cost_b
+        assert a and b
+        rate = b.sampling / b.flops  # seconds per operation that the baseline took
+        for frames in np.unique(a.frames_by_step):
+            for passes in np.unique(a.passes_by_step):
+                own = (a.frames_by_step == frames) & (a.passes_by_step == passes)
+                if own.any():
+                    took, expected = a.seconds_by_step[own].sum(), a.flops_by_step[own].sum() * rate
+                    excess.setdefault((int(frames), int(passes)), []).append(float(took - expected))
+    (frames, passes), seconds = max(excess.items(), key=lambda item: abs(np.mean(item[1])))
+    more = float(np.mean(seconds))
+    return (
+        f"{result.label}: {predicted:.2f}x predicted from operations, {measured.mean:.2f}x measured; its steps of "
+        f"{frames} latent frames and {passes} pass{'es' * (passes != 1)} took {abs(more):.2f} s "
+        f"{'more' if more > 0 else 'less'} than at the baseline's pace"
+    )
+
+
+def at_equal_cost(results: Sequence[Result]) -> list[str]:
+    """Which of the methods that cost the same operations loses least, from errors within pairs: the methods share
+    prompts and seeds, so their ratio is known much better than either loss. The best is picked by its error, so the
+    intervals hold for all pairs of methods together."""
+    groups: dict[float, list[Result]] = {}
+    for result in results:
+        cost = result.summary["speedup_predicted"].mean
+        if math.isfinite(cost) and cost > 1 and math.isfinite(result.summary["mse"].mean):
+            groups.setdefault(round(1 / cost, 6), []).append(result)
+    return [
+        f"at {share:.3f} of the operations {_loses_least(own)}" for share, own in sorted(groups.items()) if len(own) > 1
+    ]
+
+
+def _loses_least(results: Sequence[Result]) -> str:
+    keys = set.intersection(*({(p.prompt, p.seed) for p in r.pairs} for r in results))
+    shared = {
+        r: sorted((p.prompt, p.seed, p.figures["mse"]) for p in r.pairs if (p.prompt, p.seed) in keys) for r in results
+    }
+    errors = {r: [e for _, _, e in rows] for r, rows in shared.items()}
+    prompts = [prompt for prompt, _, _ in shared[results[0]]]
+    if not prompts:
+        return "no two methods share a pair"
+    best, *others = sorted(results, key=lambda r: float(np.mean(errors[r])))
+    pairs = [
+        units(relative_difference(errors[x], errors[y]), prompts)[0] for k, x in enumerate(results) for y in results[:k]
+    ]
+    factor = simultaneous(pairs) if len(pairs[0]) >= ENOUGH else None
+    against = []
+    for other in others:
+        ratio = paired_ratio(errors[other], errors[best], prompts, factor=factor)
+        mean, low, high = (_decibels(v) for v in (ratio.mean, ratio.low, ratio.high))
+        spread = f" ({low:.2f} to {high:.2f})" if ratio.known else ""
+        apart = "" if ratio.known and low > 0 else ", which is not enough to tell them apart"
+        against.append(f"{mean:.2f} dB{spread} above {other.label}{apart}")
+    return f"{best.label} loses least: PSNR {'; '.join(against)}"
+
+
+def _decibels(ratio: float) -> float:
+    return 10 * math.log10(ratio) if ratio > 0 else -math.inf if ratio == 0 else math.nan
+
+
+def cheapest(results: Sequence[Result], name: str, bound: float) -> tuple[Result | None, Result | None]:
+    """The cheapest method whose figure keeps within `bound` for certain, and the cheapest one of which only the mean
+    does. Certain: by intervals that hold for all methods together, since the cheapest is picked among them; below four
+    prompts nothing is."""
+    better = metrics.get(name).better
+
+    def keeps(value: float) -> bool:
+        return value > bound if better == "higher" else value < bound
+
+    ordered = sorted(
+        (r for r in results if math.isfinite(r.summary["speedup_predicted"].mean)),
+        key=lambda r: -r.summary["speedup_predicted"].mean,
+    )
+    factor = _together(ordered, name)
+    sure = []
+    for result in ordered:
+        value = result.mean(name, factor)
+        known = value.known and len(set(result.prompts)) >= ENOUGH
+        if known and keeps(value.low if better == "higher" else value.high):
+            sure.append(result)
+    likely = [r for r in ordered if keeps(r.summary[name].mean)]
+    return (sure[0] if sure else None), (likely[0] if likely else None)
+
+
+def _together(results: Sequence[Result], name: str) -> float | None:
+    """The factor by which one-sided bounds of all results hold together."""
+    if len(results) < 2:
+        return None
+    metric = metrics.get(name)
+    base = name if metric.mean in ("arithmetic", "geometric") else metric.mean
+    own = [units(r.values(base), r.prompts)[0] for r in results]
+    sizes = {len(x) for x in own}
+    if len(sizes) > 1 or not all(np.isfinite(x).all() for x in own):  # whatever their correlation (Bonferroni)
+        return quantile(min(sizes), count=len(results)) if min(sizes) >= ENOUGH else None
+    return simultaneous(own, two_sided=False) if min(sizes) >= ENOUGH else None
+
+
+def failures(results: Iterable[Result], conditions: Sequence[Condition]) -> list[str]:
+    """The conditions that hold for a method's mean, in words: ("psnr", "<", 35). What is not measured, or is not a
+    number, holds every one."""
+    said = []
+    for result in results:
+        for name, sign, bound in conditions:
+            value = result.summary[name].mean if name in result.summary else math.nan
+            holds = {"<": value < bound, "<=": value <= bound, ">": value > bound, ">=": value >= bound}[sign]
+            if math.isnan(value):
+                said.append(f"{result.label}: {name} is not a number, {sign} {bound:g} cannot be tested")
+            elif holds:
+                said.append(f"{result.label}: {name} is {value:.6g}, {sign} {bound:g}")
+    return said
+
+
+def parse_condition(text: str) -> Condition:
+    """`psnr<35` as ("psnr", "<", 35.0). Raises UsageError for another form, an unknown figure or no finite number."""
+    for sign in ("<=", ">=", "<", ">"):
+        name, found, value = text.partition(sign)
+        if found:
+            return _figure(name), sign, _number(value, text, 'write --fail-if "psnr<35"')
+    raise UsageError(f"'{text[:60]}' is no condition", 'write --fail-if "psnr<35"')
+
+
+def parse_loss(text: str) -> tuple[str, float]:
+    """`psnr=35` as ("psnr", 35.0). Raises UsageError."""
+    name, found, value = text.partition("=")
+    if not found:
+        raise UsageError(f"--max-loss '{text[:40]}' is no bound", "write --max-loss psnr=35")
+    name = _figure(name)
+    if not metrics.get(name).better:
+        raise UsageError(f"--max-loss: no value of {name} is better than another", "write --max-loss psnr=35")
+    return name, _number(value, text, "write --max-loss psnr=35")
+
+
+def check_conditions(
+    conditions: Iterable[tuple[str, ...] | Condition], *, runs: bool, asked: Sequence[str] = ()
+) -> None:
+    """Raises UsageError for a figure that will not be measured: of runs where videos are given, or not asked for."""
+    measured = metrics.by_figure(metrics.chosen(asked))
+    for name, *_ in conditions:
+        metric = metrics.get(str(name))
+        if name not in measured:
+            raise UsageError(f"{name} is measured only where it is asked for", f"add --metric {metric.name}")
+        if not runs and (metric.needs in ("run", "runs") or metric.name.startswith("speedup")):
+            raise UsageError(f"{name} is a figure of runs, and videos are given", "name run files, or another figure")
+
+
+def _figure(text: str) -> str:
+    name = text.strip().lower()
+    known = {n for n, m in metrics.by_figure().items() if m.mean != "none"}
+    if name not in known:
+        raise UsageError(f"'{name[:40]}' is no figure of a comparison", suggest(name, known))
+    return name
+
+
+def _number(value: str, text: str, hint: str) -> float:
+    try:
+        number = float(value)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise UsageError(f"'{text[:60]}' is no condition", hint)
+    return number

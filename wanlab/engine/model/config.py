@@ -1,0 +1,185 @@
+"""A checkpoint's configurations: frozen, with the libraries' defaults written once, and judged before anything is made
+of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Self
+
+from wanlab.engine.model import weights
+
+TEXT_TOKENS = 512  # the prompt's embeddings are cut or zero-padded to this length
+TRAIN_TIMESTEPS = 1000
+# The least and most that a configuration may say: generous, and small enough that no memory is lost to a false one.
+LIMITS = {
+    "transformer": {
+        "num_attention_heads": (1, 256), "attention_head_dim": (2, 512), "in_channels": (1, 512),
+        "out_channels": (1, 512), "text_dim": (1, 2**16), "freq_dim": (2, 2**16), "ffn_dim": (1, 2**18),
+        "num_layers": (1, 256), "rope_max_seq_len": (1, 2**16),
+    },
+    "vae": {
+        "base_dim": (1, 4096), "decoder_base_dim": (1, 4096), "z_dim": (1, 512), "num_res_blocks": (1, 16),
+        "in_channels": (1, 512), "out_channels": (1, 512), "patch_size": (1, 16), "scale_factor_spatial": (1, 256),
+        "scale_factor_temporal": (1, 64),
+    },
+    "text_encoder": {
+        "vocab_size": (1, 2**21), "d_model": (1, 2**16), "d_kv": (1, 1024), "num_heads": (1, 256), "d_ff": (1, 2**18),
+        "num_layers": (1, 256), "relative_attention_num_buckets": (2, 4096),
+        "relative_attention_max_distance": (2, 2**16),
+    },
+}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """What a config.json says; what it leaves out, or leaves empty, is the default."""
+
+    raw: Mapping[str, Any] = field(repr=False)
+    """The file's own words, of which the library's module is made."""
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Self:
+        """The known settings of a JSON object, as they are: `problems` judges them."""
+        known = {f.name for f in fields(cls)} - {"raw"}
+        return cls(raw=plain, **{name: plain[name] for name in known if plain.get(name) is not None})
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformerConfig(Config):
+    """WanTransformer3DModel's."""
+
+    num_attention_heads: int = 40
+    attention_head_dim: int = 128
+    in_channels: int = 16
+    out_channels: int = 16
+    text_dim: int = 4096
+    freq_dim: int = 256
+    ffn_dim: int = 13824
+    num_layers: int = 40
+    rope_max_seq_len: int = 1024
+    patch_size: tuple[int, int, int] = (1, 2, 2)
+
+    @property
+    def width(self) -> int:
+        """Values of a token."""
+        return self.num_attention_heads * self.attention_head_dim
+
+
+@dataclass(frozen=True, kw_only=True)
+class VaeConfig(Config):
+    """AutoencoderKLWan's."""
+
+    base_dim: int = 96
+    decoder_base_dim: int | None = None
+    z_dim: int = 16
+    dim_mult: tuple[int, ...] = (1, 2, 4, 4)
+    temperal_downsample: tuple[bool, ...] = (False, True, True)
+    is_residual: bool = False
+    patch_size: int | None = None
+    scale_factor_spatial: int = 8
+    scale_factor_temporal: int = 4
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(Config):
+    """UMT5Config's."""
+
+    d_model: int = 512
+
+
+KINDS: dict[str, type[Config]] = {"transformer": TransformerConfig, "vae": VaeConfig, "text_encoder": TextConfig}
+
+
+def read(component: str, plain: Mapping[str, Any]) -> Config:
+    """The configuration of a component: transformer, transformer_2, vae or text_encoder."""
+    return KINDS[component.removesuffix("_2")].from_json(plain)
+
+
+def problems(configs: Mapping[str, Config], scheduler: Mapping[str, Any], boundary: float | None) -> list[str]:
+    """What no text-to-video model has, and what does not go together, in words: before modules are made of them, and
+    before the sizes in them are trusted."""
+    wrong = [
+        f"{component}/{key} is {value!r}, not {low} to {high}"
+        for component, config in configs.items()
+        for key, (low, high) in LIMITS[component.removesuffix("_2")].items()
+        if (value := config.raw.get(key)) is not None and (type(value) is not int or not low <= value <= high)
+    ]
+    text, vae = configs["text_encoder"], configs["vae"]
+    assert isinstance(text, TextConfig) and isinstance(vae, VaeConfig)
+    if not wrong:
+        for component, config in configs.items():
+            if isinstance(config, TransformerConfig):
+                wrong += [f"{component}: {said}" for said in _transformer_problems(config, text.d_model, vae.z_dim)]
+        wrong += [f"vae: {said}" for said in _vae_problems(vae)]
+    for component, config in configs.items():
+        epsilon = config.raw.get("layer_norm_epsilon" if component == "text_encoder" else "eps")
+        if epsilon is not None and not _is_number(epsilon, 0, 0.1):
+            wrong.append(f"{component}: epsilon {epsilon!r}, not 0 to .1")
+    trained = scheduler.get("num_train_timesteps", TRAIN_TIMESTEPS)
+    if trained != TRAIN_TIMESTEPS:
+        wrong.append(f"scheduler: {trained!r} timesteps, not {TRAIN_TIMESTEPS}")
+    shift = scheduler.get("flow_shift", scheduler.get("shift"))
+    if shift is not None and not _is_number(shift, 0.01, 1000):
+        wrong.append(f"scheduler: flow shift {shift!r}, not .01 to 1000")
+    if boundary is not None and not _is_number(boundary, 0, 1):
+        wrong.append(f"boundary_ratio {boundary!r}, not 0 to 1")
+    return wrong
+
+
+def _transformer_problems(config: TransformerConfig, text: int, latents: int) -> list[str]:
+    """text  width of the text encoder; latents  channels of the VAE's"""
+    patch, ins = config.patch_size, config.in_channels
+    outs = config.raw.get("out_channels") or ins
+    images = ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len")
+    checks = {
+        f"patches are {patch!r}, not 1x2x2": not isinstance(patch, list | tuple) or tuple(patch) != (1, 2, 2),
+        f"heads of {config.attention_head_dim} are not even": config.attention_head_dim % 2,
+        "it takes images too": any(config.raw.get(k) for k in images),
+        f"{ins} channels in, {outs} out, {latents} in the VAE": not ins == outs == latents,
+        f"it reads texts of width {config.text_dim}, the text encoder writes {text}": config.text_dim != text,
+    }
+    return [said for said, holds in checks.items() if holds]
+
+
+def _vae_problems(vae: VaeConfig) -> list[str]:
+    """What does not go together in an autoencoder's configuration."""
+    levels, strides = list_of(vae.dim_mult), list_of(vae.temperal_downsample)
+    if levels is None or not all(type(n) is int and 0 < n <= 64 for n in levels) or not 0 < len(levels) <= 8:
+        return [f"dim_mult is {vae.dim_mult!r}"]
+    if strides is None or len(strides) != len(levels) - 1 or not all(type(b) is bool for b in strides):
+        return [f"temperal_downsample is {vae.temperal_downsample!r} for {len(levels)} levels"]
+    wrong = []
+    spatial, temporal = 2 ** len(strides) * (vae.patch_size or 1), 2 ** sum(strides)
+    said = vae.scale_factor_spatial, vae.scale_factor_temporal
+    if said != (spatial, temporal):
+        wrong.append(f"its strides are {spatial} and {temporal}, it says {said[0]} and {said[1]}")
+    for name, low in (("latents_mean", -1000.0), ("latents_std", 1e-6)):
+        values = getattr(vae, name)
+        if values is None:
+            if vae.z_dim != 16:
+                wrong.append(f"no {name}")
+        elif (
+            not isinstance(values, list | tuple)
+            or len(values) != vae.z_dim
+            or not all(_is_number(value, low, 1000) for value in values)
+        ):
+            wrong.append(f"{name} is not {vae.z_dim} numbers")
+    return wrong
+
+
+def list_of(value: object) -> list[Any] | None:
+    """A list of JSON, None for anything else."""
+    return list(value) if isinstance(value, list | tuple) else None
+
+
+def _is_number(value: object, low: float, high: float) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
+
+
+def shown_problems(wrong: list[str]) -> str:
+    """The first of them, fit for one line."""
+    more = f", and {len(wrong) - 8} more" if len(wrong) > 8 else ""
+    return weights.shown(", ".join(wrong[:8]) + more, 800)

@@ -1,0 +1,68 @@
+"""Folders of numbered images as videos, read as video files are."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from wanlab.errors import UsageError, WanlabError
+from wanlab.video import FPS, read_mp4
+
+IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")
+
+
+def frames_in(folder: Path) -> list[Path]:
+    """The images of a folder in the order of the numbers in their names."""
+    images = (p for p in folder.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith(".") and p.is_file())
+
+    def by_number(path: Path) -> list[Any]:
+        return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", path.name)]
+
+    return sorted(images, key=by_number)
+
+
+def read_video(path: Path) -> AbstractContextManager[tuple[dict[str, Any], Iterator[NDArray[Any]]]]:
+    """(size (W, H), fps, …; frames [H,W,3] uint8 one at a time) of a video file or a folder of images.
+
+    Raises WanlabError when it is none, or damaged.
+    """
+    return _read_images(path) if path.is_dir() else read_mp4(path)
+
+
+@contextmanager
+def _read_images(folder: Path) -> Iterator[tuple[dict[str, Any], Iterator[NDArray[Any]]]]:
+    files = frames_in(folder)
+    if not files:
+        raise UsageError(f"{folder} holds no images", f"name a folder of {', '.join(IMAGES)}")
+    height, width = _image(files[0]).shape[:2]
+
+    def frames() -> Iterator[NDArray[Any]]:
+        for file in files:
+            frame = _image(file)
+            if frame.shape != (height, width, 3):
+                raise UsageError(
+                    f"{file} is {frame.shape[1]}x{frame.shape[0]}, {files[0].name} {width}x{height}",
+                    "give all frames of a video the same size",
+                )
+            yield frame
+
+    yield {"size": (width, height), "fps": FPS}, frames()
+
+
+def _image(path: Path) -> NDArray[np.uint8]:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if image.mode not in ("RGB", "L", "P", "1"):
+                raise UsageError(f"{path} has pixels of mode {image.mode}", "save it as RGB with 8 bits a colour")
+            return np.asarray(image.convert("RGB"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise WanlabError(f"cannot read the image {path}: {' '.join(str(error).split())[:120]}") from error

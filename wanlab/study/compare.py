@@ -1,0 +1,288 @@
+"""Comparing methods: run what a design asks for, gather the pairs, write what follows from them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from wanlab.errors import UsageError, WanlabError
+from wanlab.files import make_folder, write_text
+from wanlab.spec.paths import is_run_file
+from wanlab.study import folders
+from wanlab.study.design import Design, Variant, slug
+from wanlab.study.results import ComparisonResult
+from wanlab.study.runners.local import Watcher, run_all
+from wanlab.study.text import finite, markdown, plain
+
+if TYPE_CHECKING:
+    from wanlab.analysis.compare import Comparison, Result
+    from wanlab.analysis.fidelity import Known
+
+DETAILED = 8  # more methods than this get figures of their own only on the Pareto front
+FORECAST = 100  # methods whose cost is said beforehand
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is to be said of a comparison beside its figures."""
+
+    conditions: Sequence[tuple[str, str, float]] = ()
+    """Conditions that a method fails, as ("psnr", "<", 35)."""
+    loss: tuple[str, float] | None = None
+    """The loss that a sweep may cost, as ("psnr", 35.0); None without a sweep."""
+    metrics: Sequence[str] = ()
+    """Measures beyond those that always are: names, or files that register some."""
+
+    @property
+    def bounds(self) -> list[tuple[str, ...] | tuple[str, str, float]]:
+        """The conditions, and the loss by its name."""
+        return [*self.conditions, *([(self.loss[0],)] if self.loss else [])]
+
+
+NOTHING = Asked()
+
+
+def forecast(design: Design) -> list[dict[str, Any]]:
+    """What the runs of the baseline, of each floor and of each method (the first `FORECAST`) are going to cost.
+
+    Raises as the runs would.
+    """
+    from wanlab.engine.run import plan
+
+    specs = {path: spec for spec, path in design.order}
+    labels = [design.baseline.label, *(v.method.label for v in (*design.floors, *design.variants))][:FORECAST]
+    firsts = [runs[0] for runs in (design.baseline_runs, *design.floor_runs, *design.variant_runs)][:FORECAST]
+    rows: list[dict[str, Any]] = []
+    usual = 0.0
+    for label, path in zip(labels, firsts, strict=True):
+        f = plan(specs[path])
+        usual = usual or f.flops
+        operations = f.flops_bounds[0] / usual, f.flops_bounds[1] / usual
+        rows.append(
+            {
+                "method": label,
+                "passes": _bounds(*f.passes_bounds, "d"),
+                "exact": "yes" if f.exact else "bounds",
+                "operations": _bounds(*operations, ".3f"),
+                "speed-up": _bounds(1 / operations[1], 1 / operations[0] if operations[0] else math.inf, ".2f"),
+                "bytes a run": f.disk_bytes,
+                "folder": str(path.parent),
+            }
+        )
+    return rows
+
+
+def _bounds(low: float, high: float, form: str) -> str:
+    """`12`, or `26–40` where it is decided while running."""
+    if low == high:
+        return f"{low:{form}}"
+    return f"{low:{form}} or more" if math.isinf(high) else f"{low:{form}}–{high:{form}}"
+
+
+def amount(design: Design) -> str:
+    """How many new runs there are, and the disk and time that they take at least, in words."""
+    from wanlab.engine.run import operations_per_second, plan
+
+    new = design.new
+    one = plan(new[0][0])
+    seconds = len(new) * one.flops / operations_per_second(one.spec)
+    time = f"{seconds / 3600:.1f} h" if seconds > 5400 else f"{seconds / 60:.0f} min"
+    size = f"{len(new) * one.disk_bytes / 1e9:.1f} GB before compression"
+    return f"{len(new)} runs, {size}, and {time} or more of sampling on {one.spec.device}"
+
+
+def compare(
+    design: Design, out: Path, asked: Asked = NOTHING, *, force: bool = False, watcher: Watcher | None = None
+) -> ComparisonResult:
+    """Run a design into the folder `out`, measure its pairs, and write what was found.
+
+    Runs that fail are named in the result's `failed`, their pairs are left out. Raises UsageError for what cannot be
+    done, before a model is loaded, and WanlabError when no method has a pair left.
+    """
+    from wanlab.analysis.verdict import check_conditions
+
+    watcher = watcher or Watcher()
+    check_conditions(asked.bounds, runs=True, asked=asked.metrics)
+    make_folder(out)
+    failed = run_all([s for s, _ in design.order], [p for _, p in design.order], force=force, watcher=watcher)
+    gathering = _Gathering(design, set(failed), asked.metrics, watcher)
+    floors = [gathering.result(v, r) for v, r in zip(design.floors, design.floor_runs, strict=True)]
+    results = [gathering.result(v, r) for v, r in zip(design.variants, design.variant_runs, strict=True)]
+    from wanlab.analysis.compare import Comparison
+
+    comparison = Comparison(
+        baseline=design.baseline.label,
+        results=tuple(r for r in results if r),
+        floors=tuple(f for f in floors if f),
+    )
+    if not comparison.results:
+        raise WanlabError(f"no pair is left of {len(failed)} failed runs", "run the same command again")
+    return conclude(
+        comparison, out, design.name, asked, description=design.description, remarks=gathering.missing, failed=failed
+    )
+
+
+@dataclass
+class _Gathering:
+    """Pairs measured one after the other; clips seen before are remembered."""
+
+    design: Design
+    failed: set[Path]
+    metrics: Sequence[str]
+    watcher: Watcher
+    missing: list[str] = field(default_factory=list)
+    known: Known = field(default_factory=dict)
+    done: int = 0
+
+    def result(self, variant: Variant, runs: list[Path]) -> Result | None:
+        from wanlab.analysis.compare import Result, measure
+
+        pairs = []
+        total = len(runs) * (len(self.design.floors) + len(self.design.variants))
+        for run, baseline in zip(runs, self.design.baseline_runs, strict=True):
+            if run not in self.failed and baseline not in self.failed:
+                pairs.append(measure(run, baseline, metrics=self.metrics, known=self.known))
+            self.done += 1
+            self.watcher.measure(self.done, total)
+        method = variant.method
+        if len(pairs) < len(runs):
+            self.missing.append(
+                f"{method.label}: {len(runs) - len(pairs)} of {len(runs)} pairs are missing, their runs failed"
+            )
+        if not pairs:
+            return None
+        return Result(label=method.label, method=str(method), pairs=tuple(pairs), setting=variant.setting)
+
+
+def compare_files(
+    a: Path, b: Path, out: Path, asked: Asked = NOTHING, *, watcher: Watcher | None = None
+) -> ComparisonResult:
+    """Compare two run files, films or folders of images, or two folders of such, paired by name.
+
+    Pairs that cannot be compared are named in the result's `failed`. Raises UsageError for a folder against a file, and
+    for folders without a name in common; WanlabError when nothing can be compared.
+    """
+    from wanlab.analysis.compare import Comparison, Result, measure
+    from wanlab.analysis.verdict import check_conditions
+
+    watcher = watcher or Watcher()
+    for path in (a, b):
+        if not path.exists():
+            raise WanlabError(f"there is no {path}", "check --a and --b")
+    several = [folders.is_folder_of_videos(p) for p in (a, b)]
+    if several[0] != several[1]:
+        raise UsageError(
+            f"{a if several[0] else b} is a folder of videos, {b if several[0] else a} is one video",
+            "compare a folder with a folder, or a video with a video",
+        )
+    matches, remarks = folders.match(a, b) if all(several) else ([folders.Match(a, b, "", 0)], [])
+    runs = all(is_run_file(p) for m in matches for p in (m.a, m.b))
+    check_conditions(asked.bounds, runs=runs, asked=asked.metrics)
+    make_folder(out)
+    pairs, failed = [], []
+    for k, m in enumerate(matches, 1):
+        prompt, seed = asked_of(m)
+        try:
+            pairs.append(measure(m.a, m.b, metrics=asked.metrics, prompt=prompt, seed=seed))
+        except WanlabError as error:
+            if len(matches) == 1:
+                raise
+            failed.append(m.a)
+            watcher.fail(m.a, error)
+        watcher.measure(k, len(matches))
+    if not pairs:
+        raise WanlabError(f"none of the {len(matches)} pairs can be compared", "see above")
+    comparison = Comparison(baseline=plain(b.name), results=(Result(label=plain(a.name), pairs=tuple(pairs)),))
+    digest = hashlib.sha256(f"{a.resolve()}\0{b.resolve()}".encode()).hexdigest()[:8]
+    name = f"{slug(f'{a.name} vs {b.name}')[:60]}-{digest}"
+    description = f"{len(pairs)} pairs of videos: {a} against {b}" if all(several) else ""
+    return conclude(comparison, out, name, asked, description=description, remarks=remarks, failed=failed)
+
+
+def asked_of(m: folders.Match) -> tuple[str, int]:
+    """The prompt and seed of a pair: a run file's own where there is one. Raises WanlabError for a damaged file."""
+    from wanlab.runfile import Run
+
+    for path in (m.b, m.a):
+        if is_run_file(path):
+            with Run(path) as run:
+                return run.spec.prompt, run.spec.seed
+    return m.prompt, m.seed
+
+
+# --- what is written ---------------------------------------------------------------------------------------------
+
+
+def conclude(
+    comparison: Comparison,
+    out: Path,
+    name: str,
+    asked: Asked,
+    *,
+    description: str = "",
+    remarks: Sequence[str] = (),
+    failed: Sequence[Path] = (),
+) -> ComparisonResult:
+    """Say what follows from a comparison, and write it: comparisons/NAME.json, .csv, .md and .txt, the same again as
+    comparison.json, .csv, .md and error_comparison.txt (the latest), and figures. Raises WanlabError."""
+    from wanlab.analysis import table
+    from wanlab.analysis.compare import failures
+
+    said = [*remarks, *comparison.remarks()]
+    answer = table.answer(comparison, asked.loss) if asked.loss else []
+    missed = failures(comparison.results, asked.conditions)
+    content = comparison.to_dict() | {"compared": description, "remarks": said, "answer": answer, "missed": missed}
+    texts = {
+        "json": json.dumps(finite(content), ensure_ascii=True) + "\n",
+        "csv": table.to_csv(table.pairs(comparison)),
+        "md": markdown(table.rows(comparison)) + "".join(f"\n{line}\n" for line in [*answer, *said]),
+        "txt": table.report(comparison, description, [*answer, *said]),
+    }
+    every = make_folder(make_folder(out) / "comparisons")
+    files: dict[str, Path] = {}
+    for kind, text in texts.items():
+        write_text(every / f"{name}.{kind}", text)
+        latest = out / ("error_comparison.txt" if kind == "txt" else f"comparison.{kind}")
+        files[kind] = write_text(latest, text)
+    files |= _figures(comparison, out)
+    return ComparisonResult(
+        comparison=comparison,
+        content=content | {"files": {k: str(v) for k, v in files.items()}},
+        out=out,
+        description=description,
+        remarks=tuple(said),
+        answer=tuple(answer),
+        missed=tuple(missed),
+        files=files,
+        failed=tuple(failed),
+    )
+
+
+def _figures(comparison: Comparison, out: Path) -> dict[str, Path]:
+    from wanlab.analysis.compare import pareto
+    from wanlab.analysis.figures import compare as figures
+
+    files: dict[str, Path] = {}
+    results = list(comparison.results)
+    if len(results) > 1:
+        files["front"] = figures.front(comparison, out / "pareto.png")
+    if len(results) > DETAILED:
+        points = [(1 / r.summary["speedup_predicted"].mean, r.summary["psnr"].mean) for r in results]
+        results = [results[k] for k in pareto(points)][:DETAILED]
+    for result in results:
+        if result.identical:
+            continue
+        folder = make_folder(out / slug(result.label))
+        drawn = {
+            "per_frame": figures.per_frame(result, folder / "per_frame.png"),
+            "divergence": figures.divergence(result, folder / "divergence.png"),
+            "worst_frame": figures.worst_frame(result.worst, folder / "worst_frame.png", result.label),
+            "side_by_side": figures.side_by_side(result.worst, folder / "side_by_side.mp4"),
+        }
+        files |= {f"{result.label} {name}": path for name, path in drawn.items() if path is not None}
+    return files
