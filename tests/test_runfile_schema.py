@@ -19,7 +19,7 @@ from wanlab.runfile.schema import SCHEMAS
 
 from .test_runfile import ARCHIVES, write
 
-NAMES = sorted(SCHEMAS["2"].attrs) + ["resumed_from_step", "boundary", "defaulted", "asked", "layout"]
+NAMES = [*sorted(SCHEMAS["2"].attrs), "resumed_from_step", "boundary", "defaulted", "asked", "layout"]
 ARRAYS = [("steps", n) for n in SCHEMAS["2"].steps] + [("final", n) for n in SCHEMAS["2"].final]
 TEXTS = st.sampled_from([b"", b"abc", b"{}", b"[]", b'{"a": 1}', b'{"a": "b"}', b"NaN", b"[", b"null", b"1e999"])
 VALUES = st.one_of(
