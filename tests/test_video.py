@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from wanlab import video
+from wanlab.engine.run import check_output
 from wanlab.errors import WanlabError
 from wanlab.images import read_video
 from wanlab.video import read_mp4, write_mp4
@@ -63,3 +65,12 @@ def test_images_in_the_order_of_their_names(tmp_path):
     with read_video(tmp_path) as (meta, frames):
         assert meta["size"] == (48, 32)
         np.testing.assert_array_equal(list(frames), FRAMES[:3])
+
+
+@pytest.mark.parametrize("program", ["/nonexistent", "/bin/false", "/bin/true"])
+def test_an_ffmpeg_that_cannot_encode_is_known_before_sampling(tmp_path, monkeypatch, program):
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", program)
+    video._encoders.cache_clear()
+    with pytest.raises(WanlabError, match="IMAGEIO_FFMPEG_EXE"):
+        check_output(tmp_path / "r.h5")
+    video._encoders.cache_clear()

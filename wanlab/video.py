@@ -20,7 +20,33 @@ from wanlab import files
 from wanlab.errors import WanlabError
 
 FPS = 16  # Wan's native rate
+_WHICH = "install imageio-ffmpeg again, or set IMAGEIO_FFMPEG_EXE to an ffmpeg that has libx264"
 _BT709 = ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
+
+
+def ffmpeg() -> str:
+    """The ffmpeg in use: that of IMAGEIO_FFMPEG_EXE, or imageio-ffmpeg's own. Raises WanlabError when it cannot run."""
+    return _encoders()[0]
+
+
+def check_encoder() -> None:
+    """Raise WanlabError unless films can be written, so that it is known before hours of sampling."""
+    program, encoders = _encoders()
+    if "libx264" not in encoders:
+        raise WanlabError(f"{program} has no libx264, which films are written with", _WHICH)
+
+
+@cache
+def _encoders() -> tuple[str, frozenset[str]]:
+    try:
+        program = imageio_ffmpeg.get_ffmpeg_exe()
+        command = [program, "-nostdin", "-hide_banner", "-encoders"]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    except (OSError, RuntimeError) as error:  # RuntimeError: imageio-ffmpeg finds none
+        raise WanlabError(f"ffmpeg cannot be run: {' '.join(str(error).split())[:160]}", _WHICH) from error
+    if done.returncode:
+        raise WanlabError(f"ffmpeg cannot be run: {program} ends with {done.returncode}", _WHICH)
+    return program, frozenset(word for line in done.stdout.splitlines() for word in line.split()[1:2])
 
 
 def write_mp4(path: Path, frames: np.ndarray, fps: int) -> None:
@@ -33,7 +59,7 @@ def write_mp4_from(path: Path, frames: Iterable[np.ndarray], size: tuple[int, in
 
     Raises WanlabError.
     """
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-loglevel", "error", "-y"]
+    command = [ffmpeg(), "-nostdin", "-hide_banner", "-loglevel", "error", "-y"]
     command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", str(fps), "-i", "pipe:0"]
     even = "pad=ceil(iw/2)*2:ceil(ih/2)*2,"  # 4:2:0 takes even sizes
     command += ["-an", "-vf", f"{even}scale=out_color_matrix=bt709:out_range=tv,format=yuv420p", *_BT709]
@@ -78,7 +104,7 @@ def read_mp4(path: Path) -> Iterator[tuple[dict[str, Any], Iterator[np.ndarray]]
     width, height = meta["size"]
     deep, channels = meta["depth"] > 8, 4 if meta["alpha"] else 3
     pixel = {(False, 3): "rgb24", (False, 4): "rgba", (True, 3): "rgb48le", (True, 4): "rgba64le"}[deep, channels]
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info"]
+    command = [ffmpeg(), "-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info"]
     command += ["-xerror", "-err_detect", "explode", "-noautorotate", "-i", _local(path), "-map", "0:v:0"]
     command += ["-fps_mode", "passthrough", "-vf", "showinfo=checksum=0", "-pix_fmt", pixel, "-f", "rawvideo", "pipe:1"]
     count = width * height * channels * (2 if deep else 1)
@@ -113,7 +139,7 @@ def _local(path: Path) -> str:
 
 
 def _probe(path: Path) -> dict[str, Any]:
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-i", _local(path)]
+    command = [ffmpeg(), "-nostdin", "-hide_banner", "-i", _local(path)]
     text = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stderr
     line = re.search(r"Video: (\w+).*?, (\w+)(?:\(([^)]*)\))?, (\d+)x(\d+)(.*)", text)
     if line is None or "Input #0" not in text:
@@ -140,7 +166,7 @@ def ffmpeg_compare(a: Path, b: Path, filters: str, size: tuple[int, int]) -> str
     """What ffmpeg's full-reference filters print of two raw RGB videos of this size, `a` against the reference `b`."""
     raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", str(FPS)]
     command = [
-        imageio_ffmpeg.get_ffmpeg_exe(),
+        ffmpeg(),
         "-hide_banner",
         "-nostats",
         *raw,
@@ -161,6 +187,6 @@ def ffmpeg_compare(a: Path, b: Path, filters: str, size: tuple[int, int]) -> str
 @cache
 def has_filter(name: str) -> bool:
     """Whether the ffmpeg in use has this filter."""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-filters"]
+    command = [ffmpeg(), "-hide_banner", "-filters"]
     listed = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout
     return any(line.split()[1:2] == [name] for line in listed.splitlines())

@@ -35,7 +35,7 @@ from wanlab.errors import UsageError, WanlabError
 from wanlab.registry import build
 from wanlab.runfile import Field, Run, RunWriter, remove_leftovers
 from wanlab.spec import MEMORY_PLANS, RunSpec
-from wanlab.video import write_gif, write_mp4
+from wanlab.video import check_encoder, write_gif, write_mp4
 
 LARGE = 2**26  # bytes of a state to resume from; without caches that of the A14B is 26 MB
 PROCESS = uuid.uuid4().hex  # runs of one process can be timed against each other
@@ -350,7 +350,7 @@ def _is_done(out: Path, spec: RunSpec, weights: str) -> bool:
 
 
 def check_output(out: Path) -> None:
-    """Raise UsageError unless the run file can be written there."""
+    """Raise UsageError unless the run file can be written there, WanlabError unless its film can be encoded."""
     if out.suffix != ".h5":
         raise UsageError(f"the run file {out} does not end in .h5", f"use {out.name}.h5")
     if out.is_dir():
@@ -360,6 +360,7 @@ def check_output(out: Path) -> None:
         raise UsageError(f"cannot write to {out.parent}: {there} is a file", "choose another --out")
     if not os.access(there, os.W_OK if there.is_file() else os.W_OK | os.X_OK):
         raise UsageError(f"cannot write to {there}", "choose another --out")
+    check_encoder()
 
 
 def _write_videos(out: Path, gif: bool, again: bool, fps: int) -> None:
