@@ -41,6 +41,12 @@ class Fidelity:
         """From 0: the frame of the largest MSE; the first that is not finite, if there is one."""
         return int(self.by_frame["mse"].argmax())
 
+    def unknown(self) -> Fidelity:
+        """The same with no figure known: NaN all of them."""
+        figures = dict.fromkeys(self.figures, float("nan"))
+        by_frame = {name: np.full_like(values, np.nan) for name, values in self.by_frame.items()}
+        return Fidelity(figures=figures, by_frame=by_frame, rounded=self.rounded)
+
 
 def compare(a: Clip, b: Clip, *, metrics: Sequence[Metric] | None = None, known: Known | None = None) -> Fidelity:
     """A held against B. `known` remembers what was measured of a clip alone, by path, for the next pairs.

@@ -82,7 +82,7 @@ def remarks(results: Sequence[Result], floors: Sequence[Result]) -> list[str]:
     said = list(at_equal_cost(results))
     said += [caution(*r.units, len(set(r.prompts))) for r in every[:1]]
     if broken := [r.label for r in every if not all(math.isfinite(v) for v in r.values("mse"))]:
-        said.append(f"frames that are not finite, in {', '.join(broken)}: nothing can be said of them")
+        said.append(f"frames or latents that are not finite, in {', '.join(broken)}: nothing can be said of them")
     if any(r.rounded for r in every):
         said.append("some videos were compared after rounding to integers: small differences are hidden")
     if results and not any(r.timed for r in results):
