@@ -21,7 +21,13 @@ from wanlab.errors import WanlabError
 
 FPS = 16  # Wan's native rate
 _WHICH = "install imageio-ffmpeg again, or set IMAGEIO_FFMPEG_EXE to an ffmpeg that has libx264"
-_BT709 = ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
+# The tags are set on the frames: options of the encoder lose against what the frames say, which is "unknown".
+_BT709 = (
+    "scale=out_color_matrix=bt709:out_range=tv,format=yuv420p,"
+    "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
+)
+# Frames one millisecond after the other: times that the output's clock cannot tell apart would be refused there.
+_BY_FRAME = "settb=1/1000,setpts=N"
 
 
 def ffmpeg() -> str:
@@ -62,7 +68,7 @@ def write_mp4_from(path: Path, frames: Iterable[np.ndarray], size: tuple[int, in
     command = [ffmpeg(), "-nostdin", "-hide_banner", "-loglevel", "error", "-y"]
     command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", str(fps), "-i", "pipe:0"]
     even = "pad=ceil(iw/2)*2:ceil(ih/2)*2,"  # 4:2:0 takes even sizes
-    command += ["-an", "-vf", f"{even}scale=out_color_matrix=bt709:out_range=tv,format=yuv420p", *_BT709]
+    command += ["-an", "-vf", f"{even}{_BT709}"]
     command += ["-c:v", "libx264", "-crf", "18", "-f", "mp4"]
     with files.replacing(path) as part, tempfile.TemporaryFile() as said:
         with subprocess.Popen([*command, _local(part)], stdin=subprocess.PIPE, stderr=said) as encoder:
@@ -106,7 +112,8 @@ def read_mp4(path: Path) -> Iterator[tuple[dict[str, Any], Iterator[np.ndarray]]
     pixel = {(False, 3): "rgb24", (False, 4): "rgba", (True, 3): "rgb48le", (True, 4): "rgba64le"}[deep, channels]
     command = [ffmpeg(), "-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info"]
     command += ["-xerror", "-err_detect", "explode", "-noautorotate", "-i", _local(path), "-map", "0:v:0"]
-    command += ["-fps_mode", "passthrough", "-vf", "showinfo=checksum=0", "-pix_fmt", pixel, "-f", "rawvideo", "pipe:1"]
+    command += ["-fps_mode", "passthrough", "-enc_time_base", "1/1000", "-pix_fmt", pixel]
+    command += ["-vf", f"showinfo=checksum=0,{_BY_FRAME}", "-f", "rawvideo", "pipe:1"]
     count = width * height * channels * (2 if deep else 1)
 
     def frames() -> Iterator[np.ndarray]:
@@ -162,20 +169,12 @@ def _probe(path: Path) -> dict[str, Any]:
     }
 
 
-def ffmpeg_compare(a: Path, b: Path, filters: str, size: tuple[int, int]) -> str:
-    """What ffmpeg's full-reference filters print of two raw RGB videos of this size, `a` against the reference `b`."""
-    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", str(FPS)]
-    command = [
-        ffmpeg(),
-        "-hide_banner",
-        "-nostats",
-        *raw,
-        "-i",
-        _local(a),
-        *raw,
-        "-i",
-        _local(b),
-    ]
+def ffmpeg_compare(a: Path, b: Path, filters: str, size: tuple[int, int] | None = None) -> str:
+    """What ffmpeg's full-reference filters, from [a][b], print of two videos, `a` against the reference `b`, frame by
+    frame; of raw RGB ones where a size is given."""
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", str(FPS)] if size else []
+    command = [ffmpeg(), "-nostdin", "-hide_banner", "-nostats", *raw, "-i", _local(a), *raw, "-i", _local(b)]
+    filters = f"[0:v]{_BY_FRAME}[a];[1:v]{_BY_FRAME}[b];{filters}"
     done = subprocess.run(
         [*command, "-lavfi", filters, "-f", "null", "-"], capture_output=True, text=True, errors="replace", check=False
     )
