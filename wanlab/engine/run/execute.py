@@ -349,7 +349,7 @@ def _is_done(out: Path, spec: RunSpec, weights: str) -> bool:
 
 
 def check_output(out: Path) -> None:
-    """Raise UsageError unless the run file can be written there, WanlabError when there is no ffmpeg for its film."""
+    """Raise UsageError unless the run file can be written there, WanlabError unless its film can be encoded."""
     if out.suffix != ".h5":
         raise UsageError(f"the run file {out} does not end in .h5", f"use {out.name}.h5")
     if out.is_dir():
