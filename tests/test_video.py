@@ -9,7 +9,7 @@ from PIL import Image
 
 from wanlab.errors import WanlabError
 from wanlab.images import read_video
-from wanlab.video import read_mp4, write_mp4
+from wanlab.video import check_encoder, read_mp4, write_mp4
 
 FFMPEG = imageio_ffmpeg.get_ffmpeg_exe()
 FRAMES = np.random.default_rng(0).integers(0, 256, (17, 32, 48, 3), dtype="u1")
@@ -63,3 +63,10 @@ def test_images_in_the_order_of_their_names(tmp_path):
     with read_video(tmp_path) as (meta, frames):
         assert meta["size"] == (48, 32)
         np.testing.assert_array_equal(list(frames), FRAMES[:3])
+
+
+def test_a_missing_ffmpeg_is_named_before_a_run(monkeypatch):
+    check_encoder()
+    monkeypatch.setattr(imageio_ffmpeg, "get_ffmpeg_exe", lambda: "/nowhere/ffmpeg")
+    with pytest.raises(WanlabError, match="no ffmpeg"):
+        check_encoder()

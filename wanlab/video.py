@@ -56,6 +56,17 @@ def write_mp4_from(path: Path, frames: Iterable[np.ndarray], size: tuple[int, in
             raise WanlabError(f"cannot write {path}: {words}", "check the disk")
 
 
+def check_encoder() -> None:
+    """Raise WanlabError unless there is an ffmpeg that runs: found out before a run, not after it."""
+    try:
+        subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-version"], capture_output=True, check=True)
+    except (OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        words = " ".join(str(error).split())[-160:]
+        raise WanlabError(
+            f"there is no ffmpeg to write films with: {words}", "install ffmpeg, or set IMAGEIO_FFMPEG_EXE to one"
+        ) from error
+
+
 def write_gif(path: Path, frames: np.ndarray, fps: int) -> None:
     """An endless gif of frames [T,H,W,3] uint8; gif's clock ticks at 100 Hz. Raises WanlabError."""
     images = [Image.fromarray(frame).quantize(256, dither=Image.Dither.NONE) for frame in frames]

@@ -254,3 +254,11 @@ def test_sweep_values():
                                          {"cfg.last": 3, "guidance": 1}, {"cfg.last": 3, "guidance": 1.5}]  # fmt: skip
     assert made[1].method.label == "half+cfg:keep=cond,last=2+guidance=1.5"
     assert dict(made[1].method.settings) == {"guidance": (1.5, 1.5)}
+
+
+def test_a_measure_of_a_file_can_be_a_condition(wanlab):
+    """A measure that a file registers is known to --fail-if of the same command."""
+    file = Path(__file__).parents[2] / "examples" / "edge_error.py"
+    code, out, err = wanlab("--a", "cfg:last=2", "--metric", str(file), "--fail-if", "edge_error>=0", "--json")
+    assert code == 4, err
+    assert "edge_error is" in err and json.loads(out)["methods"][0]["summary"]["edge_error"]["mean"] >= 0

@@ -96,10 +96,12 @@ def compare(
     Raises UsageError and WanlabError.
     """
     from wanlab.analysis.compare import parse_loss
+    from wanlab.analysis.metrics import chosen
     from wanlab.study.compare import Asked, compare_files
     from wanlab.study.compare import compare as run
 
     folder, watcher = Path(out), _watcher(progress)
+    chosen(metrics)  # what a file registers is known from here on
     asked = Asked(loss=parse_loss(max_loss) if sweep else None, metrics=metrics)
     if a is None and not sweep:
         raise UsageError("there is nothing to compare", 'give a="cfg:last=5", or a sweep')
