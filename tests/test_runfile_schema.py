@@ -87,6 +87,17 @@ def test_an_attribute_of_another_kind_is_named(tmp_path: Path, whole: bytes, nam
         Run(path)
 
 
+@pytest.mark.parametrize("spec", [b"{}", b'{"prompt": 5}', b'{"prompt": "p", "steps": 1000000}'])
+def test_a_specification_that_cannot_be_is_blamed_on_its_file(tmp_path: Path, whole: bytes, spec: bytes) -> None:
+    path = tmp_path / "r.h5"
+    path.write_bytes(whole)
+    with h5py.File(path, "r+") as file:
+        file.attrs["spec_json"] = np.bytes_(spec)
+    with Run(path) as run, pytest.raises(WanlabError, match=str(path)) as caught:
+        _ = run.spec
+    assert caught.value.exit_code == 1 and "copy" in caught.value.hint
+
+
 def test_chunks_beyond_count_do_not_hang(tmp_path: Path, whole: bytes) -> None:
     path = tmp_path / "r.h5"
     path.write_bytes(whole)
