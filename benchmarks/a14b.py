@@ -136,7 +136,8 @@ class Bench:
         return there >= seconds
 
     def wanlab(self, watch: Callable[[run.Progress], None] = lambda _: None, **changes: Any) -> dict[str, Any]:
-        """Sample `spec` with changes: seconds of the loop, of recording, of warm-up and decoding, peak bytes, latent."""
+        """Sample `spec` with changes: seconds of the loop, of recording, of warm-up and decoding, peak bytes,
+        latent."""
         self.count += 1
         spec = replace(self.spec, **changes)
         out = self.folder / f"{self.count}.h5"

@@ -1,4 +1,5 @@
-"""One clip of `tiny` from model load to mp4: wanlab beside diffusers' WanPipeline in float32, alternated in one process.
+"""One clip of `tiny` from model load to mp4: wanlab beside diffusers' WanPipeline in float32, alternated in one
+process.
 
 python benchmarks/tiny_clip.py [ROUNDS]
 """

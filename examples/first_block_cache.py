@@ -13,7 +13,8 @@ from wanlab.runfile import Field
 @register("policy", "first_block_cache")
 @dataclass(frozen=True)
 class FirstBlockCache(Policy):
-    """Run all blocks only where the first one's residual differs from that of the last full run by the threshold or more.
+    """Run all blocks only where the first one's residual differs from that of the last full run by the threshold or
+    more.
 
     threshold  of mean|r - r_last| / mean|r_last|, 0 for never
 

@@ -120,7 +120,8 @@ def _row(
     reach = max(radius, 22.0 if growth else 0.0) * 1.25 + circle + 1
     at = []
     for extent, speed, room in ((width, v[0], reach), (height, v[1], reach + bounce / 2)):
-        # Stay inside the frame for the whole clip where there is room; else be in the middle of it halfway (it wraps round).
+        # Stay inside the frame for the whole clip where there is room; else be in the middle of it halfway (it wraps
+        # round).
         travel = speed * (min(frames, world.NATIVE_FRAMES) - 1)
         low, high = room - min(travel, 0), extent - room - max(travel, 0)
         at.append(

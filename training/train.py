@@ -86,8 +86,9 @@ class Recipe:
     # Shares of what is learned last: two objects, and paths that are not straight.
     pairs: float = 0.4
     curved: float = 0.4
-    # Weight of the loss by which the text encoder learns what belongs to which object: the cross-entropy of `ATTRIBUTES`
-    # from each word's embedding. From the pictures alone it does not: of a colour's word, the shape was told in 25 %.
+    # Weight of the loss by which the text encoder learns what belongs to which object: the cross-entropy of
+    # `ATTRIBUTES` from each word's embedding. From the pictures alone it does not: of a colour's word, the shape was
+    # told in 25 %.
     binding: float = 0.1
 
     def __post_init__(self) -> None:
@@ -386,7 +387,8 @@ def noise_levels(part: str, n: int, device: torch.device) -> Tensor:
 
 
 def blur_words(ids: Tensor, drawn: Tensor) -> Tensor:
-    """Replace 1.2 % of the words by `<unk>`, so that a word never learned does no harm; `drawn`: uniform, like `ids`."""
+    """Replace 1.2 % of the words by `<unk>`, so that a word never learned does no harm; `drawn`: uniform, like
+    `ids`."""
     unknown = (drawn < 0.012) & (ids > models.UNK)
     return torch.where(unknown, models.UNK, ids)
 

@@ -131,7 +131,8 @@ def test_below_four_prompts_only_these_are_spoken_of(tmp_path):
 
 
 def test_what_is_not_a_number_meets_nothing(tmp_path):
-    """A value that is not finite in one pair of four: no figure, no verdict, no condition, on no front, never the answer."""
+    """A value that is not finite in one pair of four: no figure, no verdict, no condition, on no front, never the
+    answer."""
     hurt = many(tmp_path, [0.51, math.nan, 0.51, 0.51], passes=(1, 1, 1, 1))
     comparison = Comparison(baseline="baseline", results=(hurt,))
     assert comparison.verdict(hurt) == "not a number" and not hurt.identical
@@ -242,7 +243,8 @@ def test_the_cheapest_within_a_loss(tmp_path):
 
 
 def test_methods_of_equal_cost_are_compared_within_pairs(tmp_path):
-    """Offsets of .01 and .02 are 40 and 33.98 dB, 6.02 apart, in every pair; one of 20 dB costs less and is left out."""
+    """Offsets of .01 and .02 are 40 and 33.98 dB, 6.02 apart, in every pair; one of 20 dB costs less and is left
+    out."""
     cut = (2, 2, 1, 1)
     near = many(tmp_path, [0.51, 0.51, 0.51, 0.51], passes=cut)
     far = many(tmp_path, [0.52, 0.52, 0.52, 0.52], passes=cut)
@@ -300,8 +302,8 @@ def test_bounds_of_a_loss():
 
 
 def test_intervals_stay_within_what_a_figure_can_be(tmp_path):
-    """Grey .5 against .5, .5, .6 and .9: MSE 0, 0, .01 and .16, of which Student's interval would reach below 0; the SSIM
-    of two even greys is (2ab + .0001)/(a² + b² + .0001), and its interval would reach above 1."""
+    """Grey .5 against .5, .5, .6 and .9: MSE 0, 0, .01 and .16, of which Student's interval would reach below 0; the
+    SSIM of two even greys is (2ab + .0001)/(a² + b² + .0001), and its interval would reach above 1."""
     b = write(tmp_path / "b.h5", value=0.5)
     pairs = tuple(measure(write(tmp_path / f"{v}.h5", value=v), b) for v in (0.50001, 0.50002, 0.6, 0.9))
     summary = Result(label="A", pairs=pairs).summary

@@ -284,8 +284,8 @@ def test_a_few_runs_of_other_settings_do_not_open_what_many_decide() -> None:
 
 
 def test_intervals_end_where_their_quantity_does(tmp_path: Path) -> None:
-    """.9, 1, .9, 1: the mean is .95, Student's interval ± 3.18 · .0577/2 = .092 reaches above 1. Below four values there
-    is none."""
+    """.9, 1, .9, 1: the mean is .95, Student's interval ± 3.18 · .0577/2 = .092 reaches above 1. Below four values
+    there is none."""
     nan = math.nan
     two = [([1.0] * 6, 0.9), ([3.0] * 5 + [1.0], 1.0)]
     runs = tuple(plain(f"p{k}", mse, [nan] * 6, noise=noise) for k, (mse, noise) in enumerate(two * 2))

@@ -173,7 +173,8 @@ def test_frame_counts_in_one_call(wanlab: Wanlab, checkpoint: Path, tmp_path: Pa
 
 
 def test_a_folder_of_latent_steps(wanlab: Wanlab, tmp_path: Path) -> None:
-    """x0 of ones, ε of alternating ±1 from frame to frame: neighbours are 2σ apart; the guide's names for what it saved."""
+    """x0 of ones, ε of alternating ±1 from frame to frame: neighbours are 2σ apart; the guide's names for what it
+    saved."""
     folder = tmp_path / "latents"
     folder.mkdir()
     x0 = torch.ones(2, 3, 2, 2)

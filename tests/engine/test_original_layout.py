@@ -119,7 +119,8 @@ def test_parameters_are_those_in_the_files(originals):
 
 
 def test_the_full_sizes_are_the_published_ones():
-    """Parameters from the official configurations alone: 14.3, 5.0 and 1.4 billion, 5.7 billion for the text encoder."""
+    """Parameters from the official configurations alone: 14.3, 5.0 and 1.4 billion, 5.7 billion for the text
+    encoder."""
     counted = {}
     for name, channels, dim, ffn, heads, layers in (
         ("14B", 16, 5120, 13824, 40, 40), ("5B", 48, 3072, 14336, 24, 30), ("1.3B", 16, 1536, 8960, 12, 30),

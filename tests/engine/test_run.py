@@ -235,7 +235,8 @@ def test_models_are_loaded_once_and_only_when_needed(tmp_path, checkpoint, singl
 
 
 def test_warm_up_runs_each_kind_of_forward_once(model, checkpoint):
-    """Of two experts, of which the first works at two lengths: a forward each, and one for the single branch at the end."""
+    """Of two experts, of which the first works at two lengths: a forward each, and one for the single branch at the
+    end."""
     from wanlab.engine.run.execute import _warm_up
     from wanlab.engine.run.forecast import make_env
     from wanlab.engine.solvers import Solver

@@ -166,7 +166,8 @@ def test_two_policies_inside_the_blocks_are_refused(checkpoint):
 
 
 class Partial(Session):
-    """From the second step of an expert on, the first tokens alone: the others keep what the blocks last made of them."""
+    """From the second step of an expert on, the first tokens alone: the others keep what the blocks last made of
+    them."""
 
     def __init__(self, active, keys):
         self.active, self.keys_kept = active, keys

@@ -31,7 +31,8 @@ def test_norm_by_hand():
 @settings(max_examples=40, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 9), st.booleans(), st.booleans())
 def test_norm_is_nearer_than_diffusers(seed, frames, images, bias):
-    """In parts or whole, with and without bias, of clips and of pictures: the exact value to half a step of bfloat16."""
+    """In parts or whole, with and without bias, of clips and of pictures: the exact value to half a step of
+    bfloat16."""
     torch.manual_seed(seed)
     theirs = norm_of(12, images, bias)
     if bias:

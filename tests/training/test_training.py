@@ -164,7 +164,8 @@ def test_every_word_tells_of_its_own_object() -> None:
 
 
 def test_what_captions_leave_open() -> None:
-    """The first-named of two is at the top (moving across) or at the left; a circle begins at its top; small weighs more."""
+    """The first-named of two is at the top (moving across) or at the left; a circle begins at its top; small weighs
+    more."""
     a = world.Thing(shape="star", colour="red", size="small", motion="left")
     b = world.Thing(shape="star", colour="blue", size="medium", motion="still")
     up = replace(b, motion="up")

@@ -1,1 +1,1 @@
-"""Numbers in, results out: numpy arrays from run files to frozen results, reports and figures. No torch, no printing."""
+"""Numbers in, results out: from run files to frozen results, reports and figures. No torch, no printing."""

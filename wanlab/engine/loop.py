@@ -1,4 +1,4 @@
-"""The denoising loop. It names no method: policies change plans, wrap the network and its blocks, observers read records.
+"""The denoising loop. It names no method: policies change plans and wrap the network, observers read records.
 
 Time and cost are the meter's (meter.py); what is evaluated for the record only is the prober's.
 """

@@ -1,7 +1,7 @@
 """What ran: counted where it runs, so that it is true for every policy.
 
 A pass is one sample that went through the transformer, whole or in part. A block-token is one token in one block; an
-attention pair one query with one key in one block's self-attention. Operations follow from these (engine/model/cost.py).
+attention pair one query with one key in one block's self-attention. Operations follow from these (model/cost.py).
 """
 
 from __future__ import annotations

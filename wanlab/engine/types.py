@@ -231,7 +231,8 @@ class Session:
         return inner(call)
 
     def through(self, call: Call, hidden: Tensor, blocks: Blocks) -> Tensor:
-        """The stack of blocks on hidden states [B,N,D]; `blocks(hidden)` runs it. At most one policy of a run has it."""
+        """The stack of blocks on hidden states [B,N,D]; `blocks(hidden)` runs it. At most one policy of a
+        run has it."""
         return blocks(hidden)
 
     def after(self, record: StepRecord) -> None:

@@ -30,8 +30,8 @@ sys.stdout.write(json.dumps(out, default=str))
 
 
 def summary(path: str | os.PathLike[str], check: bool = False) -> dict[str, Any]:
-    """What a run file holds, as plain values: path, format, status, digest, bytes, spec (as the file has it), attributes,
-    data (a row a dataset) and, with `check`, the problems that `verify` finds. Raises WanlabError."""
+    """What a run file holds, as plain values: path, format, status, digest, bytes, spec (as the file has it),
+    attributes, data (a row a dataset) and, with `check`, the problems that `verify` finds. Raises WanlabError."""
     problems = verify(path) if check else None
     with Run(path) as run:
         data = [

@@ -189,8 +189,8 @@ class RunSpec:
     """How the transformers compute (engine/fast.py): "reference" as diffusers does, "exact" the same by faster kernels,
     "fp8" in 8-bit products. "auto" is exact for a model of a billion parameters on a GPU, else reference."""
     attention: str = "auto"
-    """The attention kernel: "math", "flash", "efficient", "cudnn", or "flash3", FlashAttention-3. "auto" is torch's choice, and
-    the fastest with precision exact or fp8 on Hopper and later."""
+    """The attention kernel: "math", "flash", "efficient", "cudnn", or "flash3", FlashAttention-3. "auto" is torch's
+    choice, and the fastest with precision exact or fp8 on Hopper and later."""
     memory: str = "auto"
     """Where the weights are: "resident", "swap" or "offload"; "auto" takes the fastest that fits the GPU. Not a part
     of the digest: every plan computes the same."""

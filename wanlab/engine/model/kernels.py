@@ -24,7 +24,8 @@ E4M3_MAX = 448.0
 
 
 def optimize(expert: Any, precision: str, *, compiled: bool, text: ShortText | None = None) -> None:
-    """Change `expert`, a WanTransformer3DModel, in place to compute by `precision`, "exact" or "fp8"; its weights are needed for nothing else.
+    """Change `expert`, a WanTransformer3DModel, in place to compute by `precision`, "exact" or "fp8"; its weights are
+    needed for nothing else.
 
     compiled  for a GPU
     text      on the CPU, what the cross-attention becomes
@@ -79,8 +80,9 @@ def fp8_problem(device: str) -> str:
 
 
 def set_self_attention(expert: Any, kernel: str, *, keeps_keys: bool = False) -> None:
-    """Let the self-attention of an expert be FlashAttention-3's if `kernel` is "flash3" and `optimize` changed the expert,
-    else torch's. One that keeps keys is ours in any case, and equal to diffusers' bit for bit where all tokens are active."""
+    """Let the self-attention of an expert be FlashAttention-3's if `kernel` is "flash3" and `optimize` changed the
+    expert, else torch's. One that keeps keys is ours in any case, and equal to diffusers' bit for bit where all tokens
+    are active."""
     for block in expert.blocks:
         fused = hasattr(block.attn1, "to_qkv")
         if fused or keeps_keys:
@@ -118,7 +120,8 @@ class SelfAttention:
         if self.keys is not None:
             key, value = self.kept("key", key), self.kept("value", value)
         if self.flash3:
-            # The package's public function is an autograd one around this operator, which a compiler cannot see through.
+            # The package's public function is an autograd one around this operator, which a compiler cannot see
+            # through.
             out = torch.ops.fa3_fwd._flash_attn_forward(query, key, value, softmax_scale=query.shape[-1] ** -0.5)[0]
         else:
             out = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
@@ -207,8 +210,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def norm_and_rotate(attn: WanAttention, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Norm and rotation of query and key together, [B,N,2,D] to [B,N,2,heads,D/heads]: what a compiler makes of `rotate`
-    on a GPU, in few operations for a CPU that runs one after the other. In float32 until the end."""
+    """Norm and rotation of query and key together, [B,N,2,D] to [B,N,2,heads,D/heads]: what a compiler makes of
+    `rotate` on a GPU, in few operations for a CPU that runs one after the other. In float32 until the end."""
     y = x.float()
     weight = torch.stack((attn.norm_q.weight, attn.norm_k.weight)).float()
     y = y * (y.square().mean(-1, keepdim=True) + attn.norm_q.eps).rsqrt_() * weight

@@ -107,8 +107,8 @@ def load(
 
 
 def load_tokenizer(found: Checkpoint) -> Any:
-    """The tokenizer of a fetched checkpoint. Raises WanlabError when it has no vocabulary (the library makes an empty one
-    then, in which every word is unknown), or not the text encoder's."""
+    """The tokenizer of a fetched checkpoint. Raises WanlabError when it has no vocabulary (the library makes an empty
+    one then, in which every word is unknown), or not the text encoder's."""
     where = found.path / found.tokenizer
     if not any((where / name).is_file() for name in VOCABULARIES):
         raise WanlabError(f"{where} has no vocabulary: {' or '.join(VOCABULARIES)} missing", "get the checkpoint again")

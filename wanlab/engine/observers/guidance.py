@@ -11,9 +11,9 @@ from wanlab.runfile import Field
 
 
 class Guidance(Observer):
-    """Per step, d_k = c - u: see `fields`. NaN where a branch was skipped or reused, and not probed; `change` also at the first
-    step, after a gap, and when the number of latent frames changed. Computed in float64 (float32 where the device
-    has no float64)."""
+    """Per step, d_k = c - u: see `fields`. NaN where a branch was skipped or reused, and not probed; `change` also at
+    the first step, after a gap, and when the number of latent frames changed. Computed in float64 (float32 where the
+    device has no float64)."""
 
     fields = (
         Field("mse", (), "float64", "1", "mean of d_k squared: how much the prompt matters"),

@@ -65,7 +65,8 @@ class _Session(Session):
             return replace(plan, branches=(branch,), guide=Alone(branch, scale))
         if key not in self._full:
             raise UsageError(
-                f"cfg:keep=reuse at step {ctx.index + 1}: no full step of the {ctx.expert} expert at this length before",
+                f"cfg:keep=reuse at step {ctx.index + 1}: no full step of the {ctx.expert} expert at this length "
+                "before",
                 "truncate fewer steps, or use keep=cond",
             )
         return replace(plan, branches=(COND,), guide=Again(scale, self.memory(ctx, plan.frames)))

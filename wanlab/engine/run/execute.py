@@ -241,9 +241,9 @@ class _Running:
         self._tell("sample", step + 1, seconds=ran.seconds, durable=writer.durable)
 
     def _resume_state(self, record: StepRecord) -> dict[str, Any] | None:
-        """What the next step needs, after every step; after some of them where caches inside the blocks make it so large
-        that it would slow the run down: then it takes a twentieth of the time, and an interrupted run does the steps
-        since the last one again."""
+        """What the next step needs, after every step; after some of them where caches inside the blocks make it so
+        large that it would slow the run down: then it takes a twentieth of the time, and an interrupted run does the
+        steps since the last one again."""
         state = save(self.solver, self.sessions, self.observers)
         state |= {"x": record.x_next, "x0_pred": record.x0_pred, "identity": self.identity}
         began = time.perf_counter()
