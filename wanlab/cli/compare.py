@@ -95,13 +95,15 @@ class Judging:
     def asked(self, is_sweep: bool) -> Asked:
         """The same for a study. Raises UsageError."""
         from wanlab.analysis.compare import parse_condition, parse_loss
+        from wanlab.analysis.metrics import chosen
         from wanlab.study.compare import Asked
 
         if self.max_loss is not None and not is_sweep:
             raise UsageError("--max-loss is for a sweep", 'give --sweep, or --fail-if "psnr<35"')
+        metrics = [*(self.metric or []), *["vmaf"] * self.vmaf]
+        chosen(metrics)  # files register theirs before conditions name them
         loss = parse_loss(self.max_loss or "psnr=35")
         conditions = [parse_condition(c) for c in self.fail_if or []]
-        metrics = [*(self.metric or []), *["vmaf"] * self.vmaf]
         return Asked(conditions=conditions, loss=loss if is_sweep else None, metrics=metrics)
 
 

@@ -89,6 +89,7 @@ def compare(
     a, b         methods ("half+cfg:last=5"), or two run files, videos, folders of images, or folders of such
     sweep        as ["cfg.last=0:10", "guidance=1:8:1"]: every combination, laid over `a`
     prompts      three of the package's by default
+    max_loss     the loss that a sweep may cost, as "ssim=.98"
     metrics      measures beyond the usual, as ["vmaf"], or files that register some
     noise_floor  also `b` itself, computed three other ways
     settings     as in `specify`
@@ -96,10 +97,12 @@ def compare(
     Raises UsageError and WanlabError.
     """
     from wanlab.analysis.compare import parse_loss
+    from wanlab.analysis.metrics import chosen
     from wanlab.study.compare import Asked, compare_files
     from wanlab.study.compare import compare as run
 
     folder, watcher = Path(out), _watcher(progress)
+    chosen(metrics)  # files register theirs before the loss names one
     asked = Asked(loss=parse_loss(max_loss) if sweep else None, metrics=metrics)
     if a is None and not sweep:
         raise UsageError("there is nothing to compare", 'give a="cfg:last=5", or a sweep')
