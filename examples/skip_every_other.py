@@ -6,6 +6,7 @@ wanlab compare --a examples/skip_every_other.py:skip_every_other
 from dataclasses import dataclass, replace
 
 from wanlab.engine.types import Env, Policy, Session
+from wanlab.errors import UsageError
 from wanlab.registry import register
 
 
@@ -20,6 +21,8 @@ class SkipEveryOther(Policy):
     every: int = 2
 
     def begin(self, env: Env):
+        if self.every < 1:
+            raise UsageError(f"skip_every_other:every={self.every}", "use 1 or more")
         return _Session(env, self.every)
 
 

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "CONTRIBUTING.md", "RELEASING.md", "docs/architecture.md", "docs/extending.md"]
+PAGES = [
+    *("README.md", "CONTRIBUTING.md", "RELEASING.md"),
+    *(f"docs/{name}.md" for name in ("architecture", "compare", "extending", "methods", "models", "runfile")),
+]
 FILE = re.compile(r"(?<![\w/.])(?:wanlab|examples|tests|docs|benchmarks|training)/[\w./-]*\w/?(?![\w*{<])")
 LINK = re.compile(r"\]\((?!\w+:|#)([^)#\s]+)")
 LOADED = re.compile(r"<(?:script|img|iframe|source|link)\b[^>]*?(?:src|href)=[\"']?((?:https?:)?//[^\"' >]+)")

@@ -132,6 +132,12 @@ def test_what_was_reused_is_said_and_nothing_is_claimed_of_it() -> None:
     assert "\x1b" not in text and "cache_distance" in text
 
 
+def test_stretches_of_one_kind_share_a_line() -> None:
+    status = np.array(["fresh", "reused", "fresh", "reused", "reused"])
+    g = replace(reused(), status_cond=status, status_uncond=status)
+    assert guidance.unevaluated(g) == ["steps 2 and 4 to 5: both branches reused"]
+
+
 def test_only_reuse_says_no_step_evaluated_both() -> None:
     g = replace(reused(), mse=np.full(5, NAN))
     assert guidance.reading(g)[0].startswith("No step evaluated both branches")

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from wanlab.analysis.figures.compare import _named
 from wanlab.cli.app import main
 from wanlab.spec import MethodSpec
 from wanlab.study.design import swept
@@ -113,6 +115,24 @@ def test_a_sweep_and_its_answer(wanlab, tmp_path):
     # Two prompts are too few for an interval.
     assert found["answer"][0].startswith("by its mean alone cfg:keep=") and "too few" in found["answer"][0]
     assert (tmp_path / "out" / "pareto.png").stat().st_size > 5000
+
+
+def test_a_condition_on_a_measure_of_a_file(tmp_path, capsys):
+    """Known as soon as the file is, in whichever order they are given. The name is this test's own."""
+    (tmp_path / "own.py").write_text(
+        "from wanlab.analysis.metrics import metric\n\n\n"
+        '@metric("own_distance", needs="frame pair", better="lower")\n'
+        'def own_distance(x, y):\n    "Mean distance."\n    return float(abs(x - y).mean())\n'
+    )
+    for name, value in (("a", 0.25), ("b", 0.75)):
+        (tmp_path / name).mkdir()
+        for k in range(2):
+            Image.fromarray(np.full((16, 16, 3), round(255 * value), np.uint8)).save(tmp_path / name / f"{k}.png")
+    files = ("--a", str(tmp_path / "a"), "--b", str(tmp_path / "b"), "--out", str(tmp_path / "out"))
+    for condition, code in (("own_distance>0.4", 4), ("own_distance>0.6", 0)):
+        with pytest.raises(SystemExit) as stop:
+            main(["compare", *files, "--fail-if", condition, "--metric", str(tmp_path / "own.py")])
+        assert stop.value.code == code, capsys.readouterr().err
 
 
 def test_thresholds_for_pipelines(wanlab):
@@ -262,3 +282,8 @@ def test_a_measure_of_a_file_can_be_a_condition(wanlab):
     code, out, err = wanlab("--a", "cfg:last=2", "--metric", str(file), "--fail-if", "edge_error>=0", "--json")
     assert code == 4, err
     assert "edge_error is" in err and json.loads(out)["methods"][0]["summary"]["edge_error"]["mean"] >= 0
+
+
+def test_figures_name_methods_without_their_files():
+    label = "half+../a b/my-file.py:skip:every=3+guider=x/y.py:interval:low=0.5+guidance=3"
+    assert _named(label) == "half+skip:every=3+guider=interval:low=0.5+guidance=3"

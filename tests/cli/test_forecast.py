@@ -134,9 +134,11 @@ def test_show_steps_fits_80_columns(
         frames=9,
         steps=1,
         policies="",
+        guider="cfgzero",
         device="\x9b",
         passes=2,
         plain_passes=2,
+        pass_equivalents=1.52,
         tokens=10,
         timing_seconds={"load\x1b": 1.0},
         peak_memory_bytes=0,
@@ -152,6 +154,8 @@ def test_show_steps_fits_80_columns(
     assert "1.23e-10" in line and "123457" in line and "-0.9999" in line
     assert ("reused" in line and "skipped" in line) if status else "cond+uncond" in line
     assert "after step 3" in out
+    words = " ".join(out.split())
+    assert "guider cfgzero" in words and "2 of 2 without policies, equivalent to 1.5 whole ones" in words
 
 
 def test_status_comes_from_the_run_when_it_has_it() -> None:

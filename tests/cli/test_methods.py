@@ -49,6 +49,14 @@ def test_one_of_them_in_full(shown: Callable[..., str]) -> None:
     assert "strided" in said and "duplicate" in said and "UniPC" not in said
     assert shown("half", "--format", "md").startswith("### `half`")
     assert "did you mean half" in shown("halff", code=2)
+    assert shown("zzz", code=2).count("cfg,") == 1  # a policy and a guider have that name
+
+
+def test_metrics_are_listed_with_what_they_need(shown: Callable[..., str]) -> None:
+    entries = {e["name"]: e for e in json.loads(shown("--json")) if e["kind"] == "metric"}
+    assert {"psnr", "ssim", "pass_equivalents", "vmaf"} <= set(entries)
+    assert entries["ssim"]["cost"] == "needs frame pair"
+    assert "| `ssim` |" in methods.markdown()
 
 
 def test_what_a_docstring_says() -> None:

@@ -13,12 +13,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from wanlab.analysis import hypotheses as h
 from wanlab.cli.app import main
+from wanlab.study.report import commands
 
 HOSTILE = "<script>document.title='owned'</script> {{7*7}} [red] </style><img src=x onerror=alert(1)> \" onload=x"
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
@@ -219,3 +221,8 @@ def test_the_page_in_a_browser(
     page.screenshot(path=tmp_path / "shot.png")
     assert (tmp_path / "shot.png").stat().st_size > 10_000
     assert said == []
+
+
+def test_a_command_that_another_begins_with_is_not_said() -> None:
+    claims = [SimpleNamespace(run=run) for run in ("a", "", "b --x", "a && c", "a && c")]
+    assert commands(claims) == ["b --x", "a && c"]  # type: ignore[arg-type]

@@ -387,6 +387,11 @@ def test_a_file_that_is_no_policy(tmp_path, checkpoint, text, says):
         run.plan(make_spec(checkpoint, policies=[f"{path}:mine"]))
 
 
+def test_the_example_refuses_a_period_that_is_none(checkpoint):
+    with pytest.raises(UsageError, match="every=0; use 1 or more"):
+        run.plan(make_spec(checkpoint, policies=[f"{SKIP}:every=0"]))
+
+
 def test_a_files_policy_is_nobody_elses(checkpoint):
     run.plan(make_spec(checkpoint, policies=[SKIP]))
     with pytest.raises(UsageError, match="unknown policy 'skip_every_other'"):

@@ -190,16 +190,19 @@ def reading(g: Guidance) -> list[str]:
 
 
 def unevaluated(g: Guidance) -> list[str]:
-    """The steps at which nothing was evaluated, as "step 14: both branches reused"."""
-    lines: list[str] = []
+    """The steps at which nothing was evaluated, as "steps 2, 4 and 8 to 10: both branches reused"."""
+    stretches: dict[str, list[str]] = {}
     for first, last, (cond, uncond) in _stretches(
         list(zip(g.status_cond.tolist(), g.status_uncond.tolist(), strict=True))
     ):
         if "fresh" not in (cond, uncond):
             what = f"both branches {cond}" if cond == uncond else f"conditional branch {cond}, unconditional {uncond}"
-            lines.append(
-                f"step{f' {first + 1}' if first == last else f's {first + 1} to {last + 1}'}: {_printable(what)}"
-            )
+            stretches.setdefault(what, []).append(f"{first + 1}" if first == last else f"{first + 1} to {last + 1}")
+    lines = []
+    for what, where in stretches.items():
+        *most, end = where
+        said = f"{', '.join(most)} and {end}" if most else end
+        lines.append(f"step{'' if said.isdigit() else 's'} {said}: {_printable(what)}")
     return lines
 
 

@@ -102,6 +102,8 @@ class Judging:
         chosen(metrics)  # what a file registers is known from here on
         if self.max_loss is not None and not is_sweep:
             raise UsageError("--max-loss is for a sweep", 'give --sweep, or --fail-if "psnr<35"')
+        metrics = [*(self.metric or []), *["vmaf"] * self.vmaf]
+        chosen(metrics)  # files register theirs before conditions name them
         loss = parse_loss(self.max_loss or "psnr=35")
         conditions = [parse_condition(c) for c in self.fail_if or []]
         return Asked(conditions=conditions, loss=loss if is_sweep else None, metrics=metrics)

@@ -41,6 +41,7 @@ def show(specs: Sequence[RunSpec], outs: Sequence[Path], form: str) -> int:
         spec = f.spec
         size = f"{spec.width}x{spec.height}, {spec.frames} frames, {spec.steps} steps"
         title = f"{spec.model}, {size}, shift {spec.shift:g}, {spec.solver}"
+        title += f", guider {spec.guider}" if str(spec.guider) != "cfg" else ""
         render.show(
             render.table(rows, title=title, left=("expert", "branches"), caption="; ".join(notes)),
             Text("\n".join(summary(f, count))),

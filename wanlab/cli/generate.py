@@ -118,6 +118,7 @@ def summarise(path: Path, analysis: str, *, alone: bool) -> dict[str, Any]:
     import numpy as np
 
     from wanlab.analysis import figures, guidance
+    from wanlab.analysis.metrics.cost import Cost
     from wanlab.runfile import Run
 
     with Run(path) as run:
@@ -137,8 +138,8 @@ def summarise(path: Path, analysis: str, *, alone: bool) -> dict[str, Any]:
             "prompt": prompt, "seed": run.spec.seed, "model": run.spec.model,
             "size": f"{run.spec.width}x{run.spec.height}",
             "frames": run.spec.frames, "steps": g.steps, "policies": " ".join(map(str, run.spec.policies)),
-            "device": str(run.attrs.get("device_name", "")), "passes": int(g.passes.sum()),
-            "plain_passes": predicted.get("plain_passes"), "tokens": int(np.asarray(run["tokens"]).sum()),
+            "guider": str(run.spec.guider), "device": str(run.attrs.get("device_name", "")), "passes": int(g.passes.sum()),
+            "plain_passes": predicted.get("plain_passes"), "pass_equivalents": Cost.of(run).pass_equivalents, "tokens": int(np.asarray(run["tokens"]).sum()),
             "sampling_seconds": float(np.asarray(run["seconds"]).sum()),
             "peak_memory_bytes": run.attrs.get("peak_memory_bytes", 0),
             "resumed_from_step": run.attrs.get("resumed_from_step", 0), "timing_seconds": timing,
@@ -169,10 +170,13 @@ def picture(s: dict[str, Any], show_steps: bool) -> list[Any]:
     from rich.text import Text
 
     method = s["policies"] or "no policy"
+    method += f", guider {s['guider']}" if s["guider"] != "cfg" else ""
     size = f"{s['size']}, {s['frames']} frames, {s['steps']} steps"
     line = f"{s['model']}, seed {s['seed']}, {size}, {method}; {s['device'] or 'cpu'}"
     cost = f"passes    {s['passes']}"
     cost += f" of {s['plain_passes']} without policies" if s["plain_passes"] else ""
+    if abs(s["pass_equivalents"] - s["passes"]) > 0.05:  # NaN of files that did not count it
+        cost += f", equivalent to {s['pass_equivalents']:.1f} whole ones"
     clock = ", ".join(f"{k} {v:.2f} s" for k, v in s["timing_seconds"].items())
     lines = [f"{cost}, {s['tokens']:,} tokens", f"time      {clock}"]
     if s["resumed_from_step"]:

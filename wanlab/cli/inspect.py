@@ -93,5 +93,8 @@ def _described(spec: Mapping[str, Any]) -> str:
     guidance, policies = spec.get("guidance"), spec.get("policies")
     scales = ",".join(map(str, guidance)) if isinstance(guidance, list) else "unknown"
     names = [str(p.get("name")) for p in policies if isinstance(p, dict)] if isinstance(policies, list) else []
+    guider = spec.get("guider")
+    if isinstance(guider, dict) and guider.get("name", "cfg") != "cfg":
+        names.append(f"guider {guider['name']}")
     said = "{model}, seed {seed}, {width}x{height}, {frames} frames, {steps} steps, {solver}".format(**known)
     return f"{said}, guidance {scales}, {' '.join(names) or 'no policy'}"

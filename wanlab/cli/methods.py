@@ -28,7 +28,11 @@ KINDS = {
         "`--guider NAME:knob=value,…`; how the branches become one velocity",
     ),
     "solver": ("wanlab.engine.solvers", "Solvers", "`--solver NAME`"),
-    "metric": ("wanlab.analysis.metrics", "Metrics", "computed by `wanlab compare`"),
+    "metric": (
+        "wanlab.analysis.metrics",
+        "Metrics",
+        "Computed by `wanlab compare`; those that are asked for, by `--metric NAME`",
+    ),
 }
 _SOURCE = re.compile(
     r'\(([^()]*(?:"[^"]*"[^()]*)?\b(?:19|20)\d\d[a-z]?)\)|(https?://[^\s)>,]*[^\s)>,.]|\barXiv:\d{4}\.\d{4,5})'
@@ -83,7 +87,7 @@ def methods(
     shown_as = form.choose()
     entries = catalogue()
     if name is not None:
-        known = [e.name for e in entries]
+        known = list(dict.fromkeys(e.name for e in entries))
         if name not in known:
             raise UsageError(f"there is no policy, guider, solver or metric '{plain(name, 40)}'", suggest(name, known))
         entries = [e for e in entries if e.name == name]
@@ -106,7 +110,9 @@ def catalogue() -> list[Entry]:
     entries = []
     for kind, (module, *_) in KINDS.items():
         with suppress(ModuleNotFoundError):
-            importlib.import_module(module)
+            loaded = importlib.import_module(module)
+            if kind == "metric":  # its measures lie in modules of their own
+                loaded.every()
         entries += [describe(kind, name, lookup(kind, name)) for name in names(kind)]
     return entries
 
@@ -163,6 +169,8 @@ def _picture(entry: Entry) -> list[Any]:
 def markdown(entries: Sequence[Entry] | None = None, whole: bool = True) -> str:
     """docs/methods-reference.md: `wanlab methods --format md`. `whole` has a title, and a word on each kind."""
     entries = catalogue() if entries is None else entries
+    from wanlab.analysis.metrics import table
+
     lines: list[str] = []
     if whole:
         lines = [
@@ -174,7 +182,10 @@ def markdown(entries: Sequence[Entry] | None = None, whole: bool = True) -> str:
     for kind, (_, title, usage) in KINDS.items():
         own = [e for e in entries if e.kind == kind]
         if own and whole:
-            lines += [f"## {title}", "", usage[0].upper() + usage[1:] + ".", ""]
+            lines += [f"## {title}", "", usage + ".", ""]
+        if kind == "metric" and whole:
+            lines += [table()] if own else []
+            continue
         for entry in own:
             lines += [f"### `{entry.name}`", "", _inline(entry.summary), ""]
             if entry.knobs:

@@ -98,7 +98,7 @@ def _once(evidence: Evidence, held: Thresholds, out: Path, form: str) -> int:
 
 
 def _show(result: ReportResult) -> None:
-    from wanlab.study.report import interval, said, threshold
+    from wanlab.study.report import commands, interval, said, threshold
 
     judged, figures, files = result.judged, result.figures, result.files
     rows: list[dict[str, Any]] = []
@@ -129,9 +129,9 @@ def _show(result: ReportResult) -> None:
             styles.append("" if c.decides else "dim")
     left = ("", "claim", "verdict")
     render.show(render.table(rows, title=f"Hypotheses, from {result.counted}", left=left, styles=styles))
-    commands = dict.fromkeys(c.run for x in judged for c in x.claims if c.run and c.decides)
-    if commands:
-        render.show(Text("To decide what is open:\n" + "\n".join(f"  {c}" for c in commands) + "\n"))
+    runs = commands(c for x in judged for c in x.claims if c.decides)
+    if runs:
+        render.show(Text("To decide what is open:\n" + "\n".join(f"  {run}" for run in runs) + "\n"))
     render.show(
         render.table(
             [{"figure": f.what, "stated": f.stated, "theory": f.theory, "measured": f.measured} for f in figures],

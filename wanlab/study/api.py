@@ -89,6 +89,7 @@ def compare(
     a, b         methods ("half+cfg:last=5"), or two run files, videos, folders of images, or folders of such
     sweep        as ["cfg.last=0:10", "guidance=1:8:1"]: every combination, laid over `a`
     prompts      three of the package's by default
+    max_loss     the loss that a sweep may cost, as "ssim=.98"
     metrics      measures beyond the usual, as ["vmaf"], or files that register some
     noise_floor  also `b` itself, computed three other ways
     settings     as in `specify`

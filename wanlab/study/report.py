@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -143,6 +143,12 @@ def sources(c: Claim) -> str:
     return c.sources[0] + (f" and {len(c.sources) - 1} more" if len(c.sources) > 1 else "")
 
 
+def commands(claims: Iterable[Claim]) -> list[str]:
+    """What would decide the claims, each once; not what another one begins with."""
+    runs = dict.fromkeys(c.run for c in claims if c.run)
+    return [run for run in runs if not any(other != run and other.startswith(run) for other in runs)]
+
+
 def counted(evidence: Evidence) -> str:
     parts = {
         "run": len(evidence.runs),
@@ -174,7 +180,7 @@ def as_markdown(judged: Sequence[Hypothesis], figures: Sequence[Stated], evidenc
                 ]
             )
         )
-        lines += [f"To decide it: `{run}`\n" for run in dict.fromkeys(c.run for c in x.claims if c.run)]
+        lines += [f"To decide it: `{run}`\n" for run in commands(x.claims)]
     lines.append("## The guide's figures\n")
     lines.append(
         markdown(

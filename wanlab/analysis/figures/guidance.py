@@ -9,9 +9,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from wanlab.analysis.figures.style import COLOURS, HIGH, INK, LOW, QUIET, dress, note, save, shorten
+from wanlab.analysis.figures.style import COLOURS, INK, QUIET, dress, note, save, shorten
 from wanlab.analysis.guidance import Guidance
 
+BRANCHES = {"cond": "#0f766e", "uncond": "#7c3aed"}  # neither is an expert's
 MOST_FIELDS = 6  # of the policies' own that are drawn; the text report has all
 
 
@@ -80,6 +81,6 @@ def _shade(ax: Axes, steps: NDArray[np.int64], said: str) -> None:
 def _reuse_panel(ax: Axes, g: Guidance) -> None:
     dress(ax, "Reuse error, where it was probed", "", g.steps)
     for branch, error in g.reuse_errors.items():
-        colour = {"cond": HIGH, "uncond": LOW}[branch]
-        ax.plot(np.arange(1, g.steps + 1), error, "o-", color=colour, markersize=4, linewidth=1.2, label=branch)
+        steps = np.arange(1, g.steps + 1)
+        ax.plot(steps, error, "o-", color=BRANCHES[branch], markersize=4, linewidth=1.2, label=branch)
     ax.legend(frameon=False, fontsize=8)
