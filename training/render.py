@@ -130,9 +130,7 @@ def _lanes(scene: Scene) -> list[tuple[str, float]]:
     return [(axis, 0.27), (axis, 0.73)]
 
 
-def _free(
-    things: Sequence[Thing], rng: np.random.Generator, width: int, height: int, frames: int
-) -> list[list[float]]:
+def _free(things: Sequence[Thing], rng: np.random.Generator, width: int, height: int, frames: int) -> list[list[float]]:
     """Rows of things that may be anywhere, apart from one another throughout the clip where there is room."""
     best: list[list[float]] = []
     most = -math.inf
@@ -178,7 +176,9 @@ def _row(
         travel = speed * (min(frames, world.NATIVE_FRAMES) - 1)
         low, high = room - min(travel, 0), extent - room - max(travel, 0)
         at.append(
-            low + (high - low) * (rng.random() if even else rng.beta(CENTRED, CENTRED)) if low < high else (low + high) / 2 + rng.uniform(-3, 3)
+            low + (high - low) * (rng.random() if even else rng.beta(CENTRED, CENTRED))
+            if low < high
+            else (low + high) / 2 + rng.uniform(-3, 3)
         )
     at[1] += bounce / 2  # the lowest point
     if lane[0]:
@@ -309,12 +309,7 @@ def _at(rows: Tensor, k: int, x: Tensor, y: Tensor, t: Tensor) -> tuple[dict[str
     thing = _columns(rows, THING, len(CLIP) + k * len(THING))
     turn = 2 * math.pi * (t / thing["period"].where(thing["period"] != 0, torch.ones(())) + thing["phase"])
     cx = thing["x"] + thing["vx"] * t + thing["circle"] * torch.cos(turn)
-    cy = (
-        thing["y"]
-        + thing["vy"] * t
-        + thing["circle"] * torch.sin(turn)
-        - thing["bounce"] * torch.sin(turn / 2).abs()
-    )
+    cy = thing["y"] + thing["vy"] * t + thing["circle"] * torch.sin(turn) - thing["bounce"] * torch.sin(turn / 2).abs()
     radius = (thing["radius"] + thing["growth"] * t).clamp(max=22.0)
     radius = torch.where(thing["growth"] > 0, radius, thing["radius"])
     px = torch.remainder(x - cx + width / 2, width) - width / 2

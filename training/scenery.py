@@ -56,7 +56,7 @@ def place(rng: np.random.Generator, background: str) -> np.ndarray:
         "light": rng.uniform(0, 0.15),
         "shadow": rng.uniform(0.1, 0.3),
         "reach": rng.uniform(2, 7),
-        "cloud": rng.uniform(0.1, 0.24) if sky and rng.random() < 0.8 else 0.0,
+        "cloud": rng.uniform(0.1, 0.24) * (0.4 if background == "night" else 1) if sky and rng.random() < 0.8 else 0.0,
         "cloud_size": rng.uniform(14, 34),
         "phase": rng.uniform(0, 1000),
     }
@@ -176,9 +176,7 @@ def surface(rows: Tensor, k: int, px: Tensor, py: Tensor, radius: Tensor) -> Ten
     u, v = px * torch.cos(turn) + py * torch.sin(turn), py * torch.cos(turn) - px * torch.sin(turn)
     a, b = ((torch.remainder(w, 2 * width) - width).abs() - width / 2 for w in (u, v))
     dots = width * 0.45 - torch.hypot(a - width / 2, b - width / 2)
-    mark = (
-        (pattern == 1) * _soft(a) + (pattern == 2) * _soft(dots) + (pattern == 3) * _soft(a * b)
-    )
+    mark = (pattern == 1) * _soft(a) + (pattern == 2) * _soft(dots) + (pattern == 3) * _soft(a * b)
     lit = (px * torch.cos(c["light_angle"]) + py * torch.sin(c["light_angle"])) / radius
     return (1 - (1 - tone) * mark) * (1 + 0.5 * c["light"] * lit.clamp(-1.3, 1.3))
 

@@ -275,9 +275,7 @@ def _split(blob: Mask, video: Array, version: World) -> list[Mask]:
     return parts if all(_lasts(p) for p in parts) else [blob]
 
 
-def _look(
-    video: Array, rows: Array, blob: Mask, contrast: Array, version: World
-) -> tuple[Array, str, Array]:
+def _look(video: Array, rows: Array, blob: Mask, contrast: Array, version: World) -> tuple[Array, str, Array]:
     """A blob's RGB, the name of its colour ("" for none), and its cover [T,H,W]."""
     rgb = _colour(video, contrast, blob)
     if version.open:

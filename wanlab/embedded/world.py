@@ -20,7 +20,6 @@ NATIVE_FRAMES = 49
 EDGE = 1.6  # width of a drawn edge, in pixels
 
 
-
 @dataclass(frozen=True, kw_only=True)
 class World:
     """A version of the world: one vocabulary and one set of attributes, but more or less that captions leave open.
@@ -195,7 +194,10 @@ def random_scene(
         a, b = (str(c) for c in rng.choice(colours, 2, replace=False))
         if version.open:
             sizes = [["small", "medium"], list(SIZES)][int(rng.random() < 0.5)]  # at most one of two is large
-            pair = [_thing(rng, a, _pick(rng, PAIR_MOTIONS), sizes), _thing(rng, b, _pick(rng, PAIR_MOTIONS), sizes[:2])]
+            pair = [
+                _thing(rng, a, _pick(rng, PAIR_MOTIONS), sizes),
+                _thing(rng, b, _pick(rng, PAIR_MOTIONS), sizes[:2]),
+            ]
             rng.shuffle(pair)  # type: ignore[arg-type]
             return Scene(things=tuple(pair), background=background)
         axis = [["left", "right", "still"], ["up", "down", "still"]][int(rng.random() < 0.35)]
