@@ -57,11 +57,11 @@ class Recipe:
     pool: int = 40_000  # scenes the autoencoder sees, each from many start frames
     # Autoencoder curriculum: (frames, clips a step, steps). Longer clips come once single frames are sharp.
     vae_phases: tuple[tuple[int, int, int], ...] = (
-        (1, 128, 800),
-        (9, 64, 1400),
-        (17, 32, 2200),
-        (49, 12, 2200),
-        (81, 8, 400),
+        (1, 128, 700),
+        (9, 64, 1300),
+        (17, 32, 1900),
+        (49, 12, 1900),
+        (81, 8, 300),
     )
     vae_lr: float = 1.2e-3
     kl: float = 2e-4
