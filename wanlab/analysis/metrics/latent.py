@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wanlab.analysis.columns import numbers, words
 from wanlab.analysis.metrics import metric
 from wanlab.analysis.metrics.cost import fewer
+from wanlab.errors import WanlabError
 from wanlab.runfile import Run
 
 Floats = NDArray[np.float64]
@@ -45,12 +47,20 @@ class Divergence:
 
 
 def divergence(a: Run, b: Run) -> Divergence | None:
-    """None when either has no latents recorded at the same steps, or other noise levels."""
+    """None when either has no latents recorded at the same steps, or other noise levels.
+
+    Raises WanlabError for latents of another rank than [C,F,H,W].
+    """
     if "x_t" not in a or "x_t" not in b or a.steps != b.steps:
         return None
-    if not np.allclose(np.asarray(a["sigma"]), np.asarray(b["sigma"]), rtol=0, atol=1e-9):
+    if not np.allclose(numbers(a, "sigma"), numbers(b, "sigma"), rtol=0, atol=1e-9):
         return None
-    strides = np.asarray(a["frame_stride"]), np.asarray(b["frame_stride"])
+    for run, name, rank in ((r, *n) for r in (a, b) for n in (("x_t", 5), ("latent", 4))):
+        if len(run[name].shape) != rank:
+            raise WanlabError(
+                f"{run.path}: '{name}' has shape {run[name].shape}", "make it again, or take another copy"
+            )
+    strides = [np.maximum(1, numbers(r, "frame_stride").astype(np.int64)) for r in (a, b)]
     recorded = sorted(set(a["x_t"].recorded) & set(b["x_t"].recorded))
     error, cosine = np.full(a.steps + 1, np.nan), np.full(a.steps + 1, np.nan)
     for k in recorded:
@@ -61,7 +71,7 @@ def divergence(a: Run, b: Run) -> Divergence | None:
             error[k], cosine[k] = apart(x, y)
     if a["latent"].shape == b["latent"].shape:
         error[-1], cosine[-1] = apart(a["latent"][...], b["latent"][...])
-    expert = np.asarray(b["expert"])
+    expert = words(b, "expert")
     low = np.flatnonzero(expert == "low")
     switch = int(low[0]) if len(low) and "high" in expert else None
     return Divergence(error=error, cosine=cosine, switch=switch, truncated=fewer(a, b))
