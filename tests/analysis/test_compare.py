@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from wanlab.analysis import table, verdict
 from wanlab.analysis.compare import Comparison, Result, apart, failures, measure, pareto, parse_condition, parse_loss
 from wanlab.analysis.verdict import at_equal_cost, check_conditions, standing, where_time_went
-from wanlab.errors import UsageError
+from wanlab.errors import UsageError, WanlabError
 from wanlab.runfile import Field, RunWriter
 from wanlab.spec import RunSpec
 
@@ -76,6 +77,21 @@ def test_half_the_frames_are_held_against_the_same_frames(tmp_path):
     a = write(tmp_path / "a.h5", x=x, strides=(2, 2, 1, 1))
     b = write(tmp_path / "b.h5", x=x)
     assert measure(a, b).divergence.error.tolist() == [0] * 5
+
+
+@pytest.mark.parametrize(("name", "shape"), [("x_t", (4,)), ("x_t", (4, 1, 2, 2)), ("frame_stride", (4,))])
+def test_latents_that_cannot_be_are_blamed_on_their_file(tmp_path, name, shape):
+    """Latents of one number or three dimensions a step, or frames 0 apart."""
+    a, b = write(tmp_path / "a.h5"), write(tmp_path / "b.h5")
+    with h5py.File(a, "r+") as file:
+        old = dict(file["steps"][name].attrs)
+        del file["steps"][name]
+        made = file["steps"].create_dataset(name, data=np.zeros(shape, "i4" if name == "frame_stride" else "f4"))
+        made.attrs.update({k: old[k] for k in ("encoding-type", "encoding-version", "units", "long_name")})
+        made.attrs["dims"] = np.array(["step", "channel", "latent_height", "latent_width"][: len(shape)], "S")
+    for pair in ((a, b), (b, a)):
+        with pytest.raises(WanlabError, match=f"a.h5: '{name}' has "):
+            measure(*pair)
 
 
 def test_apart_by_hand():

@@ -49,18 +49,13 @@ class Divergence:
 def divergence(a: Run, b: Run) -> Divergence | None:
     """None when either has no latents recorded at the same steps, or other noise levels.
 
-    Raises WanlabError for latents of another rank than [C,F,H,W].
+    Raises WanlabError for latents of another rank than [C,F,H,W], or frames that are not 1 or more apart.
     """
     if "x_t" not in a or "x_t" not in b or a.steps != b.steps:
         return None
     if not np.allclose(numbers(a, "sigma"), numbers(b, "sigma"), rtol=0, atol=1e-9):
         return None
-    for run, name, rank in ((r, *n) for r in (a, b) for n in (("x_t", 5), ("latent", 4))):
-        if len(run[name].shape) != rank:
-            raise WanlabError(
-                f"{run.path}: '{name}' has shape {run[name].shape}", "make it again, or take another copy"
-            )
-    strides = [np.maximum(1, numbers(r, "frame_stride").astype(np.int64)) for r in (a, b)]
+    strides = _strides(a), _strides(b)
     recorded = sorted(set(a["x_t"].recorded) & set(b["x_t"].recorded))
     error, cosine = np.full(a.steps + 1, np.nan), np.full(a.steps + 1, np.nan)
     for k in recorded:
@@ -75,6 +70,18 @@ def divergence(a: Run, b: Run) -> Divergence | None:
     low = np.flatnonzero(expert == "low")
     switch = int(low[0]) if len(low) and "high" in expert else None
     return Divergence(error=error, cosine=cosine, switch=switch, truncated=fewer(a, b))
+
+
+def _strides(run: Run) -> NDArray[np.int64]:
+    """How many frames apart those of each step are [steps], of a run whose latents have the due rank."""
+    for name, rank in (("x_t", 5), ("latent", 4)):
+        if len(run[name].shape) != rank:
+            shape = run[name].shape
+            raise WanlabError(f"{run.path}: '{name}' has shape {shape}", "make it again, or take another copy")
+    strides = numbers(run, "frame_stride")
+    if not (np.isfinite(strides).all() and (strides >= 1).all()):
+        raise WanlabError(f"{run.path}: 'frame_stride' has values below 1", "make it again, or take another copy")
+    return strides.astype(np.int64)
 
 
 def apart(x: NDArray[Any], y: NDArray[Any]) -> tuple[float, float]:
