@@ -42,19 +42,45 @@ from wanlab.runfile import Run
 from wanlab.spec import PolicySpec, RecordSpec, RunSpec
 
 TRANSFORMER = dict(
-    _class_name="WanTransformer3DModel", num_attention_heads=40, attention_head_dim=128, ffn_dim=13824, num_layers=40,
-    text_dim=4096, in_channels=16, out_channels=16, freq_dim=256, patch_size=[1, 2, 2], cross_attn_norm=True,
-    qk_norm="rms_norm_across_heads", eps=1e-6, rope_max_seq_len=1024,
-)  # fmt: skip
+    _class_name="WanTransformer3DModel",
+    num_attention_heads=40,
+    attention_head_dim=128,
+    ffn_dim=13824,
+    num_layers=40,
+    text_dim=4096,
+    in_channels=16,
+    out_channels=16,
+    freq_dim=256,
+    patch_size=[1, 2, 2],
+    cross_attn_norm=True,
+    qk_norm="rms_norm_across_heads",
+    eps=1e-6,
+    rope_max_seq_len=1024,
+)
 VAE = dict(
-    _class_name="AutoencoderKLWan", base_dim=96, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2,
-    temperal_downsample=[False, True, True], latents_mean=[0.0] * 16, latents_std=[1.0] * 16,
-)  # fmt: skip
+    _class_name="AutoencoderKLWan",
+    base_dim=96,
+    z_dim=16,
+    dim_mult=[1, 2, 4, 4],
+    num_res_blocks=2,
+    temperal_downsample=[False, True, True],
+    latents_mean=[0.0] * 16,
+    latents_std=[1.0] * 16,
+)
 TEXT = dict(
-    architectures=["UMT5EncoderModel"], vocab_size=256384, d_model=4096, d_kv=64, num_heads=64, d_ff=10240,
-    num_layers=24, feed_forward_proj="gated-gelu", relative_attention_num_buckets=32, pad_token_id=0, eos_token_id=1,
+    architectures=["UMT5EncoderModel"],
+    vocab_size=256384,
+    d_model=4096,
+    d_kv=64,
+    num_heads=64,
+    d_ff=10240,
+    num_layers=24,
+    feed_forward_proj="gated-gelu",
+    relative_attention_num_buckets=32,
+    pad_token_id=0,
+    eos_token_id=1,
     tie_word_embeddings=False,
-)  # fmt: skip
+)
 METHODS = {
     "cfg, last 5 + 3 before the switch": "cfg:last=5,high=3",
     "half-frame": "half",
@@ -77,9 +103,13 @@ def write_checkpoint(folder: Path, layers: int) -> None:
     expert = TRANSFORMER | {"num_layers": layers}
     parts = {"transformer": expert, "transformer_2": expert, "vae": VAE, "text_encoder": TEXT}
     index: dict[str, Any] = {name: ["diffusers", config.get("_class_name", "")] for name, config in parts.items()}
-    index |= {"_class_name": "WanPipeline", "boundary_ratio": 0.875, "text_encoder": ["transformers", "UMT5EncoderModel"],
-              "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
-              "scheduler": ["diffusers", "UniPCMultistepScheduler"]}  # fmt: skip
+    index |= {
+        "_class_name": "WanPipeline",
+        "boundary_ratio": 0.875,
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
+        "scheduler": ["diffusers", "UniPCMultistepScheduler"],
+    }
     (folder / "model_index.json").write_text(json.dumps(index))
     for name, config in parts.items():
         (folder / name).mkdir()
@@ -148,10 +178,14 @@ class Bench:
             steps = np.asarray(made["seconds"]).tolist()
             operations = np.asarray(made["operations"]).tolist()
             result = {
-                "seconds": sum(steps) + timing["recording"], "steps": steps, "operations": operations, "peak": made.attrs["peak_memory_bytes"],
-                "latent": torch.from_numpy(np.asarray(made["latent"])), "predicted": made.attrs["predicted"],
+                "seconds": sum(steps) + timing["recording"],
+                "steps": steps,
+                "operations": operations,
+                "peak": made.attrs["peak_memory_bytes"],
+                "latent": torch.from_numpy(np.asarray(made["latent"])),
+                "predicted": made.attrs["predicted"],
                 "attention": made.spec.attention,
-            }  # fmt: skip
+            }
         path.unlink()
         print("   ", {k: round(v, 2) for k, v in timing.items()}, f"peak {result['peak'] / GIB:.2f} GiB", flush=True)
         return {**result, **timing}
@@ -159,10 +193,14 @@ class Bench:
 
 def pipeline_of(model: models.Model) -> WanPipeline:
     pipe = WanPipeline(
-        tokenizer=model.tokenizer, text_encoder=model.text_encoder, vae=model.vae,
+        tokenizer=model.tokenizer,
+        text_encoder=model.text_encoder,
+        vae=model.vae,
         scheduler=UniPCMultistepScheduler.from_config(dict(model.checkpoint.scheduler)),
-        transformer=model.experts["high"], transformer_2=model.experts["low"], boundary_ratio=0.875,
-    )  # fmt: skip
+        transformer=model.experts["high"],
+        transformer_2=model.experts["low"],
+        boundary_ratio=0.875,
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -173,10 +211,17 @@ def pipeline(pipe: WanPipeline, spec: RunSpec, embeds: dict[str, Tensor], kernel
         torch.cuda.synchronize()
         began = time.perf_counter()
         latents = pipe(
-            prompt_embeds=embeds["cond"], negative_prompt_embeds=embeds["uncond"], width=spec.width, height=spec.height,
-            num_frames=spec.frames, num_inference_steps=spec.steps, guidance_scale=spec.guidance[1],
-            guidance_scale_2=spec.guidance[0], generator=torch.Generator().manual_seed(spec.seed), output_type="latent",
-        ).frames  # fmt: skip
+            prompt_embeds=embeds["cond"],
+            negative_prompt_embeds=embeds["uncond"],
+            width=spec.width,
+            height=spec.height,
+            num_frames=spec.frames,
+            num_inference_steps=spec.steps,
+            guidance_scale=spec.guidance[1],
+            guidance_scale_2=spec.guidance[0],
+            generator=torch.Generator().manual_seed(spec.seed),
+            output_type="latent",
+        ).frames
         torch.cuda.synchronize()
         return time.perf_counter() - began, latents[0].float().cpu()
 
@@ -236,10 +281,16 @@ def main() -> None:
         folder = Path(name)
         write_checkpoint(folder / "model", args.layers)
         spec = RunSpec(
-            prompt="a large red circle moving right on a black background", model=str(folder / "model"), width=832,
-            height=480, frames=args.frames, steps=args.steps, guidance=(3.0, 4.0), precision="reference",
+            prompt="a large red circle moving right on a black background",
+            model=str(folder / "model"),
+            width=832,
+            height=480,
+            frames=args.frames,
+            steps=args.steps,
+            guidance=(3.0, 4.0),
+            precision="reference",
             memory="resident",
-        )  # fmt: skip
+        )
         bench = Bench(spec, folder, args.seconds)
         if args.start:
             made = bench.wanlab(precision="exact", steps=2)
@@ -268,8 +319,10 @@ def measure(bench: Bench, layers: int, fp8_alone: bool) -> None:
     spec, found = bench.spec, models.describe(bench.spec.model)
     plan = run.plan(spec)
     ceiling = run.operations_per_second(run.resolve(spec, found))
-    print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {layers} layers, "
-          f"{spec.width}x{spec.height}, {spec.frames} frames, {spec.steps} steps\n\n| what | measured | bar |\n|---|---|---|")  # fmt: skip
+    print(
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {layers} layers, "
+        f"{spec.width}x{spec.height}, {spec.frames} frames, {spec.steps} steps\n\n| what | measured | bar |\n|---|---|---|"
+    )
     row("matrix product 8192³, bfloat16", f"{ceiling / 1e12:.0f} TFLOP/s")
 
     def speed(seconds: float) -> str:

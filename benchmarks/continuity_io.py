@@ -37,7 +37,12 @@ FILES = {
 def write(path: Path, level: str, gigabytes: float) -> None:
     names, shape = FILES[level]
     steps = max(2, round(gigabytes * 1e9 / (4 * np.prod(shape) * len(names))))
-    scalars = [Field("timestep", (), "float64"), Field("sigma", (), "float64"), Field("expert", (), "S6"), Field("frame_stride", (), "int32")]  # fmt: skip
+    scalars = [
+        Field("timestep", (), "float64"),
+        Field("sigma", (), "float64"),
+        Field("expert", (), "S6"),
+        Field("frame_stride", (), "int32"),
+    ]
     fields = [*scalars, *(Field(n, DIMS) for n in names)]
     size = {"width": 8 * shape[3], "height": 8 * shape[2], "frames": 4 * shape[1] - 3}
     rng = np.random.default_rng(0)

@@ -37,8 +37,10 @@ def main() -> None:
                         times[level].append(float(np.asarray(run["seconds"]).sum()) + timing["recording"])
                 out.unlink()
     a, b = (np.array(times[n]) for n in ("all", "metrics"))
-    print(f"nothing {np.median(b):.3f} s, everything {np.median(a):.3f} s: {100 * (np.median(a) / np.median(b) - 1):+.1f} %"
-          f" (rounds: {', '.join(f'{100 * r:+.1f}' for r in a / b - 1)})")  # fmt: skip
+    print(
+        f"nothing {np.median(b):.3f} s, everything {np.median(a):.3f} s: {100 * (np.median(a) / np.median(b) - 1):+.1f} %"
+        f" (rounds: {', '.join(f'{100 * r:+.1f}' for r in a / b - 1)})"
+    )
 
 
 if __name__ == "__main__":

@@ -32,9 +32,14 @@ def pipeline(folder: Path) -> None:
     pipe = WanPipeline.from_pretrained(tiny_path(), torch_dtype=torch.float32)
     pipe.set_progress_bar_config(disable=True)
     video = pipe(
-        PROMPT, width=WIDTH, height=HEIGHT, num_frames=FRAMES, num_inference_steps=STEPS, guidance_scale=GUIDANCE,
+        PROMPT,
+        width=WIDTH,
+        height=HEIGHT,
+        num_frames=FRAMES,
+        num_inference_steps=STEPS,
+        guidance_scale=GUIDANCE,
         generator=torch.Generator().manual_seed(0),
-    ).frames[0]  # fmt: skip
+    ).frames[0]
     export_to_video(list(video), str(folder / "pipeline.mp4"), fps=16)
 
 
@@ -59,8 +64,12 @@ def bench(dtype: str, precision: str = "auto") -> Callable[[Path], None]:
 
 def main() -> None:
     rounds = int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    ways = {"WanPipeline, float32": pipeline, "wanlab, default": bench("auto"), "wanlab, exact": bench("auto", "exact"),
-            "wanlab, exact, bfloat16": bench("bfloat16", "exact")}  # fmt: skip
+    ways = {
+        "WanPipeline, float32": pipeline,
+        "wanlab, default": bench("auto"),
+        "wanlab, exact": bench("auto", "exact"),
+        "wanlab, exact, bfloat16": bench("bfloat16", "exact"),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     with tempfile.TemporaryDirectory() as folder:
         for k in range(rounds + 1):

@@ -23,9 +23,11 @@ NAMES = [*sorted(SCHEMAS["2"].attrs), "resumed_from_step", "boundary", "defaulte
 ARRAYS = [("steps", n) for n in SCHEMAS["2"].steps] + [("final", n) for n in SCHEMAS["2"].final]
 TEXTS = st.sampled_from([b"", b"abc", b"{}", b"[]", b'{"a": 1}', b'{"a": "b"}', b"NaN", b"[", b"null", b"1e999"])
 VALUES = st.one_of(
-    st.integers(-(2**63), 2**63 - 1), st.floats(), TEXTS.map(np.bytes_),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(),
+    TEXTS.map(np.bytes_),
     st.lists(st.integers(0, 9), max_size=3).map(lambda v: np.array(v, "i4")),
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")

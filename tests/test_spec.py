@@ -38,11 +38,28 @@ def test_digest_is_of_what_decides_the_result():
     )
     assert same.digest() == spec.digest() and same.to_json() != spec.to_json()
     changes = {
-        "prompt": "a blue ball", "negative_prompt": "blur", "model": "elsewhere", "revision": "main", "seed": 1, "width": 160,
-        "height": 96, "frames": 17, "steps": 21, "shift": 3.0, "solver": "euler", "schedule": "wan", "guidance": (4.0, 3.0),
-        "batch_cfg": True, "policies": (PolicySpec("cfg"),), "device": "cpu", "dtype": "float32", "vae_dtype": "float32",
-        "attention": "math", "precision": "exact", "guider": PolicySpec("cfgzero"),
-    }  # fmt: skip
+        "prompt": "a blue ball",
+        "negative_prompt": "blur",
+        "model": "elsewhere",
+        "revision": "main",
+        "seed": 1,
+        "width": 160,
+        "height": 96,
+        "frames": 17,
+        "steps": 21,
+        "shift": 3.0,
+        "solver": "euler",
+        "schedule": "wan",
+        "guidance": (4.0, 3.0),
+        "batch_cfg": True,
+        "policies": (PolicySpec("cfg"),),
+        "device": "cpu",
+        "dtype": "float32",
+        "vae_dtype": "float32",
+        "attention": "math",
+        "precision": "exact",
+        "guider": PolicySpec("cfgzero"),
+    }
     assert set(changes) | {"record", "memory"} == {f.name for f in dataclasses.fields(RunSpec)}
     digests = {dataclasses.replace(spec, **{k: v}).digest() for k, v in changes.items()}
     assert len(digests | {spec.digest()}) == len(changes) + 1
@@ -94,7 +111,7 @@ def test_latent_frames():
         ({"prompt": "a\ud800"}, "U+D800"),
         ({"prompt": 7}, "not text"),
     ],
-)  # fmt: skip
+)
 def test_bad_values_name_the_remedy(change, says):
     with pytest.raises(UsageError) as caught:
         make(**change)
@@ -145,9 +162,20 @@ def test_policy_parse_refuses(text):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", "null", "{", '{"prompt":"a","nonsense":1}', '{"prompt":"a","record":{"x":1}}', "[" * 100_000,
-     '{"prompt":"a","spec_version":3}', '{"prompt":"a","policies":[1]}', '{"prompt":"a","guidance":7}', "{}"],
-)  # fmt: skip
+    [
+        "",
+        "[]",
+        "null",
+        "{",
+        '{"prompt":"a","nonsense":1}',
+        '{"prompt":"a","record":{"x":1}}',
+        "[" * 100_000,
+        '{"prompt":"a","spec_version":3}',
+        '{"prompt":"a","policies":[1]}',
+        '{"prompt":"a","guidance":7}',
+        "{}",
+    ],
+)
 def test_from_json_refuses(text):
     with pytest.raises(UsageError):
         RunSpec.from_json(text)
@@ -181,8 +209,10 @@ def test_methods_are_read_and_laid_over_a_spec():
     made = both.apply(spec)
     assert [str(p) for p in made.policies] == ["half:rope=strided", "cfg:keep=cond,last=5"]
     assert (made.guidance, made.steps, made.batch_cfg) == ((2.0, 6.0), 10, True)
-    same = MethodSpec.from_dict("mine", {"policies": ["half:rope=strided", "cfg:last=5,keep=cond"],
-                                         "guidance": [2, 6], "steps": 10, "batch_cfg": True})  # fmt: skip
+    same = MethodSpec.from_dict(
+        "mine",
+        {"policies": ["half:rope=strided", "cfg:last=5,keep=cond"], "guidance": [2, 6], "steps": 10, "batch_cfg": True},
+    )
     assert same.apply(spec) == made and same.label == "mine"
 
 

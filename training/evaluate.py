@@ -96,9 +96,17 @@ def reconstruction(pipe: WanPipeline, clips: int) -> Iterator[Row]:
 
 @torch.no_grad()
 def sample(
-    pipe: WanPipeline, prompts: list[str], seeds: list[int], *, guidance: float, steps: int = 20, shift: float | None = None,
-    frames: int = 49, width: int = W, height: int = H,
-) -> tuple[Tensor, np.ndarray]:  # fmt: skip
+    pipe: WanPipeline,
+    prompts: list[str],
+    seeds: list[int],
+    *,
+    guidance: float,
+    steps: int = 20,
+    shift: float | None = None,
+    frames: int = 49,
+    width: int = W,
+    height: int = H,
+) -> tuple[Tensor, np.ndarray]:
     """Final latents [B,16,F,h,w] of a batch, and the mean square of v_cond - v_uncond at each step (NaN unguided)."""
     device = pipe.device
     scheduler = type(pipe.scheduler).from_config(

@@ -52,7 +52,20 @@ if triton is not None:
         tl.store(out_ptr + to[:, None] * C + c[None, :], y, mask=live)
 
     @triton.jit
-    def _backward(x_ptr, gamma_ptr, g_ptr, dx_ptr, dgamma_ptr, rows, clip, C: tl.constexpr, P: tl.constexpr, ACT: tl.constexpr, PAD: tl.constexpr, N: tl.constexpr):  # fmt: skip
+    def _backward(
+        x_ptr,
+        gamma_ptr,
+        g_ptr,
+        dx_ptr,
+        dgamma_ptr,
+        rows,
+        clip,
+        C: tl.constexpr,
+        P: tl.constexpr,
+        ACT: tl.constexpr,
+        PAD: tl.constexpr,
+        N: tl.constexpr,
+    ):
         c = tl.arange(0, P)
         gamma = tl.load(gamma_ptr + c, mask=c < C, other=0.0)
         total = tl.zeros([P], tl.float32)

@@ -20,8 +20,20 @@ WORDS = 28  # tokens of the longest caption, and two to spare
 SHORT = 32  # text positions while training, of which the last ones stand for all 512's padding
 BOUNDARY = 0.875
 FLOW_SHIFT = 12.0
-VAE = dict(base_dim=32, decoder_base_dim=56, z_dim=16, dim_mult=[1, 2, 2], num_res_blocks=1, temperal_downsample=[True, True],
-           is_residual=True, in_channels=12, out_channels=12, patch_size=2, scale_factor_temporal=4, scale_factor_spatial=8)  # fmt: skip
+VAE = dict(
+    base_dim=32,
+    decoder_base_dim=56,
+    z_dim=16,
+    dim_mult=[1, 2, 2],
+    num_res_blocks=1,
+    temperal_downsample=[True, True],
+    is_residual=True,
+    in_channels=12,
+    out_channels=12,
+    patch_size=2,
+    scale_factor_temporal=4,
+    scale_factor_spatial=8,
+)
 TRANSFORMER = dict(
     num_attention_heads=3,
     attention_head_dim=64,

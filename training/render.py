@@ -387,8 +387,12 @@ def _walk(rows: Tensor, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
     picture = _over(picture, _cover(0.46 * height - y + 0 * scroll) * at_sea, _rgb(0.15, 0.45, 0.75, like=x))
 
     soil = torch.cat(
-        [torch.where(c["place"] == 0, g, torch.where(c["place"] == 1, r, s)) for g, r, s in
-         ((0.42, 0.38, 0.93), (0.70, 0.38, 0.82), (0.28, 0.42, 0.58))], 1).unsqueeze(-1)  # fmt: skip
+        [
+            torch.where(c["place"] == 0, g, torch.where(c["place"] == 1, r, s))
+            for g, r, s in ((0.42, 0.38, 0.93), (0.70, 0.38, 0.82), (0.28, 0.42, 0.58))
+        ],
+        1,
+    ).unsqueeze(-1)
     soil = soil * (1 - 0.55 * night.unsqueeze(1))
     picture = _over(picture, _cover(ground - y + 0 * scroll), soil)
 
@@ -418,8 +422,10 @@ def _person(picture: Tensor, c: dict[str, Tensor], x: Tensor, y: Tensor, t: Tens
         picture = _over(picture, _cover(_capsule(x, y, px, hip, px + side * 6 * step, bob, 2.0)), legs)
     arm = neck + 13
     picture = _over(picture, _cover(_capsule(x, y, px, neck + 2, px - 6 * step, arm, 1.6)), skin)
-    long_hair = torch.minimum(torch.hypot(x - px + c["sign"] * 1.2, y - head + 0.8) - 5.8,
-                              _capsule(x, y, px - c["sign"] * 3, head, px - c["sign"] * 4, head + 9, 2.4))  # fmt: skip
+    long_hair = torch.minimum(
+        torch.hypot(x - px + c["sign"] * 1.2, y - head + 0.8) - 5.8,
+        _capsule(x, y, px - c["sign"] * 3, head, px - c["sign"] * 4, head + 9, 2.4),
+    )
     picture = _over(picture, _cover(long_hair) * c["dress"], hair)
     down = ((y - neck) / (hip + 4 - neck)).clamp(0, 1)
     dress = torch.maximum((x - px).abs() - (2.6 + 5.4 * down), torch.maximum(neck - y, y - hip - 4))
@@ -444,8 +450,11 @@ def _sunset(rows: Tensor, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
     picture = _over(picture, _cover(far - 10), _rgb(1.0, 0.93, 0.62, like=x))
     down = ((y - shore) / (height - shore)).clamp(0, 1).expand(len(rows), -1, -1, -1)
     calm = c["water"].unsqueeze(1)  # 0 ocean, 1 sea, 2 lake
-    sea = (_mix(down, (0.55, 0.32, 0.42), (0.10, 0.10, 0.30)) * (calm == 0) + _mix(down, (0.50, 0.38, 0.42), (0.06, 0.24, 0.36)) * (calm == 1)
-           + _mix(down, (0.62, 0.40, 0.36), (0.20, 0.14, 0.24)) * (calm == 2))  # fmt: skip
+    sea = (
+        _mix(down, (0.55, 0.32, 0.42), (0.10, 0.10, 0.30)) * (calm == 0)
+        + _mix(down, (0.50, 0.38, 0.42), (0.06, 0.24, 0.36)) * (calm == 1)
+        + _mix(down, (0.62, 0.40, 0.36), (0.20, 0.14, 0.24)) * (calm == 2)
+    )
     swell = torch.where(c["water"] == 2, 0.35, 1.0)
     wave = torch.sin(2 * math.pi * (y / (5 + 7 * down) + 0.8 * torch.sin(x / 19 + c["phase"] * 6) + t / 24))
     sea = sea + 0.05 * (swell * wave).unsqueeze(1)

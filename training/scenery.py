@@ -17,9 +17,29 @@ from wanlab.embedded.world import BRIGHTEST, DARKEST
 
 SPECKS = 10
 CLIP = (
-    "open", "pan", "sway", "texture", "scale", "angle", "depth", "roll", "waves", "wavelength", "far_kind", "far_size",
-    "far_top", "far_tone", "parallax", "light_angle", "light", "shadow", "reach", "cloud", "cloud_size", "phase",
-)  # fmt: skip
+    "open",
+    "pan",
+    "sway",
+    "texture",
+    "scale",
+    "angle",
+    "depth",
+    "roll",
+    "waves",
+    "wavelength",
+    "far_kind",
+    "far_size",
+    "far_top",
+    "far_tone",
+    "parallax",
+    "light_angle",
+    "light",
+    "shadow",
+    "reach",
+    "cloud",
+    "cloud_size",
+    "phase",
+)
 PATTERN = ("pattern", "width", "turn", "tone")  # of each of two things
 SPECK = ("x", "y", "vx", "vy", "radius", "tone")
 COLUMNS = len(CLIP) + 2 * len(PATTERN) + SPECKS * len(SPECK)
@@ -65,9 +85,16 @@ def place(rng: np.random.Generator, background: str) -> np.ndarray:
         for _ in range(2)
     ]
     specks = np.stack(
-        [rng.random(SPECKS), rng.random(SPECKS), rng.normal(0, 0.5, SPECKS), rng.normal(0, 0.25, SPECKS),
-         rng.uniform(0.6, 1.7, SPECKS), rng.choice([0.0, 1.0], SPECKS)], axis=1
-    )  # fmt: skip
+        [
+            rng.random(SPECKS),
+            rng.random(SPECKS),
+            rng.normal(0, 0.5, SPECKS),
+            rng.normal(0, 0.25, SPECKS),
+            rng.uniform(0.6, 1.7, SPECKS),
+            rng.choice([0.0, 1.0], SPECKS),
+        ],
+        axis=1,
+    )
     specks[rng.integers(SPECKS + 1) :, 4] = 0  # any number of them
     return np.concatenate([list(clip.values()), np.ravel(patterns), specks.ravel()])
 

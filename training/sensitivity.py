@@ -118,9 +118,13 @@ def measure(pipe: WanPipeline, prompts: int, steps: int, guidance: float, publis
                 f"the published ratios are of {real['steps']} steps, low noise from step {real['first_low_noise_step']}"
             )
     return {
-        "steps": steps, "guidance": guidance, "psnr": psnr, "cosine": cosine, "first_low_noise_step": low,
+        "steps": steps,
+        "guidance": guidance,
+        "psnr": psnr,
+        "cosine": cosine,
+        "first_low_noise_step": low,
         "ratios": {name: r.tolist() for name, r in ratios.items()},
-    }  # fmt: skip
+    }
 
 
 def main() -> None:

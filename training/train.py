@@ -40,9 +40,12 @@ W, H = world.NATIVE_SIZE
 Loss = Callable[..., dict[str, Tensor]]
 # What a word's embedding must tell of the object that the word is about.
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "shape": tuple(world.SHAPES), "colour": tuple(world.COLOURS), "size": (*world.SIZES, ""),
-    "motion": tuple(world.MOTIONS), "speed": tuple(world.SPEEDS),
-}  # fmt: skip
+    "shape": tuple(world.SHAPES),
+    "colour": tuple(world.COLOURS),
+    "size": (*world.SIZES, ""),
+    "motion": tuple(world.MOTIONS),
+    "speed": tuple(world.SPEEDS),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -356,10 +359,13 @@ def make_buckets(recipe: Recipe, folder: Path, device: torch.device) -> tuple[li
         shape, weight = (count, recipe.captions, models.WORDS), torch.tensor([importance(s) for s in scenes])
         buckets.append(
             Bucket(
-                torch.cat(latents), ids.view(shape).to(device), about.view(*shape, -1).to(device),
-                (weight / weight.mean()).to(device), clips,
+                torch.cat(latents),
+                ids.view(shape).to(device),
+                about.view(*shape, -1).to(device),
+                (weight / weight.mean()).to(device),
+                clips,
             )
-        )  # fmt: skip
+        )
     torch.save([(b.latents, b.ids, b.about, b.weight, b.clips) for b in buckets], kept)
     return buckets, shares
 
@@ -466,10 +472,12 @@ def train_denoiser(
         if told is None:
             return {"loss": flow}
         guesses = told.split([len(values) for values in ATTRIBUTES.values()], dim=-1)
-        binding = torch.stack([
-            F.cross_entropy(guess.flatten(0, 1), about[..., k].flatten(), ignore_index=-1)
-            for k, guess in enumerate(guesses)
-        ]).mean()  # fmt: skip
+        binding = torch.stack(
+            [
+                F.cross_entropy(guess.flatten(0, 1), about[..., k].flatten(), ignore_index=-1)
+                for k, guess in enumerate(guesses)
+            ]
+        ).mean()
         return {"loss": flow + recipe.binding * binding, "flow": flow, "binding": binding}
 
     return stage.run(prepare, deadline)
@@ -542,10 +550,17 @@ def main() -> None:
         parser.error(f"{args.out} holds a run of another recipe ({noted}); name another folder")
     noted.write_text(written)
     models.save_frame(args.out / "tiny", world.WORLDS[recipe.world])
-    stages: Iterator[tuple[str, Callable[[], bool]]] = iter([
-        ("vae", lambda: (args.out / "tiny" / "vae").exists() or train_vae(recipe, args.out, device, deadline, args.start)),
-        ("transformers", lambda: train_transformers(recipe, args.out, device, deadline, args.compile, args.start)),
-    ])  # fmt: skip
+    stages: Iterator[tuple[str, Callable[[], bool]]] = iter(
+        [
+            (
+                "vae",
+                lambda: (
+                    (args.out / "tiny" / "vae").exists() or train_vae(recipe, args.out, device, deadline, args.start)
+                ),
+            ),
+            ("transformers", lambda: train_transformers(recipe, args.out, device, deadline, args.compile, args.start)),
+        ]
+    )
     for name, stage in stages:
         if args.only in (None, name):
             start = time.monotonic()

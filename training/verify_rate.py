@@ -44,7 +44,9 @@ class Rates:
     whole: list[bool] = field(default_factory=list)  # of each clip, whether everything is judged right
 
 
-def draw(scene: Scene, seed: int, frames: int = 49, width: int = 144, height: int = 80, version: World = world.FIRST) -> np.ndarray:  # fmt: skip
+def draw(
+    scene: Scene, seed: int, frames: int = 49, width: int = 144, height: int = 80, version: World = world.FIRST
+) -> np.ndarray:
     """One clip of a scene, float32 RGB [T,H,W,3] in [0,1]."""
     rows = render.place_all([scene], seed, width, height, frames, version)
     return render.draw(rows, width, height, frames)[0].permute(1, 2, 3, 0).numpy()
@@ -121,7 +123,9 @@ def main() -> None:
         r, c = out.right[a], out.caught[a]
         print(f"| {a} | {sum(r)}/{len(r)} = {np.mean(r):.1%} | {sum(c)}/{len(c)} = {np.mean(c):.1%} |")
     caught = [v for values in out.caught.values() for v in values]
-    print(f"| all | {sum(out.whole)}/{len(out.whole)} = {np.mean(out.whole):.1%} | {sum(caught)}/{len(caught)} = {np.mean(caught):.1%} |")  # fmt: skip
+    print(
+        f"| all | {sum(out.whole)}/{len(out.whole)} = {np.mean(out.whole):.1%} | {sum(caught)}/{len(caught)} = {np.mean(caught):.1%} |"
+    )
 
 
 if __name__ == "__main__":

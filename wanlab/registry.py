@@ -23,8 +23,11 @@ from wanlab.errors import UsageError
 T = TypeVar("T")
 
 ENTRY_POINTS = {
-    "policy": "wanlab.policies", "guider": "wanlab.guiders", "solver": "wanlab.solvers", "metric": "wanlab.metrics",
-}  # fmt: skip
+    "policy": "wanlab.policies",
+    "guider": "wanlab.guiders",
+    "solver": "wanlab.solvers",
+    "metric": "wanlab.metrics",
+}
 
 _known: dict[str, dict[str, Any]] = {}
 _files: dict[str, _File] = {}  # by the name of the module that a file became

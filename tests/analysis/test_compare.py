@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 
+import h5py
 import numpy as np
 import pytest
 from hypothesis import given
@@ -12,17 +13,39 @@ from hypothesis import strategies as st
 from wanlab.analysis import table, verdict
 from wanlab.analysis.compare import Comparison, Result, apart, failures, measure, pareto, parse_condition, parse_loss
 from wanlab.analysis.verdict import at_equal_cost, check_conditions, standing, where_time_went
-from wanlab.errors import UsageError
+from wanlab.errors import UsageError, WanlabError
 from wanlab.runfile import Field, RunWriter
 from wanlab.spec import RunSpec
 
 STEPS = 4
-SCALARS = {"sigma": "float64", "seconds": "float64", "expert": "S6", "passes": "int32", "tokens": "int64",
-           "frames": "int32", "frame_stride": "int32"}  # fmt: skip
+SCALARS = {
+    "sigma": "float64",
+    "seconds": "float64",
+    "expert": "S6",
+    "passes": "int32",
+    "tokens": "int64",
+    "frames": "int32",
+    "frame_stride": "int32",
+}
 
 
-def write(path, *, value=0.5, prompt="a ball", seed=0, passes=(2, 2, 2, 2), seconds=(1.0, 1, 1, 1), flops=None, strides=(1, 1, 1, 1),
-          x=None, process="here", resumed=0, predicted=None, operations=(), status=()):  # fmt: skip
+def write(
+    path,
+    *,
+    value=0.5,
+    prompt="a ball",
+    seed=0,
+    passes=(2, 2, 2, 2),
+    seconds=(1.0, 1, 1, 1),
+    flops=None,
+    strides=(1, 1, 1, 1),
+    x=None,
+    process="here",
+    resumed=0,
+    predicted=None,
+    operations=(),
+    status=(),
+):
     """A run of four steps on latents [1,4,2,2]; its video is of one grey value."""
     spec = RunSpec(prompt=prompt, seed=seed, width=16, height=16, frames=13, steps=STEPS)
     dims = ("channel", "latent_frame", "latent_height", "latent_width")
@@ -30,8 +53,12 @@ def write(path, *, value=0.5, prompt="a ball", seed=0, passes=(2, 2, 2, 2), seco
     x = np.ones((STEPS + 1, 1, 4, 2, 2), np.float32) if x is None else x
     video = np.broadcast_to(np.asarray(value, np.float32), (13, 16, 16, 3)).copy()
     flops = [float(p) for p in passes] if flops is None else flops
-    attrs = {"timing_seconds": {"encode": 0.5, "decode": 1.0, "write": 0.5}, "predicted": predicted or {"flops_by_step": flops},
-             "process": process, "resumed_from_step": resumed}  # fmt: skip
+    attrs = {
+        "timing_seconds": {"encode": 0.5, "decode": 1.0, "write": 0.5},
+        "predicted": predicted or {"flops_by_step": flops},
+        "process": process,
+        "resumed_from_step": resumed,
+    }
     if operations:
         fields += [Field("operations", (), "float64", "1", "o")] + [
             Field(f"status_{b}", (), "S7", "1", b) for b in ("cond", "uncond")
@@ -42,11 +69,27 @@ def write(path, *, value=0.5, prompt="a ball", seed=0, passes=(2, 2, 2, 2), seco
             more = (
                 {"operations": operations[k], "status_cond": "fresh", "status_uncond": status[k]} if operations else {}
             )
-            writer.step(k, more | {"sigma": 1 - k / 4, "seconds": seconds[k], "expert": "high" if k < 2 else "low", "passes": passes[k],
-                            "tokens": 10 * passes[k], "frames": kept.shape[1], "frame_stride": strides[k], "x_t": kept})  # fmt: skip
-        final = {Field("latent", dims, "float32", "1", "latent"): x[STEPS],
-                 Field("video", ("frame", "height", "width", "rgb"), "uint8", "1", "v"): (video * 255).round().astype(np.uint8),
-                 Field("video_float", ("frame", "height", "width", "rgb"), "float32", "1", "v"): video}  # fmt: skip
+            writer.step(
+                k,
+                more
+                | {
+                    "sigma": 1 - k / 4,
+                    "seconds": seconds[k],
+                    "expert": "high" if k < 2 else "low",
+                    "passes": passes[k],
+                    "tokens": 10 * passes[k],
+                    "frames": kept.shape[1],
+                    "frame_stride": strides[k],
+                    "x_t": kept,
+                },
+            )
+        final = {
+            Field("latent", dims, "float32", "1", "latent"): x[STEPS],
+            Field("video", ("frame", "height", "width", "rgb"), "uint8", "1", "v"): (video * 255)
+            .round()
+            .astype(np.uint8),
+            Field("video_float", ("frame", "height", "width", "rgb"), "float32", "1", "v"): video,
+        }
         writer.finish(final, {})
     return path
 
@@ -76,6 +119,21 @@ def test_half_the_frames_are_held_against_the_same_frames(tmp_path):
     a = write(tmp_path / "a.h5", x=x, strides=(2, 2, 1, 1))
     b = write(tmp_path / "b.h5", x=x)
     assert measure(a, b).divergence.error.tolist() == [0] * 5
+
+
+@pytest.mark.parametrize(("name", "shape"), [("x_t", (4,)), ("x_t", (4, 1, 2, 2)), ("frame_stride", (4,))])
+def test_latents_that_cannot_be_are_blamed_on_their_file(tmp_path, name, shape):
+    """Latents of one number or three dimensions a step, or frames 0 apart."""
+    a, b = write(tmp_path / "a.h5"), write(tmp_path / "b.h5")
+    with h5py.File(a, "r+") as file:
+        old = dict(file["steps"][name].attrs)
+        del file["steps"][name]
+        made = file["steps"].create_dataset(name, data=np.zeros(shape, "i4" if name == "frame_stride" else "f4"))
+        made.attrs.update({k: old[k] for k in ("encoding-type", "encoding-version", "units", "long_name")})
+        made.attrs["dims"] = np.array(["step", "channel", "latent_height", "latent_width"][: len(shape)], "S")
+    for pair in ((a, b), (b, a)):
+        with pytest.raises(WanlabError, match=f"a.h5: '{name}' has "):
+            measure(*pair)
 
 
 def test_apart_by_hand():
@@ -219,8 +277,10 @@ def test_time_that_the_interval_explains_is_not_explained(tmp_path):
     """Speed-ups of 1, 1.6, 1 and 1.6 with 1.33 predicted: the mean, 1.265, is near; 1, 1.3, .9, 1.5 are not, but their
     interval holds 1.33."""
     b = [write(tmp_path / f"b{k}.h5", prompt=f"p{k}") for k in range(4)]
-    pairs = [measure(write(tmp_path / f"a{k}.h5", prompt=f"p{k}", passes=(2, 2, 1, 1), seconds=(1 / f,) * 4), b[k])
-             for k, f in enumerate((1, 1.3, 0.9, 1.5))]  # fmt: skip
+    pairs = [
+        measure(write(tmp_path / f"a{k}.h5", prompt=f"p{k}", passes=(2, 2, 1, 1), seconds=(1 / f,) * 4), b[k])
+        for k, f in enumerate((1, 1.3, 0.9, 1.5))
+    ]
     result = Result(label="A", pairs=tuple(pairs))
     s = result.summary["speedup"]
     assert s.mean / (8 / 6) < 0.9 and s.low < 8 / 6 < s.high and where_time_went(result) == ""
@@ -231,8 +291,10 @@ def test_where_the_time_went(tmp_path):
     b = write(tmp_path / "b.h5")
     slow = write(tmp_path / "a.h5", passes=(2, 2, 1, 1), seconds=(1, 1, 0.9, 0.9))
     said = where_time_went(Result(label="A", pairs=(measure(slow, b),)))
-    assert said == ("A: 1.33x predicted from operations, 1.05x measured; its steps of 4 latent frames and 1 pass took "
-                    "0.80 s more than at the baseline's pace")  # fmt: skip
+    assert said == (
+        "A: 1.33x predicted from operations, 1.05x measured; its steps of 4 latent frames and 1 pass took "
+        "0.80 s more than at the baseline's pace"
+    )
     as_predicted = write(tmp_path / "c.h5", passes=(2, 2, 1, 1), seconds=(1, 1, 0.5, 0.5))
     assert where_time_went(Result(label="A", pairs=(measure(as_predicted, b),))) == ""
 

@@ -35,11 +35,22 @@ def frames(rows: Any) -> list[np.ndarray]:
 
 
 def about(**changes: Any) -> dict[str, Any]:
-    return dict(source="run.h5", prompt="a ball", seed=0, model="m", frames=0, method=BASELINE, settings="s", lifted=None) | changes  # fmt: skip
+    return (
+        dict(source="run.h5", prompt="a ball", seed=0, model="m", frames=0, method=BASELINE, settings="s", lifted=None)
+        | changes
+    )
 
 
-def run_of(x_t: list[Any], sigma: list[float], final: Any = None, expert: str | list[str] = "single", stride: int | list[int] = 1,
-           x0: list[Any] | None = None, eps: list[Any] | None = None, **more: Any) -> Continuity:  # fmt: skip
+def run_of(
+    x_t: list[Any],
+    sigma: list[float],
+    final: Any = None,
+    expert: str | list[str] = "single",
+    stride: int | list[int] = 1,
+    x0: list[Any] | None = None,
+    eps: list[Any] | None = None,
+    **more: Any,
+) -> Continuity:
     n = len(sigma)
     experts = [expert] * n if isinstance(expert, str) else expert
     strides = [stride] * n if isinstance(stride, int) else stride
@@ -48,7 +59,11 @@ def run_of(x_t: list[Any], sigma: list[float], final: Any = None, expert: str | 
         spaces = {"x_t": frames(x_t[k])}
         spaces |= {"x0_pred": frames(x0[k])} if x0 is not None else {}
         spaces |= {"eps_pred": frames(eps[k])} if eps is not None else {}
-        steps.append(Step(timestep=1000 * sigma[k], sigma=sigma[k], expert=experts[k], stride=strides[k], values=64, spaces=spaces))  # fmt: skip
+        steps.append(
+            Step(
+                timestep=1000 * sigma[k], sigma=sigma[k], expert=experts[k], stride=strides[k], values=64, spaces=spaces
+            )
+        )
     return measure(steps, None if final is None else frames(final), about(**more))
 
 
@@ -211,9 +226,7 @@ def test_a_perfect_model_keeps_rho_at_0_where_its_noise_prediction_is_correlated
     sigmas = [0.99, 0.889, 0.5, 0.387]
     sizes = [[(1 - w) ** 2 * v**2 + w**2 for v in (s, r)] for w in sigmas]
     x_t = [frames_of(math.sqrt(a), math.sqrt(b)) for a, b in sizes]
-    eps = [
-        frames_of(w / a * math.sqrt(a), w / b * math.sqrt(b)) for w, (a, b) in zip(sigmas, sizes, strict=True)
-    ]  # fmt: skip
+    eps = [frames_of(w / a * math.sqrt(a), w / b * math.sqrt(b)) for w, (a, b) in zip(sigmas, sizes, strict=True)]
     x0 = [(x - w * e) / (1 - w) for x, w, e in zip(x_t, sigmas, eps, strict=True)]
     c = run_of(x_t, sigmas, frames_of(s, r), x0=x0, eps=eps)
     assert c.theory is not None and c.theory.rho == pytest.approx([0] * 4, abs=1e-6)
@@ -252,8 +265,13 @@ def half() -> Continuity:
     copied = mixed(0.8, H[:5])
     copied[1::2] = copied[:4:2]
     return run_of(
-        [*first, copied, *(mixed(s, H[:5]) for s in SIGMAS[3:])], SIGMAS, MOTION, EXPERTS, [2, 2, 1, 1, 1], method="half"
-    )  # fmt: skip
+        [*first, copied, *(mixed(s, H[:5]) for s in SIGMAS[3:])],
+        SIGMAS,
+        MOTION,
+        EXPERTS,
+        [2, 2, 1, 1, 1],
+        method="half",
+    )
 
 
 def plain_run(**more: Any) -> Continuity:
@@ -368,18 +386,33 @@ def test_recovery_counts_from_where_frames_were_completed() -> None:
 # --- run files -------------------------------------------------------------------------------------------------------
 
 FIELDS = [
-    Field("timestep", (), "float64"), Field("sigma", (), "float64"), Field("expert", (), "S6"),
-    Field("frame_stride", (), "int32"), *(Field(n, DIMS) for n in (*continuity.SPACES, "velocity_other_expert")),
-]  # fmt: skip
+    Field("timestep", (), "float64"),
+    Field("sigma", (), "float64"),
+    Field("expert", (), "S6"),
+    Field("frame_stride", (), "int32"),
+    *(Field(n, DIMS) for n in (*continuity.SPACES, "velocity_other_expert")),
+]
 
 
 def block(rows: Any) -> np.ndarray:
     return np.stack(frames(rows), axis=1).astype(np.float32)
 
 
-def write(path: Path, level: str = "all", every: int = 1, other: bool = False, sigmas: list[float] = SIGMAS, **spec: Any) -> Path:  # fmt: skip
+def write(
+    path: Path, level: str = "all", every: int = 1, other: bool = False, sigmas: list[float] = SIGMAS, **spec: Any
+) -> Path:
     """A run with the noise H[:5] and the signal MOTION throughout; half the frames in the first two steps if `half`."""
-    made = RunSpec(**{"prompt": "a ball", "width": 32, "height": 32, "frames": 17, "steps": len(sigmas), "record": RecordSpec(level=level)} | spec)  # fmt: skip
+    made = RunSpec(
+        **{
+            "prompt": "a ball",
+            "width": 32,
+            "height": 32,
+            "frames": 17,
+            "steps": len(sigmas),
+            "record": RecordSpec(level=level),
+        }
+        | spec
+    )
     halved = any(p.name == "half" for p in made.policies)
     with RunWriter(path, spec_json=made.to_json(), digest=made.digest(), fields=FIELDS) as run:
         for k, sigma in enumerate(sigmas):

@@ -22,8 +22,10 @@ def run_of(path, frames):
     dims = ("frame", "height", "width", "rgb")
     final = {Field("video", dims, "uint8", "1", "frames"): frames}
     if frames.dtype != np.uint8:
-        final = {Field("video", dims, "uint8", "1", "frames"): (frames * 255).round().astype(np.uint8),
-                 Field("video_float", dims, "float32", "1", "frames"): frames.astype(np.float32)}  # fmt: skip
+        final = {
+            Field("video", dims, "uint8", "1", "frames"): (frames * 255).round().astype(np.uint8),
+            Field("video_float", dims, "float32", "1", "frames"): frames.astype(np.float32),
+        }
     with RunWriter(path, spec_json="{}", digest="0", attrs={}, fields=[Field("sigma", (), "float64", "1", "s")]) as w:
         w.step(0, {"sigma": np.asarray(1.0)})
         w.finish(final, {})
@@ -130,8 +132,11 @@ def ffmpeg_ssim(x, y):
         for j in range(0, x.shape[1] - 7, 4):
             p, q = (z[i : i + 8, j : j + 8].astype(float) for z in (x, y))
             covariance = ((p - p.mean()) * (q - q.mean())).mean()
-            found.append((2 * p.mean() * q.mean() + c1) * (2 * covariance + c2)
-                         / ((p.mean() ** 2 + q.mean() ** 2 + c1) * (p.var() + q.var() + c2)))  # fmt: skip
+            found.append(
+                (2 * p.mean() * q.mean() + c1)
+                * (2 * covariance + c2)
+                / ((p.mean() ** 2 + q.mean() ** 2 + c1) * (p.var() + q.var() + c2))
+            )
     return np.mean(found)
 
 
@@ -139,7 +144,9 @@ def test_ssim_beside_ffmpegs(clips, noisy, tmp_path):
     """ffmpeg's windows are uniform and every fourth, ours Gaussian and at every pixel: near, and never equal. That its
     figure is read right is shown by its own definition, computed here."""
     a, b = noisy
-    said = ffmpeg_compare(raw(tmp_path, a, "a"), raw(tmp_path, b, "b"), "[a]format=gbrp[x];[b]format=gbrp[y];[x][y]ssim", (96, 64))  # fmt: skip
+    said = ffmpeg_compare(
+        raw(tmp_path, a, "a"), raw(tmp_path, b, "b"), "[a]format=gbrp[x];[b]format=gbrp[y];[x][y]ssim", (96, 64)
+    )
     printed = float(re.search(r"All:([\d.]+)", said)[1])
     theirs = np.mean([ffmpeg_ssim(a[t, ..., c], b[t, ..., c]) for t in range(5) for c in range(3)])
     assert theirs == pytest.approx(printed, abs=1e-6)  # ffmpeg prints six digits
@@ -273,7 +280,9 @@ def test_steadiness_by_hand(tmp_path):
 def test_motion_is_no_unsteadiness(tmp_path):
     """A soft blob that moves two pixels a frame changes every pixel near it; moved back, it is almost itself."""
     yy, xx = np.mgrid[:48, :64]
-    frames = np.stack([np.exp(-((xx - 20 - 2 * t) ** 2 + (yy - 24) ** 2) / 60) for t in range(4)])[..., None].repeat(3, -1)  # fmt: skip
+    frames = np.stack([np.exp(-((xx - 20 - 2 * t) ** 2 + (yy - 24) ** 2) / 60) for t in range(4)])[..., None].repeat(
+        3, -1
+    )
     clip = run_of(tmp_path / "move.h5", frames)
     found = compare(clip, clip)
     assert found["warping_error"] < 0.1 * found["difference"]

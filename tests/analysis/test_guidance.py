@@ -31,11 +31,21 @@ def make(
         for b in guidance.BRANCHES
     }
     return Guidance(
-        timestep=np.linspace(999, 100, n), sigma=np.linspace(1, 0.1, n), expert=np.array(expert), branches=np.array(branches),
-        passes=np.array([b.count(",") + 1 for b in branches]), probed=np.array(probed or [False] * n), mse=np.array(mse), change=np.array(change),
-        **statuses, reuse_error_cond=np.full(n, NAN), reuse_error_uncond=np.full(n, NAN),
-        cosine=np.full(n, 0.5), norm_ratio=np.ones(n), projection=np.full(n, 0.5),
-    )  # fmt: skip
+        timestep=np.linspace(999, 100, n),
+        sigma=np.linspace(1, 0.1, n),
+        expert=np.array(expert),
+        branches=np.array(branches),
+        passes=np.array([b.count(",") + 1 for b in branches]),
+        probed=np.array(probed or [False] * n),
+        mse=np.array(mse),
+        change=np.array(change),
+        **statuses,
+        reuse_error_cond=np.full(n, NAN),
+        reuse_error_uncond=np.full(n, NAN),
+        cosine=np.full(n, 0.5),
+        norm_ratio=np.ones(n),
+        projection=np.full(n, 0.5),
+    )
 
 
 @pytest.fixture
@@ -164,8 +174,10 @@ def test_a_notebooks_backend_is_never_loaded(tmp_path: Path) -> None:
     for k, backend in enumerate(("module://matplotlib_inline.backend_inline", "TkAgg", "nonsense")):
         path = tmp_path / f"{k}.png"
         done = subprocess.run(
-            [sys.executable, "-c", code, str(path), backend], env=os.environ | {"MPLBACKEND": backend}, capture_output=True
-        )  # fmt: skip
+            [sys.executable, "-c", code, str(path), backend],
+            env=os.environ | {"MPLBACKEND": backend},
+            capture_output=True,
+        )
         assert done.returncode == 0, done.stderr.decode()
         assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 

@@ -33,9 +33,15 @@ def pair(prompt: str, seed: int, **figures: Any) -> dict[str, Any]:
 
 
 def comparison(
-    folder: Path, label: str, values: list[float], quantity: str = "psnr", baseline: str = "baseline", method: str = "",
-    compared: str = "", **more: Any,
-) -> Path:  # fmt: skip
+    folder: Path,
+    label: str,
+    values: list[float],
+    quantity: str = "psnr",
+    baseline: str = "baseline",
+    method: str = "",
+    compared: str = "",
+    **more: Any,
+) -> Path:
     """A comparison.json of one method, a prompt a value."""
     pairs = [pair(f"prompt {k}", 0, **{quantity: v}, **more) for k, v in enumerate(values)]
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,11 +60,18 @@ def claims(path: Path, name: str, held: h.Thresholds | None = None) -> dict[str,
 @pytest.mark.parametrize(
     ("low", "high", "relation", "verdict"),
     [
-        (36, 40, ">=", h.SUPPORTED), (35, 40, ">=", h.SUPPORTED), (34, 40, ">=", h.UNDECIDED), (30, 34.9, ">=", h.REFUTED),
-        (30, 35, ">", h.REFUTED), (35, 40, ">", h.UNDECIDED), (30, 35, "<=", h.SUPPORTED), (35.1, 40, "<=", h.REFUTED),
-        (34, 36, "<=", h.UNDECIDED), (math.nan, math.nan, ">=", h.UNDECIDED),
+        (36, 40, ">=", h.SUPPORTED),
+        (35, 40, ">=", h.SUPPORTED),
+        (34, 40, ">=", h.UNDECIDED),
+        (30, 34.9, ">=", h.REFUTED),
+        (30, 35, ">", h.REFUTED),
+        (35, 40, ">", h.UNDECIDED),
+        (30, 35, "<=", h.SUPPORTED),
+        (35.1, 40, "<=", h.REFUTED),
+        (34, 36, "<=", h.UNDECIDED),
+        (math.nan, math.nan, ">=", h.UNDECIDED),
     ],
-)  # fmt: skip
+)
 def test_the_whole_interval_decides(low: float, high: float, relation: str, verdict: str) -> None:
     assert h.decide(Interval((low + high) / 2, low, high, 8), relation, 35.0) == verdict
 
@@ -73,8 +86,12 @@ def test_wilsons_interval_by_hand() -> None:
 
 @pytest.mark.parametrize(
     ("values", "verdict"),
-    [([40.0, 40.2, 40.1, 40.3], h.SUPPORTED), ([20.0, 20.2, 20.1, 20.3], h.REFUTED), ([30.0, 50.0, 35.0, 45.0], h.UNDECIDED)],
-)  # fmt: skip
+    [
+        ([40.0, 40.2, 40.1, 40.3], h.SUPPORTED),
+        ([20.0, 20.2, 20.1, 20.3], h.REFUTED),
+        ([30.0, 50.0, 35.0, 45.0], h.UNDECIDED),
+    ],
+)
 def test_h1_follows_the_psnr(tmp_path: Path, values: list[float], verdict: str) -> None:
     path = comparison(tmp_path, "cfg_truncated", values)
     claim = claims(path, "H1")["psnr"]
@@ -108,9 +125,15 @@ def test_thresholds_turn_a_verdict(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "says"),
-    [("psrn = 35", "psnr"), ('psnr = "high"', "no number"), ("first_steps = 2.5", "whole number"), ("psnr = ", "cannot read"),
-     ("psnr = -1", "no number"), ("psnr = nan", "no number")],
-)  # fmt: skip
+    [
+        ("psrn = 35", "psnr"),
+        ('psnr = "high"', "no number"),
+        ("first_steps = 2.5", "whole number"),
+        ("psnr = ", "cannot read"),
+        ("psnr = -1", "no number"),
+        ("psnr = nan", "no number"),
+    ],
+)
 def test_bad_thresholds_are_refused(tmp_path: Path, text: str, says: str) -> None:
     (tmp_path / "t.toml").write_text(text)
     with pytest.raises(UsageError) as caught:
@@ -150,9 +173,25 @@ def test_h3_and_h4_from_a_run_file(sampled: Path) -> None:
 
 def plain(prompt: str, mse: list[float], change: list[float], noise: float = 0.97, folder: str = "") -> h.Measured:
     return h.Measured(
-        path=Path(folder, f"{prompt}.h5"), prompt=prompt, seed=0, model="m", policies=(), settings=(), frames=49, steps=len(mse), shift=12.0, passes=40,
-        seconds=1.0, size=(144, 80), sigma=(1.0,), switch=2, noise=noise, mse=tuple(mse), change=tuple(change), high_over_low=8.0,
-    )  # fmt: skip
+        path=Path(folder, f"{prompt}.h5"),
+        prompt=prompt,
+        seed=0,
+        model="m",
+        policies=(),
+        settings=(),
+        frames=49,
+        steps=len(mse),
+        shift=12.0,
+        passes=40,
+        seconds=1.0,
+        size=(144, 80),
+        sigma=(1.0,),
+        switch=2,
+        noise=noise,
+        mse=tuple(mse),
+        change=tuple(change),
+        high_over_low=8.0,
+    )
 
 
 def test_h4_by_hand() -> None:
@@ -200,8 +239,9 @@ def test_other_lengths_are_not_pooled(tmp_path: Path) -> None:
     judged = h.judge(h.collect([tmp_path]), h.Thresholds())[0]
     psnr = [c for c in judged.claims if c.quantity == "psnr"]
     assert [(c.says.split(":")[0], c.value.n, len(c.sources)) for c in psnr] == [
-        ("on tiny, 49 frames", 4, 1), ("on tiny, 81 frames", 4, 1),
-    ]  # fmt: skip
+        ("on tiny, 49 frames", 4, 1),
+        ("on tiny, 81 frames", 4, 1),
+    ]
     runs = [
         {
             "method": "half",
@@ -318,25 +358,54 @@ def test_comparisons_accumulate_and_the_newest_counts_once(tmp_path: Path) -> No
 
 GOOD = {"label": "cfg_truncated", "pairs": [pair("p", 0, psnr=1.0)]}
 HOSTILE: list[Any] = [
-    [], 5, "x", None, {"methods": {}}, {"methods": [5]}, {"methods": [{"label": 5}]}, {"methods": [{"pairs": 5}]},
-    {"methods": [{"pairs": [5]}]}, {"methods": [{"pairs": [pair("p", 0, psnr="high")]}]},
-    {"methods": [{"pairs": [pair("p", 0, psnr=True)]}]}, {"methods": [{"pairs": [pair("p", 0, mse=[1])]}]},
-    {"methods": [{"pairs": [{"prompt": [], "seed": 0}]}]}, {"methods": [{"pairs": [{"prompt": "p", "seed": {}}]}]},
-    {"methods": [{"pairs": [pair("p", 0) | {"a": "x\0y"}]}]}, {"methods": [{"pairs": [pair("p", 0, passes="9")]}]},
-    {"methods": [{"summary": []}]}, {"methods": [{"summary": {"psnr": 3}}]}, {"methods": [{"n": "many"}]},
-    {"methods": [{"summary": {"psnr": {"mean": {}}}}]}, {"methods": [{"method": ["half"]}]},
-    {"methods": [GOOD], "baseline": 5}, {"methods": [GOOD], "compared": []}, {"methods": [{"label": "\ud800"}]},
-    {"methods": [{"pairs": [pair("p", 0, psnr=10**400)]}]}, {"methods": [{"pairs": [pair("p", 0, psnr=math.nan)]}]},
-]  # fmt: skip
+    [],
+    5,
+    "x",
+    None,
+    {"methods": {}},
+    {"methods": [5]},
+    {"methods": [{"label": 5}]},
+    {"methods": [{"pairs": 5}]},
+    {"methods": [{"pairs": [5]}]},
+    {"methods": [{"pairs": [pair("p", 0, psnr="high")]}]},
+    {"methods": [{"pairs": [pair("p", 0, psnr=True)]}]},
+    {"methods": [{"pairs": [pair("p", 0, mse=[1])]}]},
+    {"methods": [{"pairs": [{"prompt": [], "seed": 0}]}]},
+    {"methods": [{"pairs": [{"prompt": "p", "seed": {}}]}]},
+    {"methods": [{"pairs": [pair("p", 0) | {"a": "x\0y"}]}]},
+    {"methods": [{"pairs": [pair("p", 0, passes="9")]}]},
+    {"methods": [{"summary": []}]},
+    {"methods": [{"summary": {"psnr": 3}}]},
+    {"methods": [{"n": "many"}]},
+    {"methods": [{"summary": {"psnr": {"mean": {}}}}]},
+    {"methods": [{"method": ["half"]}]},
+    {"methods": [GOOD], "baseline": 5},
+    {"methods": [GOOD], "compared": []},
+    {"methods": [{"label": "\ud800"}]},
+    {"methods": [{"pairs": [pair("p", 0, psnr=10**400)]}]},
+    {"methods": [{"pairs": [pair("p", 0, psnr=math.nan)]}]},
+]
 CURVES: list[Any] = [
-    {"groups": []}, {"groups": 5, "runs": []}, {"groups": [5], "runs": []}, {"groups": [{"reading": 5}], "runs": []},
-    {"groups": [{"reading": [5]}], "runs": []}, {"groups": [], "runs": [5]}, {"groups": [], "runs": [{"prompt": []}]},
-    {"groups": [], "runs": [{"method": "half", "recovery": {"after": "soon"}}]}, {"groups": [], "runs": [{"sigma": 5}]},
-    {"groups": [], "runs": [{"method": "half", "recovery": [1]}]}, {"groups": [], "runs": [{"source": []}]},
+    {"groups": []},
+    {"groups": 5, "runs": []},
+    {"groups": [5], "runs": []},
+    {"groups": [{"reading": 5}], "runs": []},
+    {"groups": [{"reading": [5]}], "runs": []},
+    {"groups": [], "runs": [5]},
+    {"groups": [], "runs": [{"prompt": []}]},
+    {"groups": [], "runs": [{"method": "half", "recovery": {"after": "soon"}}]},
+    {"groups": [], "runs": [{"sigma": 5}]},
+    {"groups": [], "runs": [{"method": "half", "recovery": [1]}]},
+    {"groups": [], "runs": [{"source": []}]},
     {"groups": [], "runs": [{"method": "baseline", "sigma": [1] * 20, "spaces": {"x_t": {"mse": 5}}}]},
-    {"groups": [], "runs": [{"method": "baseline", "sigma": [1] * 20, "spaces": {"x_t": {"mse": {"mean": ["a"] * 20}}}}]},
-    {"groups": [], "runs": [{"frames": "49"}]}, {"groups": [], "runs": [{"model": 5}]}, {"groups": [], "runs": [{"seed": []}]},
-]  # fmt: skip
+    {
+        "groups": [],
+        "runs": [{"method": "baseline", "sigma": [1] * 20, "spaces": {"x_t": {"mse": {"mean": ["a"] * 20}}}}],
+    },
+    {"groups": [], "runs": [{"frames": "49"}]},
+    {"groups": [], "runs": [{"model": 5}]},
+    {"groups": [], "runs": [{"seed": []}]},
+]
 
 
 @pytest.mark.parametrize("content", [*HOSTILE, *CURVES], ids=lambda c: repr(c)[:60])

@@ -108,8 +108,13 @@ def test_a_sweep_and_its_answer(wanlab, tmp_path):
     assert code == 0, err
     found = json.loads(out)
     # No step truncated is the baseline whatever is kept: 1 + 2 x 2 methods.
-    assert [m["label"] for m in found["methods"]] == ["baseline", "cfg:keep=uncond,last=1", "cfg:keep=cond,last=1",
-                                                      "cfg:keep=uncond,last=2", "cfg:keep=cond,last=2"]  # fmt: skip
+    assert [m["label"] for m in found["methods"]] == [
+        "baseline",
+        "cfg:keep=uncond,last=1",
+        "cfg:keep=cond,last=1",
+        "cfg:keep=uncond,last=2",
+        "cfg:keep=cond,last=2",
+    ]
     assert found["methods"][0]["identical"] and found["methods"][1]["setting"] == {"cfg.last": 1, "cfg.keep": "uncond"}
     # Two prompts are too few for an interval.
     assert found["answer"][0].startswith("by its mean alone cfg:keep=") and "too few" in found["answer"][0]
@@ -180,10 +185,12 @@ def test_named_methods(wanlab, tmp_path):
         # 6 steps, shift 12: 4 high-noise and 2 low-noise. 5 last and 3 before the switch leave the first step alone.
         # In whole passes: of 8 tokens instead of 12, width 24, 512 text tokens, two blocks, one costs 4,349,952 of
         # 4,862,976 operations, .894; 4 steps of two such and 2 of two whole ones are 11.16.
-        ("half_vs_baseline", "11.2/12", "half_frame"), ("improved_vs_baseline", "12/12", "improved"),
-        ("combined_vs_baseline", "7/12", "combined"), ("cfg_vs_half", "7/11.2", "cfg_truncated"),
+        ("half_vs_baseline", "11.2/12", "half_frame"),
+        ("improved_vs_baseline", "12/12", "improved"),
+        ("combined_vs_baseline", "7/12", "combined"),
+        ("cfg_vs_half", "7/11.2", "cfg_truncated"),
     ],
-)  # fmt: skip
+)
 def test_modes(wanlab, tmp_path, mode, passes, folder):
     code, out, err = wanlab("--comparison_mode", mode)
     assert code == 0, err
@@ -269,8 +276,12 @@ def test_half_frames_on_a_model_of_one_expert(wanlab, single_checkpoint):
 
 def test_sweep_values():
     made = swept(MethodSpec.parse("half+cfg:keep=cond"), ["cfg.last=2:4", "guidance=1:2:0.5"])
-    assert [t.setting for t in made] == [{"cfg.last": 2, "guidance": 1}, {"cfg.last": 2, "guidance": 1.5},
-                                         {"cfg.last": 3, "guidance": 1}, {"cfg.last": 3, "guidance": 1.5}]  # fmt: skip
+    assert [t.setting for t in made] == [
+        {"cfg.last": 2, "guidance": 1},
+        {"cfg.last": 2, "guidance": 1.5},
+        {"cfg.last": 3, "guidance": 1},
+        {"cfg.last": 3, "guidance": 1.5},
+    ]
     assert made[1].method.label == "half+cfg:keep=cond,last=2+guidance=1.5"
     assert dict(made[1].method.settings) == {"guidance": (1.5, 1.5)}
 

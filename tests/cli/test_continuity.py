@@ -47,9 +47,22 @@ def made(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("made") / "out"
     with pytest.raises(SystemExit) as stop:
         main(
-            ["continuity", "--model", str(checkpoint), *SMALL, "--prompt", "a red [bold]ball[/bold] $\\frac{", "--out", str(out),
-             "--methods", "baseline,half,paired", "--probe", "--format", "json"]
-        )  # fmt: skip
+            [
+                "continuity",
+                "--model",
+                str(checkpoint),
+                *SMALL,
+                "--prompt",
+                "a red [bold]ball[/bold] $\\frac{",
+                "--out",
+                str(out),
+                "--methods",
+                "baseline,half,paired",
+                "--probe",
+                "--format",
+                "json",
+            ]
+        )
     assert stop.value.code == 0
     return out
 
@@ -66,12 +79,27 @@ def test_the_documents_command(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     code, out, err = wanlab(
-        "--model_path", checkpoint, "--prompt", "a red ball", "--output_dir", "./continuity_analysis", "--num_frames", "17",
-        "--num_inference_steps", "20", "--size", "32x16", "--debug-latents",
-    )  # fmt: skip
+        "--model_path",
+        checkpoint,
+        "--prompt",
+        "a red ball",
+        "--output_dir",
+        "./continuity_analysis",
+        "--num_frames",
+        "17",
+        "--num_inference_steps",
+        "20",
+        "--size",
+        "32x16",
+        "--debug-latents",
+    )
     assert code == 0, err
     folder = Path("continuity_analysis")
-    names = ["continuity_statistics.json", *(f"{n}.png" for n in FIGURES), *(f"debug_latents/latent_step_{k:02d}.pt" for k in range(1, 21))]  # fmt: skip
+    names = [
+        "continuity_statistics.json",
+        *(f"{n}.png" for n in FIGURES),
+        *(f"debug_latents/latent_step_{k:02d}.pt" for k in range(1, 21)),
+    ]
     (run,) = (folder / "runs").glob("*.h5")
     assert out.splitlines() == [str(folder / n) for n in names] + [str(run)]  # a pipe gets the files
     assert all(Path(line).stat().st_size for line in out.splitlines())
@@ -157,7 +185,22 @@ def test_for_other_programs(wanlab: Wanlab, made: Path, tmp_path: Path, form: st
 
 
 def test_frame_counts_in_one_call(wanlab: Wanlab, checkpoint: Path, tmp_path: Path) -> None:
-    args = ("--model", checkpoint, "--size", "32x16", "--frames", "9,17", "--steps", "4", "--prompt", "a ball", "--seed", "0:2", "--out", tmp_path)  # fmt: skip
+    args = (
+        "--model",
+        checkpoint,
+        "--size",
+        "32x16",
+        "--frames",
+        "9,17",
+        "--steps",
+        "4",
+        "--prompt",
+        "a ball",
+        "--seed",
+        "0:2",
+        "--out",
+        tmp_path,
+    )
     code, out, err = wanlab(*args, "--json")
     assert code == 0, err
     groups = json.loads(out)["groups"]
@@ -215,7 +258,23 @@ def test_one_broken_file_among_many_is_named_and_exits_3(wanlab: Wanlab, made: P
 
 def test_metrics_alone_are_not_enough(wanlab: Wanlab, checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit):
-        main(["generate", "--model", str(checkpoint), "--size", "32x16", "--frames", "9", "--steps", "2", "--prompt", "a ball", "--out", str(tmp_path / "r.h5")])  # fmt: skip
+        main(
+            [
+                "generate",
+                "--model",
+                str(checkpoint),
+                "--size",
+                "32x16",
+                "--frames",
+                "9",
+                "--steps",
+                "2",
+                "--prompt",
+                "a ball",
+                "--out",
+                str(tmp_path / "r.h5"),
+            ]
+        )
     code, _, err = wanlab(tmp_path / "r.h5", "--out", tmp_path / "o")
     assert code == 1 and "--record latents" in err and err.count("wanlab: ") == 1
 

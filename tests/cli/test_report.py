@@ -108,9 +108,13 @@ def test_a_broken_file_among_many(wanlab: Callable[..., Told], results: Path, tm
 
 @pytest.mark.parametrize(
     ("args", "says"),
-    [(("nowhere",), "there is no nowhere"), ((".",), "nothing to report"), ((".", "--format", "xml"), "unknown"),
-     ((".", "--thresholds", "none.toml"), "cannot read none.toml")],
-)  # fmt: skip
+    [
+        (("nowhere",), "there is no nowhere"),
+        ((".",), "nothing to report"),
+        ((".", "--format", "xml"), "unknown"),
+        ((".", "--thresholds", "none.toml"), "cannot read none.toml"),
+    ],
+)
 def test_bad_input(
     wanlab: Callable[..., Told], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, args: tuple[str, ...], says: str
 ) -> None:
@@ -146,8 +150,10 @@ def test_watching(results: Path, tmp_path: Path) -> None:
     shutil.copy(results / "run0.h5", folder)
     watching = subprocess.Popen(
         [sys.executable, "-m", "wanlab", "report", str(folder), "--out", str(tmp_path / "r"), "--watch"],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
     def runs() -> int:
         try:

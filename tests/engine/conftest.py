@@ -25,18 +25,33 @@ def make_checkpoint(folder: Path, boundary: float | None = 0.875, shift: float =
         tokenizer_object=raw, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", model_max_length=512
     )
     text = UMT5Config(
-        vocab_size=len(vocab), d_model=16, d_kv=8, num_heads=2, d_ff=32, num_layers=1, dropout_rate=0.0,
-        pad_token_id=0, eos_token_id=1, decoder_start_token_id=0,
-    )  # fmt: skip
+        vocab_size=len(vocab),
+        d_model=16,
+        d_kv=8,
+        num_heads=2,
+        d_ff=32,
+        num_layers=1,
+        dropout_rate=0.0,
+        pad_token_id=0,
+        eos_token_id=1,
+        decoder_start_token_id=0,
+    )
     vae = AutoencoderKLWan(
         base_dim=4, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
     )
 
     def expert() -> WanTransformer3DModel:
         made = WanTransformer3DModel(
-            num_attention_heads=2, attention_head_dim=12, in_channels=16, out_channels=16, text_dim=16, freq_dim=32,
-            ffn_dim=32, num_layers=2, rope_max_seq_len=64,
-        )  # fmt: skip
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=16,
+            out_channels=16,
+            text_dim=16,
+            freq_dim=32,
+            ffn_dim=32,
+            num_layers=2,
+            rope_max_seq_len=64,
+        )
         for block in made.blocks:  # so that the prompt matters as much as the latents
             block.attn2.to_out[0].weight.data *= 100
         return made
@@ -45,9 +60,14 @@ def make_checkpoint(folder: Path, boundary: float | None = 0.875, shift: float =
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=shift, num_train_timesteps=1000
     )
     pipeline = WanPipeline(
-        tokenizer=tokenizer, text_encoder=UMT5EncoderModel(text), vae=vae, scheduler=scheduler, transformer=expert(),
-        transformer_2=expert() if boundary is not None else None, boundary_ratio=boundary,
-    )  # fmt: skip
+        tokenizer=tokenizer,
+        text_encoder=UMT5EncoderModel(text),
+        vae=vae,
+        scheduler=scheduler,
+        transformer=expert(),
+        transformer_2=expert() if boundary is not None else None,
+        boundary_ratio=boundary,
+    )
     pipeline.save_pretrained(folder)
     return folder
 

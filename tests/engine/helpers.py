@@ -23,9 +23,13 @@ from wanlab.spec import PolicySpec, RunSpec
 
 def make_spec(model: Any, **changes: Any) -> RunSpec:
     given: dict[str, Any] = {
-        "prompt": "a red ball moves left", "model": str(model), "width": 32, "height": 32, "frames": 17,
+        "prompt": "a red ball moves left",
+        "model": str(model),
+        "width": 32,
+        "height": 32,
+        "frames": 17,
         "device": "cpu",
-    }  # fmt: skip
+    }
     given |= changes
     given["policies"] = tuple(PolicySpec.parse(p) if isinstance(p, str) else p for p in given.get("policies", ()))
     return RunSpec(**given)
@@ -73,16 +77,24 @@ def toy_env(steps: int = 20, frames: int = 5, guidance: float = 4.0, solver: str
     """[1,1,frames,2,2] latents on the schedule of shift 12; of 20 steps the switch is before step 13."""
     made = Solver(solver, "diffusers", steps, 12.0, {"num_train_timesteps": 1000}, torch.device("cpu"))
     env = Env(
-        steps=step_contexts(made, 0.875), guidance={"high": guidance, "low": guidance}, shape=(1, frames, 2, 2),
+        steps=step_contexts(made, 0.875),
+        guidance={"high": guidance, "low": guidance},
+        shape=(1, frames, 2, 2),
         costs={"high": TOY_COST, "low": TOY_COST},
-    )  # fmt: skip
+    )
     return env, made
 
 
 def toy(
-    policy_texts: Sequence[str], function: Callable[[Call], torch.Tensor], *, probe: bool = False,
-    both_experts: bool = False, guider: str = "cfg", batched: bool = False, **options: Any,
-) -> list[StepRecord]:  # fmt: skip
+    policy_texts: Sequence[str],
+    function: Callable[[Call], torch.Tensor],
+    *,
+    probe: bool = False,
+    both_experts: bool = False,
+    guider: str = "cfg",
+    batched: bool = False,
+    **options: Any,
+) -> list[StepRecord]:
     """A run of a made-up network."""
     env, solver = toy_env(**options)
     sessions = policies.begin([PolicySpec.parse(t) for t in policy_texts], env)

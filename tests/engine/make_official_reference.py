@@ -92,9 +92,11 @@ class Official:
         name = "vae2_1" if version == "2.1" else "vae2_2"
         module = self._import("2.2", f"modules.{name}")
         network = module.WanVAE_(
-            dim_mult=list(official.MULT), num_res_blocks=official.BLOCKS, temperal_downsample=list(official.DOWN),
+            dim_mult=list(official.MULT),
+            num_res_blocks=official.BLOCKS,
+            temperal_downsample=list(official.DOWN),
             **official.VAE[version],
-        )  # fmt: skip
+        )
         network.load_state_dict(official.weights(official.vae(version), 7))
         given: dict[str, Any] = {}
         kept = module._video_vae
@@ -121,25 +123,41 @@ class Official:
         decode = autoencoder.decode
         autoencoder.decode = lambda latents: seen.extend(latents) or decode(latents)
         vars(pipeline).update(
-            device=torch.device("cpu"), rank=0, t5_cpu=False, init_on_cpu=False, sp_size=1, param_dtype=torch.float32,
-            num_train_timesteps=config.num_train_timesteps, sample_neg_prompt=config.sample_neg_prompt,
-            text_encoder=self.text_encoder(tokenizer), vae=autoencoder, patch_size=(1, 2, 2),
+            device=torch.device("cpu"),
+            rank=0,
+            t5_cpu=False,
+            init_on_cpu=False,
+            sp_size=1,
+            param_dtype=torch.float32,
+            num_train_timesteps=config.num_train_timesteps,
+            sample_neg_prompt=config.sample_neg_prompt,
+            text_encoder=self.text_encoder(tokenizer),
+            vae=autoencoder,
+            patch_size=(1, 2, 2),
             vae_stride=(4, 16, 16) if channels == 48 else (4, 8, 8),
-        )  # fmt: skip
+        )
         if kind == "t2v-A14B":
             boundary = self._import("2.2", "configs.wan_t2v_A14B").t2v_A14B.boundary
             vars(pipeline).update(
-                boundary=boundary, high_noise_model=self.transformer(version, channels, 0),
+                boundary=boundary,
+                high_noise_model=self.transformer(version, channels, 0),
                 low_noise_model=self.transformer(version, channels, 1),
-            )  # fmt: skip
+            )
         else:
             pipeline.model = self.transformer(version, channels, 0)
             guidance = guidance[0]
         video = pipeline.generate(
-            official.PROMPT, size=size[::-1], frame_num=official.FRAMES, shift=shift, sample_solver=solver,
-            sampling_steps=steps, guide_scale=guidance, n_prompt=official.NEGATIVE, seed=official.SEED,
+            official.PROMPT,
+            size=size[::-1],
+            frame_num=official.FRAMES,
+            shift=shift,
+            sample_solver=solver,
+            sampling_steps=steps,
+            guide_scale=guidance,
+            n_prompt=official.NEGATIVE,
+            seed=official.SEED,
             offload_model=False,
-        )  # fmt: skip
+        )
         return seen[0], video
 
 

@@ -47,11 +47,17 @@ def text_encoder() -> Shapes:
     shapes: Shapes = {"token_embedding.weight": (TEXT["vocab"], dim), "norm.weight": (dim,)}
     for i in range(TEXT["num_layers"]):
         block = {
-            "norm1.weight": (dim,), "norm2.weight": (dim,), "attn.q.weight": (inner, dim), "attn.k.weight": (inner, dim),
-            "attn.v.weight": (inner, dim), "attn.o.weight": (dim, inner), "ffn.gate.0.weight": (ffn, dim),
-            "ffn.fc1.weight": (ffn, dim), "ffn.fc2.weight": (dim, ffn),
+            "norm1.weight": (dim,),
+            "norm2.weight": (dim,),
+            "attn.q.weight": (inner, dim),
+            "attn.k.weight": (inner, dim),
+            "attn.v.weight": (inner, dim),
+            "attn.o.weight": (dim, inner),
+            "ffn.gate.0.weight": (ffn, dim),
+            "ffn.fc1.weight": (ffn, dim),
+            "ffn.fc2.weight": (dim, ffn),
             "pos_embedding.embedding.weight": (TEXT["num_buckets"], TEXT["num_heads"]),
-        }  # fmt: skip
+        }
         shapes |= {f"blocks.{i}.{name}": shape for name, shape in block.items()}
     return shapes
 
@@ -176,9 +182,13 @@ def config(kind: str) -> dict[str, Any]:
     """The transformer's config.json, as diffusers' ConfigMixin writes WanModel's."""
     channels = KINDS[kind]
     return {
-        "_class_name": "WanModel", "_diffusers_version": "0.33.0", "model_type": kind.partition("-")[0],
-        "in_dim": channels, "out_dim": channels, "text_len": 512,
-    } | {key: value for key, value in DIT.items() if key != "text_dim"}  # fmt: skip
+        "_class_name": "WanModel",
+        "_diffusers_version": "0.33.0",
+        "model_type": kind.partition("-")[0],
+        "in_dim": channels,
+        "out_dim": channels,
+        "text_len": 512,
+    } | {key: value for key, value in DIT.items() if key != "text_dim"}
 
 
 def write(folder: Path, kind: str, *, shards: int = 1, dtype: torch.dtype = torch.float32) -> Path:

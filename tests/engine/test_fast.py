@@ -197,8 +197,12 @@ def test_flash3_is_asked_what_torch_is_asked(checkpoint, monkeypatch):
     for block in expert.blocks:
         block.attn2.set_processor(WanAttnProcessor())  # not the CPU's, which wants the text cut first
     torch.manual_seed(0)
-    inputs = dict(hidden_states=torch.randn(1, 16, 3, 4, 6), timestep=torch.tensor([900.0]),
-                  encoder_hidden_states=torch.randn(1, 8, expert.config.text_dim), return_dict=False)  # fmt: skip
+    inputs = dict(
+        hidden_states=torch.randn(1, 16, 3, 4, 6),
+        timestep=torch.tensor([900.0]),
+        encoder_hidden_states=torch.randn(1, 8, expert.config.text_dim),
+        return_dict=False,
+    )
     plain = expert(**inputs)[0]
     fast.set_self_attention(expert, "flash3")
     assert torch.allclose(expert(**inputs)[0], plain, atol=1e-5)

@@ -1,5 +1,8 @@
 """Folders of latent_step_XX.pt, as the experiment guide's scripts write them."""
 
+import copy
+import os
+import random
 import zipfile
 from itertools import pairwise
 
@@ -23,8 +26,13 @@ def guides_files(folder, sigma=True, batch=False, dtype=torch.float32):
     folder.mkdir(exist_ok=True)
     shape = (1, 2, 3, 2, 2) if batch else (2, 3, 2, 2)
     for k, (now, after) in enumerate(pairwise(SIGMAS)):
-        saved = {"step": k, "timestep": torch.tensor(1000 * now), "x_t": torch.full(shape, 1 + now, dtype=dtype),
-                 "x0_pred": torch.full(shape, 1 + after, dtype=dtype), "eps_pred": torch.ones(shape, dtype=dtype)}  # fmt: skip
+        saved = {
+            "step": k,
+            "timestep": torch.tensor(1000 * now),
+            "x_t": torch.full(shape, 1 + now, dtype=dtype),
+            "x0_pred": torch.full(shape, 1 + after, dtype=dtype),
+            "eps_pred": torch.ones(shape, dtype=dtype),
+        }
         torch.save(saved | ({"sigma": now} if sigma else {}), folder / f"latent_step_{k:02d}.pt")
     return folder
 
@@ -96,6 +104,14 @@ def test_a_pickle_with_code_is_refused_and_not_run(tmp_path, capsys):
         ({"x_t": torch.ones(3), "timestep": 1.0}, "no latent"),
         ({"x_t": torch.ones(1, 2, 2, 2, dtype=torch.int64), "timestep": 1.0}, "no latent"),
         ({"x_t": torch.ones(1, 2, 2, 2), "eps_pred": torch.ones(1, 3, 2, 2), "timestep": 1.0}, "different shapes"),
+        ({"x_t": torch.ones(1, 2, 2, 2), "timestep": 10**400}, "timestep"),
+        ({"x_t": torch.ones(1, 2, 2, 2), "timestep": torch.ones(1).to_sparse()}, "timestep"),
+        ({"x_t": torch.ones(1, 2, 2, 2), "timestep": -1.0}, "sigma"),
+        ({"x_t": torch.ones(1, 2, 2, 2), "timestep": 1.0, "sigma": 14.6}, "not 0 to 1"),
+        ({"x_t": torch.ones(1, 2, 2, 2, device="meta"), "timestep": 1.0}, "no latent"),
+        ({"x_t": torch.ones(1, 2, 2, 2).to_sparse(), "timestep": 1.0}, "no latent"),
+        ({"x_t": torch.full((1, 2, 2, 2), torch.nan), "timestep": 1.0}, "not finite"),
+        ({"x_t": torch.full((1, 2, 2, 2), 1e300, dtype=torch.float64), "timestep": 1.0}, "not finite"),
         ({"x_t": torch.ones(1).expand(2**14, 2**14, 2, 2), "timestep": 1.0}, "more values than it stores"),
     ],
 )
@@ -116,3 +132,58 @@ def test_files_that_are_no_zip_or_compressed_or_cut_are_refused(tmp_path):
     path.write_bytes((tmp_path / "packed").read_bytes())
     with pytest.raises(WanlabError, match="compressed"):
         list(legacy.read(tmp_path / "l"))
+
+
+@pytest.mark.parametrize("kind", ["fifo", "directory", "device", "dangling", "loop"])
+def test_what_is_no_file_is_refused_at_once(tmp_path, kind):
+    path = tmp_path / "latent_step_00.pt"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "directory":
+        path.mkdir()
+    else:
+        path.symlink_to({"device": "/dev/zero", "dangling": tmp_path / "nowhere", "loop": path}[kind])
+    with pytest.raises(WanlabError):
+        list(legacy.read(tmp_path))
+
+
+def test_members_that_overlap_are_refused(tmp_path):
+    """A zip whose directory names one megabyte 64 times asks for 64 MB of memory."""
+    path = guides_files(tmp_path / "l") / "latent_step_00.pt"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("a/data.pkl", bytes(2**20))
+        first = archive.infolist()[0]
+        for k in range(63):
+            archive.filelist.append(again := copy.copy(first))
+            again.filename = f"a/{k:08d}"
+        archive._didModify = True
+    with pytest.raises(WanlabError, match="more values than it stores"):
+        list(legacy.read(tmp_path / "l"))
+
+
+def test_any_mutant_of_a_file_is_read_or_refused(tmp_path):
+    path = guides_files(tmp_path / "l") / "latent_step_00.pt"
+    chance, whole, refusals = random.Random(0), path.read_bytes(), 0
+    with zipfile.ZipFile(path) as archive:
+        pickled = archive.read("latent_step_00/data.pkl")
+    start = whole.index(pickled)
+    for _ in range(200):
+        data = bytearray(whole)
+        for _ in range(chance.randint(1, 4)):
+            at = start + chance.randrange(len(pickled)) if chance.random() < 0.6 else chance.randrange(len(data))
+            data[at] = chance.choice([0, 1, 127, 128, 255, *b".(}]QhRt", chance.randrange(256)])
+        path.write_bytes(data)
+        try:
+            list(legacy.read(tmp_path / "l"))
+        except WanlabError as error:
+            refusals += 1
+            assert "\n" not in str(error)
+    assert refusals > 20
+
+
+def test_no_file_is_written_through_a_link(tmp_path, loaded, checkpoint):
+    spec = make_spec(checkpoint, steps=2, record=RecordSpec(level="all"))
+    (tmp_path / "latent_step_01.pt").symlink_to(tmp_path / "mine")
+    with Run(execute(spec, tmp_path / "run.h5", loaded=loaded)) as run:
+        legacy.write(run, tmp_path)
+    assert not (tmp_path / "mine").exists() and not (tmp_path / "latent_step_01.pt").is_symlink()

@@ -69,7 +69,12 @@ def test_half_a_checkpoint(copy, gone):
 def test_missing_shard(copy):
     where = copy / "transformer"
     (where / "diffusion_pytorch_model.safetensors").rename(where / "diffusion_pytorch_model-00001-of-00002.safetensors")
-    index = {"weight_map": {"a": "diffusion_pytorch_model-00001-of-00002.safetensors", "b": "diffusion_pytorch_model-00002-of-00002.safetensors"}}  # fmt: skip
+    index = {
+        "weight_map": {
+            "a": "diffusion_pytorch_model-00001-of-00002.safetensors",
+            "b": "diffusion_pytorch_model-00002-of-00002.safetensors",
+        }
+    }
     (where / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(WanlabError, match="00002-of-00002"):
         models.describe(str(copy))
@@ -95,8 +100,11 @@ def test_damaged_weights(copy, damage):
     path = copy / WEIGHTS
     whole = path.read_bytes()
     data = {
-        "cut": whole[:-1000], "header": b"\xff" * 16 + whole[16:], "empty": b"", "pickle": pickle.dumps({"a": 1}),
-    }  # fmt: skip
+        "cut": whole[:-1000],
+        "header": b"\xff" * 16 + whole[16:],
+        "empty": b"",
+        "pickle": pickle.dumps({"a": 1}),
+    }
     path.write_bytes(data[damage])
     with pytest.raises(WanlabError, match="damaged"):
         models.describe(str(copy))

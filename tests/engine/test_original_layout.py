@@ -113,8 +113,10 @@ def test_each_model_is_recognised(originals, kind, experts, boundary, shift, fps
 def test_parameters_are_those_in_the_files(originals):
     counted = models.parameters(models.describe(str(originals["ti2v-5B"])))
     for component, shapes in {
-        "transformer": official.transformer(48), "vae": official.vae("2.2"), "text_encoder": official.text_encoder(),
-    }.items():  # fmt: skip
+        "transformer": official.transformer(48),
+        "vae": official.vae("2.2"),
+        "text_encoder": official.text_encoder(),
+    }.items():
         assert counted[component] == sum(math.prod(s) for s in shapes.values())
 
 
@@ -123,12 +125,19 @@ def test_the_full_sizes_are_the_published_ones():
     encoder."""
     counted = {}
     for name, channels, dim, ffn, heads, layers in (
-        ("14B", 16, 5120, 13824, 40, 40), ("5B", 48, 3072, 14336, 24, 30), ("1.3B", 16, 1536, 8960, 12, 30),
-    ):  # fmt: skip
+        ("14B", 16, 5120, 13824, 40, 40),
+        ("5B", 48, 3072, 14336, 24, 30),
+        ("1.3B", 16, 1536, 8960, 12, 30),
+    ):
         plain = official.config("t2v-14B") | {
-            "dim": dim, "ffn_dim": ffn, "num_heads": heads, "num_layers": layers, "freq_dim": 256,
-            "in_dim": channels, "out_dim": channels,
-        }  # fmt: skip
+            "dim": dim,
+            "ffn_dim": ffn,
+            "num_heads": heads,
+            "num_layers": layers,
+            "freq_dim": 256,
+            "in_dim": channels,
+            "out_dim": channels,
+        }
         held = {
             "patch_embedding.weight": weights.Head(Path(), (dim, channels, 1, 2, 2), "float32"),
             "text_embedding.0.weight": weights.Head(Path(), (dim, 4096), "float32"),
@@ -248,10 +257,19 @@ def test_the_whole_loop(originals, loaded_originals, reference, case):
     """From the prompt to the video: the official program's generate() with the same seed."""
     kind, solver, steps, shift, guidance, (height, width) = case
     spec = make_spec(
-        originals[kind], prompt=official.PROMPT, negative_prompt=official.NEGATIVE, solver=solver, schedule="wan",
-        steps=steps, shift=shift, guidance=guidance, width=width, height=height, frames=official.FRAMES,
+        originals[kind],
+        prompt=official.PROMPT,
+        negative_prompt=official.NEGATIVE,
+        solver=solver,
+        schedule="wan",
+        steps=steps,
+        shift=shift,
+        guidance=guidance,
+        width=width,
+        height=height,
+        frames=official.FRAMES,
         seed=official.SEED,
-    )  # fmt: skip
+    )
     records = sample(loaded_originals[kind], spec)
     if kind == "t2v-A14B":  # t >= 875: 1000 * 12u / (1 + 11u) with u = 1/3 is 857
         assert [r.ctx.expert for r in records] == ["high"] * 4 + ["low"] * 2
@@ -281,11 +299,15 @@ def in_diffusers_layout(model, folder):
     """What WanPipeline.save_pretrained writes for it."""
     found = model.checkpoint
     WanPipeline(
-        tokenizer=model.tokenizer, text_encoder=model.text_encoder, vae=model.vae,
+        tokenizer=model.tokenizer,
+        text_encoder=model.text_encoder,
+        vae=model.vae,
         scheduler=UniPCMultistepScheduler.from_config(found.scheduler),
-        transformer=model.experts.get("high", model.experts.get("single")), transformer_2=model.experts.get("low"),
-        boundary_ratio=found.boundary, expand_timesteps=found.expand_timesteps,
-    ).save_pretrained(folder)  # fmt: skip
+        transformer=model.experts.get("high", model.experts.get("single")),
+        transformer_2=model.experts.get("low"),
+        boundary_ratio=found.boundary,
+        expand_timesteps=found.expand_timesteps,
+    ).save_pretrained(folder)
     return folder
 
 
@@ -325,13 +347,27 @@ def test_the_pipeline_of_diffusers_computes_the_same(converted, kind):
     pipeline = WanPipeline.from_pretrained(converted[kind], torch_dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     expected = pipeline(
-        prompt=official.PROMPT, negative_prompt=official.NEGATIVE, height=64, width=64, num_frames=9,
-        num_inference_steps=4, guidance_scale=5.0, output_type="latent", generator=torch.Generator().manual_seed(3),
-    ).frames  # fmt: skip
+        prompt=official.PROMPT,
+        negative_prompt=official.NEGATIVE,
+        height=64,
+        width=64,
+        num_frames=9,
+        num_inference_steps=4,
+        guidance_scale=5.0,
+        output_type="latent",
+        generator=torch.Generator().manual_seed(3),
+    ).frames
     spec = make_spec(
-        converted[kind], prompt=official.PROMPT, negative_prompt=official.NEGATIVE, steps=4, width=64, height=64,
-        frames=9, guidance=(5.0, 5.0), seed=3,
-    )  # fmt: skip
+        converted[kind],
+        prompt=official.PROMPT,
+        negative_prompt=official.NEGATIVE,
+        steps=4,
+        width=64,
+        height=64,
+        frames=9,
+        guidance=(5.0, 5.0),
+        seed=3,
+    )
     assert torch.equal(sample(model, spec)[-1].x_next, expected)
 
 
@@ -487,8 +523,11 @@ def test_pickles_that_are_damaged_or_old(copy):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    where=st.floats(0, 1, exclude_max=True), bits=st.integers(1, 255), keep=st.floats(0.2, 1), name=st.sampled_from([TEXT, HIGH])
-)  # fmt: skip
+    where=st.floats(0, 1, exclude_max=True),
+    bits=st.integers(1, 255),
+    keep=st.floats(0.2, 1),
+    name=st.sampled_from([TEXT, HIGH]),
+)
 def test_whatever_is_damaged_is_said_in_one_line(originals, tmp_path, where, bits, keep, name):
     source = originals["t2v-A14B"] / name.replace("model.s", "model-00001-of-00003.s")
     data = bytearray(source.read_bytes())

@@ -26,10 +26,17 @@ def from_pipeline(pipeline, solver, steps, low, high, negative, seed=3):
     pipeline.scheduler = SCHEDULERS[solver](plain.config)
     try:
         return pipeline(
-            prompt="a red ball moves left", negative_prompt=negative, height=32, width=32, num_frames=17,
-            num_inference_steps=steps, guidance_scale=high, guidance_scale_2=low, output_type="latent",
+            prompt="a red ball moves left",
+            negative_prompt=negative,
+            height=32,
+            width=32,
+            num_frames=17,
+            num_inference_steps=steps,
+            guidance_scale=high,
+            guidance_scale_2=low,
+            output_type="latent",
             generator=torch.Generator("cpu").manual_seed(seed),
-        ).frames  # fmt: skip
+        ).frames
     finally:
         pipeline.scheduler = plain
 

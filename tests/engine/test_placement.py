@@ -65,7 +65,9 @@ def test_one_part_at_a_time_is_on_the_device(checkpoint, tmp_path, monkeypatch):
     assert order == ["UMT5EncoderModel", "AutoencoderKLWan"]  # the experts' blocks come and go by diffusers' own hooks
 
 
-@pytest.mark.parametrize(("plan", "says"), [("resident", "--memory swap"), ("swap", "--memory offload"), ("offload", "use fewer frames")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("plan", "says"), [("resident", "--memory swap"), ("swap", "--memory offload"), ("offload", "use fewer frames")]
+)
 def test_out_of_memory_names_the_plan_to_try(plan, says, checkpoint, tmp_path, monkeypatch):
     def full(*_, **__):
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -191,9 +191,14 @@ def test_flops_by_hand():
     from wanlab.engine.model.cost import Cost
 
     config = {
-        "num_attention_heads": 1, "attention_head_dim": 2, "ffn_dim": 3, "num_layers": 1, "text_dim": 4,
-        "in_channels": 1, "out_channels": 1,
-    }  # fmt: skip
+        "num_attention_heads": 1,
+        "attention_head_dim": 2,
+        "ffn_dim": 3,
+        "num_layers": 1,
+        "text_dim": 4,
+        "in_channels": 1,
+        "out_channels": 1,
+    }
     block = 12 * 7 * 4 + 4 * 49 * 2 + 4 * 5 * 4 + 4 * 7 * 5 * 2 + 4 * 7 * 2 * 3
     assert dataclasses.replace(Cost.of(TransformerConfig.from_json(config)), text=5).whole(
         7

@@ -142,7 +142,18 @@ def test_a_block_cache_counts_the_blocks_that_ran(tmp_path, loaded, checkpoint):
     """With a threshold above everything only the first step of each expert runs both blocks: 20 tokens, 2 branches."""
     spec = make_spec(checkpoint, policies=[f"{BLOCK}:threshold=1e9"])
     expected = run.plan(spec)
-    cost = Cost.of(TransformerConfig.from_json({"num_attention_heads": 2, "attention_head_dim": 12, "ffn_dim": 32, "num_layers": 2, "text_dim": 16, "freq_dim": 32}))  # fmt: skip
+    cost = Cost.of(
+        TransformerConfig.from_json(
+            {
+                "num_attention_heads": 2,
+                "attention_head_dim": 12,
+                "ffn_dim": 32,
+                "num_layers": 2,
+                "text_dim": 16,
+                "freq_dim": 32,
+            }
+        )
+    )
     one = cost.block(20, 20) + cost.around(20)
     assert not expected.exact and expected.passes_bounds == (40, 40)
     assert expected.flops_bounds[0] == pytest.approx(40 * one) and expected.flops == expected.plain_flops
@@ -279,7 +290,9 @@ def test_a_killed_run_ends_as_if_nothing_had_been(tmp_path, loaded, checkpoint, 
     )
     for k in (4, 15):
         out = tmp_path / f"{k}.h5"
-        done = subprocess.run([sys.executable, "-c", code, spec.to_json(), str(out), str(k)], env={**os.environ, "OMP_NUM_THREADS": "1"})  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-c", code, spec.to_json(), str(out), str(k)], env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
         assert done.returncode == -signal.SIGKILL and not out.exists()
         resumed = []
         run.execute(spec, out, loaded=loaded, progress=lambda p, seen=resumed: seen.append((p.phase, p.step)))
@@ -378,7 +391,7 @@ def test_a_method_from_a_file_is_called_by_its_name():
 @pytest.mark.parametrize(
     ("text", "says"),
     [("1/0", "cannot be run: ZeroDivisionError"), ("x = 1", "registers no policy 'mine'"), (None, "cannot read")],
-)  # fmt: skip
+)
 def test_a_file_that_is_no_policy(tmp_path, checkpoint, text, says):
     path = tmp_path / "mine.py"
     if text is not None:
@@ -399,7 +412,7 @@ def test_a_files_policy_is_nobody_elses(checkpoint):
 
 
 def test_policies_are_judged_without_torch():
-    code = "import sys; from wanlab.engine import policies; from wanlab.registry import build; from wanlab.spec import PolicySpec\ntry: build('policy', PolicySpec('cfg', {'lst': 1}))\nexcept Exception as e: print(e, 'torch' in sys.modules)"  # fmt: skip
+    code = "import sys; from wanlab.engine import policies; from wanlab.registry import build; from wanlab.spec import PolicySpec\ntry: build('policy', PolicySpec('cfg', {'lst': 1}))\nexcept Exception as e: print(e, 'torch' in sys.modules)"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "did you mean last" in said and said.rstrip().endswith("False")
 

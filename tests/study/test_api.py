@@ -34,9 +34,16 @@ def test_importing_takes_nothing() -> None:
 def result(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> kinds.ComparisonResult:
     out = tmp_path_factory.mktemp("study") / "out"
     return wanlab.compare(
-        a="cfg:last=2", b="cfg:last=1", prompts=[HOSTILE, "a blue ball"], seeds=range(1), out=out, model=str(checkpoint),
-        noise_floor=True, progress=False, **QUICK,
-    )  # fmt: skip
+        a="cfg:last=2",
+        b="cfg:last=1",
+        prompts=[HOSTILE, "a blue ball"],
+        seeds=range(1),
+        out=out,
+        model=str(checkpoint),
+        noise_floor=True,
+        progress=False,
+        **QUICK,
+    )
 
 
 def test_a_comparison(result: kinds.ComparisonResult) -> None:

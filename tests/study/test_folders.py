@@ -26,9 +26,15 @@ def images(folder: Path, values: list[int], name: str = "frame_{}.png") -> Path:
 
 @pytest.mark.parametrize(
     ("name", "meaning"),
-    [("a red ball-3", ("a red ball", 3)), ("a red ball", ("a red ball", 0)), ("t-shirt", ("t-shirt", 0)), ("a-b-12", ("a-b", 12)),
-     ("-3", ("-3", 0)), ("x-²", ("x-²", 0))],
-)  # fmt: skip
+    [
+        ("a red ball-3", ("a red ball", 3)),
+        ("a red ball", ("a red ball", 0)),
+        ("t-shirt", ("t-shirt", 0)),
+        ("a-b-12", ("a-b", 12)),
+        ("-3", ("-3", 0)),
+        ("x-²", ("x-²", 0)),
+    ],
+)
 def test_names_give_prompt_and_seed(name: str, meaning: tuple[str, int]) -> None:
     assert prompt_and_seed(name) == meaning
 

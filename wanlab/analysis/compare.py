@@ -29,9 +29,24 @@ from wanlab.runfile import Run
 from wanlab.spec.paths import is_run_file
 
 __all__ = [
-    "FORMAT", "THRESHOLDS", "Clip", "Comparison", "Cost", "Divergence", "Fidelity", "Known", "Pair", "Result", "apart",
-    "divergence", "failures", "measure", "pareto", "parse_condition", "parse_loss",
-]  # fmt: skip
+    "FORMAT",
+    "THRESHOLDS",
+    "Clip",
+    "Comparison",
+    "Cost",
+    "Divergence",
+    "Fidelity",
+    "Known",
+    "Pair",
+    "Result",
+    "apart",
+    "divergence",
+    "failures",
+    "measure",
+    "pareto",
+    "parse_condition",
+    "parse_loss",
+]
 
 FORMAT = "wanlab-comparison/1"
 
@@ -62,13 +77,17 @@ class Pair:
         """Plain values."""
         by_frame = self.fidelity.by_frame
         return {
-            "prompt": self.prompt, "seed": self.seed, "a": str(self.a), "b": str(self.b),
+            "prompt": self.prompt,
+            "seed": self.seed,
+            "a": str(self.a),
+            "b": str(self.b),
             **{n: m.plain(self.figures[n]) for n, m in registered.by_figure().items() if n in self.figures},
-            "rounded": self.fidelity.rounded, "worst_frame": self.fidelity.worst_frame,
+            "rounded": self.fidelity.rounded,
+            "worst_frame": self.fidelity.worst_frame,
             "psnr_by_frame": [registered.get("psnr").plain(v) for v in by_frame["psnr"].tolist()],
             "ssim_by_frame": by_frame["ssim"].tolist(),
             "divergence": self.divergence.to_dict() if self.divergence else None,
-        }  # fmt: skip
+        }
 
 
 def measure(
@@ -188,14 +207,19 @@ class Result:
         n, what = self.units
         shown = self.metrics
         return {
-            "label": self.label, "method": self.method, "setting": dict(self.setting), "n": n, "units": what,
-            "pairs_measured": len(self.pairs), "identical": self.identical,
+            "label": self.label,
+            "method": self.method,
+            "setting": dict(self.setting),
+            "n": n,
+            "units": what,
+            "pairs_measured": len(self.pairs),
+            "identical": self.identical,
             "summary": {k: _plain(v.to_dict(), shown[k].plain) for k, v in self.summary.items()},
             "median": {k: shown[k].plain(self.median(k)) for k in self.summary},
             "by_prompt": [r | {k: shown[k].plain(r[k]) for k in ("psnr", "ssim", "mse")} for r in self.by_prompt()],
             "worst": {"prompt": self.worst.prompt, "seed": self.worst.seed},
             "pairs": [p.to_dict() for p in self.pairs],
-        }  # fmt: skip
+        }
 
 
 def _plain(values: dict[str, Any], word: Callable[[float], float | str]) -> dict[str, Any]:
@@ -227,10 +251,13 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; docs/comparison.schema.json describes them."""
         return {
-            "format": FORMAT, "baseline": self.baseline, "thresholds": dict(self.thresholds),
+            "format": FORMAT,
+            "baseline": self.baseline,
+            "thresholds": dict(self.thresholds),
             "noise_floor": [r.to_dict() for r in self.floors],
-            "methods": [r.to_dict() | {"verdict": self.verdict(r)} for r in self.results], "remarks": self.remarks(),
-        }  # fmt: skip
+            "methods": [r.to_dict() | {"verdict": self.verdict(r)} for r in self.results],
+            "remarks": self.remarks(),
+        }
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:

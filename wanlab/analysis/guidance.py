@@ -21,10 +21,26 @@ Floats = NDArray[np.float64]
 METRICS = ("mse", "change", "cosine", "norm_ratio", "projection")
 BRANCHES = ("cond", "uncond")
 KNOWN = {
-    *METRICS, "timestep", "sigma", "sigma_next", "expert", "branches", "guidance_scale", "frames", "frame_stride",
-    "passes", "tokens", "seconds", "probed", "guider", "block_tokens", "attention_pairs", "operations",
-    *(f"status_{b}" for b in BRANCHES), *(f"reuse_error_{b}" for b in BRANCHES),
-}  # fmt: skip
+    *METRICS,
+    "timestep",
+    "sigma",
+    "sigma_next",
+    "expert",
+    "branches",
+    "guidance_scale",
+    "frames",
+    "frame_stride",
+    "passes",
+    "tokens",
+    "seconds",
+    "probed",
+    "guider",
+    "block_tokens",
+    "attention_pairs",
+    "operations",
+    *(f"status_{b}" for b in BRANCHES),
+    *(f"reuse_error_{b}" for b in BRANCHES),
+}
 """The fields of a step that every run has; all others are its policies' own."""
 
 

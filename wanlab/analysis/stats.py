@@ -131,9 +131,12 @@ def units(values: Sequence[float] | Floats, groups: Sequence[Hashable]) -> tuple
 
 
 def grouped(
-    values: Sequence[float], groups: Sequence[Hashable], limits: tuple[float, float] = UNBOUNDED, *,
+    values: Sequence[float],
+    groups: Sequence[Hashable],
+    limits: tuple[float, float] = UNBOUNDED,
+    *,
     factor: float | None = None,
-) -> tuple[Interval, str]:  # fmt: skip
+) -> tuple[Interval, str]:
     """The mean over independent units with its interval, and what those are (see `units`)."""
     own, what = units(values, groups)
     return interval(own, limits, factor=factor), what

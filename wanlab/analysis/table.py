@@ -76,11 +76,20 @@ def flat(comparison: Comparison) -> list[Row]:
 
 def pairs(comparison: Comparison) -> list[Row]:
     """A row for every pair."""
-    return _even([
-        {METHOD: result.label, "baseline": comparison.baseline, "prompt": pair.prompt, "seed": pair.seed,
-         **result.setting, **{n: result.metrics[n].plain(v) for n, v in pair.figures.items()}}
-        for result in (*comparison.floors, *comparison.results) for pair in result.pairs
-    ])  # fmt: skip
+    return _even(
+        [
+            {
+                METHOD: result.label,
+                "baseline": comparison.baseline,
+                "prompt": pair.prompt,
+                "seed": pair.seed,
+                **result.setting,
+                **{n: result.metrics[n].plain(v) for n, v in pair.figures.items()},
+            }
+            for result in (*comparison.floors, *comparison.results)
+            for pair in result.pairs
+        ]
+    )
 
 
 def _even(table: list[Row]) -> list[Row]:

@@ -22,7 +22,7 @@ from wanlab.analysis.stats import (
     relative_difference,
     simultaneous,
     units,
-)  # fmt: skip
+)
 from wanlab.errors import UsageError
 from wanlab.registry import suggest
 

@@ -93,10 +93,15 @@ def step_rows(forecast: Forecast, run: int | None = None) -> list[dict[str, Any]
         rows.append(
             ({} if run is None else {"run": run})
             | {
-                "step": r.step + 1, "t": f"{r.timestep:.1f}", "σ": f"{r.sigma:.4f}", "expert": r.expert,
+                "step": r.step + 1,
+                "t": f"{r.timestep:.1f}",
+                "σ": f"{r.sigma:.4f}",
+                "expert": r.expert,
                 "branches": "+".join(f"({b})" if b in r.reused else b for b in r.branches),
-                "scale": f"{r.guidance:g}", "frames": f"{r.frames}{'*' * r.jump}", "tokens": r.tokens,
+                "scale": f"{r.guidance:g}",
+                "frames": f"{r.frames}{'*' * r.jump}",
+                "tokens": r.tokens,
                 "passes": f"{most}" if least == most else f"{least}-{most}",
             }
-        )  # fmt: skip
+        )
     return rows

@@ -135,16 +135,27 @@ def summarise(path: Path, analysis: str, *, alone: bool) -> dict[str, Any]:
             files["error_report"].write_text(guidance.report(g, prompt=prompt, title=path.name), encoding="utf-8")
         predicted = run.attrs.get("predicted", {})
         return {
-            "prompt": prompt, "seed": run.spec.seed, "model": run.spec.model,
+            "prompt": prompt,
+            "seed": run.spec.seed,
+            "model": run.spec.model,
             "size": f"{run.spec.width}x{run.spec.height}",
-            "frames": run.spec.frames, "steps": g.steps, "policies": " ".join(map(str, run.spec.policies)),
-            "guider": str(run.spec.guider), "device": str(run.attrs.get("device_name", "")), "passes": int(g.passes.sum()),
-            "plain_passes": predicted.get("plain_passes"), "pass_equivalents": Cost.of(run).pass_equivalents, "tokens": int(np.asarray(run["tokens"]).sum()),
+            "frames": run.spec.frames,
+            "steps": g.steps,
+            "policies": " ".join(map(str, run.spec.policies)),
+            "guider": str(run.spec.guider),
+            "device": str(run.attrs.get("device_name", "")),
+            "passes": int(g.passes.sum()),
+            "plain_passes": predicted.get("plain_passes"),
+            "pass_equivalents": Cost.of(run).pass_equivalents,
+            "tokens": int(np.asarray(run["tokens"]).sum()),
             "sampling_seconds": float(np.asarray(run["seconds"]).sum()),
             "peak_memory_bytes": run.attrs.get("peak_memory_bytes", 0),
-            "resumed_from_step": run.attrs.get("resumed_from_step", 0), "timing_seconds": timing,
-            "reading": guidance.reading(g), "files": {k: str(v) for k, v in files.items()}, "by_step": by_step(run, g),
-        }  # fmt: skip
+            "resumed_from_step": run.attrs.get("resumed_from_step", 0),
+            "timing_seconds": timing,
+            "reading": guidance.reading(g),
+            "files": {k: str(v) for k, v in files.items()},
+            "by_step": by_step(run, g),
+        }
 
 
 def by_step(run: Any, g: Any) -> list[dict[str, Any]]:
@@ -152,13 +163,20 @@ def by_step(run: Any, g: Any) -> list[dict[str, Any]]:
     status = [b for b in ("cond", "uncond") if f"status_{b}" in run]
     return [
         {
-            "step": k + 1, "timestep": float(g.timestep[k]), "sigma": float(g.sigma[k]), "expert": str(g.expert[k]),
-            "branches": str(g.branches[k]), **{b: _text(run[f"status_{b}"][k]) for b in status},
-            "passes": int(g.passes[k]), "mse": float(g.mse[k]), "change": float(g.change[k]),
-            "cosine": float(g.cosine[k]), "seconds": float(run["seconds"][k]),
+            "step": k + 1,
+            "timestep": float(g.timestep[k]),
+            "sigma": float(g.sigma[k]),
+            "expert": str(g.expert[k]),
+            "branches": str(g.branches[k]),
+            **{b: _text(run[f"status_{b}"][k]) for b in status},
+            "passes": int(g.passes[k]),
+            "mse": float(g.mse[k]),
+            "change": float(g.change[k]),
+            "cosine": float(g.cosine[k]),
+            "seconds": float(run["seconds"][k]),
         }
         for k in range(g.steps)
-    ]  # fmt: skip
+    ]
 
 
 def _text(value: Any) -> str:
@@ -186,9 +204,11 @@ def picture(s: dict[str, Any], show_steps: bool) -> list[Any]:
     lines += [f"{'guidance' if not k else '':<10}{text}" for k, text in enumerate(s["reading"])]
     lines += [f"{'files' if not k else '':<10}{plain(v, 4000)}" for k, v in enumerate(s["files"].values())]
     parts: list[Any] = [
-        Text(""), Text(plain(s["prompt"]), style="bold"), Text(plain(line, 600)),
+        Text(""),
+        Text(plain(s["prompt"]), style="bold"),
+        Text(plain(line, 600)),
         Text("\n".join(text[:10] + plain(text[10:], 4000) for text in lines)),
-    ]  # fmt: skip
+    ]
     if show_steps:
         parts.append(render.table([_step_row(r) for r in s["by_step"]], left=("expert", "branches", "cond", "uncond")))
     return parts
@@ -198,7 +218,12 @@ def _step_row(r: dict[str, Any]) -> dict[str, str]:
     status: dict[str, str] = {b: r[b] for b in ("cond", "uncond") if b in r}
     status = status or {"branches": r["branches"].replace(",", "+")}
     return {
-        "step": str(r["step"]), "σ": f"{r['sigma']:.4f}", "expert": r["expert"], **status,
-        "mse": render.number(r["mse"], ".2e"), "change": render.number(r["change"], ".2e"),
-        "cosine": render.number(r["cosine"], ".4f"), "ms": f"{1000 * r['seconds']:.0f}",
-    }  # fmt: skip
+        "step": str(r["step"]),
+        "σ": f"{r['sigma']:.4f}",
+        "expert": r["expert"],
+        **status,
+        "mse": render.number(r["mse"], ".2e"),
+        "change": render.number(r["change"], ".2e"),
+        "cosine": render.number(r["cosine"], ".4f"),
+        "ms": f"{1000 * r['seconds']:.0f}",
+    }

@@ -72,9 +72,13 @@ class Entry:
         """For a table."""
         knobs = " ".join(f"{k.name}={k.default}" for k in self.knobs)
         return {
-            "kind": self.kind, "name": self.name, "knobs": knobs or "–", "what": self.summary,
-            "cost": self.cost or "–", "source": "; ".join(self.sources) or "–",
-        }  # fmt: skip
+            "kind": self.kind,
+            "name": self.name,
+            "knobs": knobs or "–",
+            "what": self.summary,
+            "cost": self.cost or "–",
+            "source": "; ".join(self.sources) or "–",
+        }
 
 
 @with_options

@@ -256,14 +256,26 @@ class Sampling:
         width, height = parse_size(self.size or preset["size"])
         common: dict[str, Any] = dict(
             negative_prompt=preset["negative"] if self.negative_prompt is None else self.negative_prompt,
-            model=self.model or "tiny", revision=self.revision, width=width, height=height,
+            model=self.model or "tiny",
+            revision=self.revision,
+            width=width,
+            height=height,
             frames=preset["frames"] if self.frames is None else self.frames,
             steps=preset["steps"] if self.steps is None else self.steps,
-            shift=preset["shift"] if self.shift is None else self.shift, solver=self.solver, schedule=self.schedule,
-            guidance=parse_guidance(self.guidance or preset["guidance"]), batch_cfg=self.batch_cfg,
-            policies=tuple(policies), device=self.device, dtype=self.dtype, vae_dtype=self.vae_dtype,
-            precision=self.precision, attention=self.attention, memory=self.memory, record=record,
-        )  # fmt: skip
+            shift=preset["shift"] if self.shift is None else self.shift,
+            solver=self.solver,
+            schedule=self.schedule,
+            guidance=parse_guidance(self.guidance or preset["guidance"]),
+            batch_cfg=self.batch_cfg,
+            policies=tuple(policies),
+            device=self.device,
+            dtype=self.dtype,
+            vae_dtype=self.vae_dtype,
+            precision=self.precision,
+            attention=self.attention,
+            memory=self.memory,
+            record=record,
+        )
         if self.guider is not None:
             common["guider"] = PolicySpec.parse(self.guider)
         if not self.prompt and self.prompts is None:

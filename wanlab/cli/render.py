@@ -24,9 +24,24 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 __all__ = [
-    "FORMATS", "choose", "complain", "emit", "finite", "give_up_stdout", "markdown", "number", "output", "plain",
-    "prepare", "say", "show", "size", "table", "talk", "write",
-]  # fmt: skip
+    "FORMATS",
+    "choose",
+    "complain",
+    "emit",
+    "finite",
+    "give_up_stdout",
+    "markdown",
+    "number",
+    "output",
+    "plain",
+    "prepare",
+    "say",
+    "show",
+    "size",
+    "table",
+    "talk",
+    "write",
+]
 FORMATS = ("auto", "human", "json", "csv", "md")
 PIPE_WIDTH = 240
 
@@ -152,10 +167,14 @@ def table(
     from rich.text import Text
 
     shown = Table(
-        title=Text(plain(title)) if title else None, title_justify="left",
-        box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False,
-        caption=Text(plain(caption, 400)) if caption else None, caption_justify="left",
-    )  # fmt: skip
+        title=Text(plain(title)) if title else None,
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        show_edge=False,
+        caption=Text(plain(caption, 400)) if caption else None,
+        caption_justify="left",
+    )
     for name in rows[0] if rows else ():
         folds = name in left
         shown.add_column(Text(plain(name)), justify="left" if folds else "right", overflow="fold", no_wrap=not folds)

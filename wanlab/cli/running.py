@@ -28,11 +28,17 @@ class Watcher(local.Watcher):
         console = render.talk()
         self._done = done
         self._bars = Progress(
-            TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
-            TextColumn("{task.fields[count]}", markup=False), TextColumn("{task.fields[pace]}", markup=False),
-            TimeElapsedColumn(), TextColumn("eta"), TimeRemainingColumn(),
-            console=console, transient=True, disable=not console.is_terminal,
-        )  # fmt: skip
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TextColumn("{task.fields[count]}", markup=False),
+            TextColumn("{task.fields[pace]}", markup=False),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
         self._job: TaskID | None = None
         self._run: TaskID | None = None
         self._runs = self._number = self._kept = self._failures = 0
@@ -114,9 +120,13 @@ class Watcher(local.Watcher):
 
 
 def run_all(
-    specs: Sequence[RunSpec], outs: Sequence[Path], *, force: bool = False, gif: bool = False,
+    specs: Sequence[RunSpec],
+    outs: Sequence[Path],
+    *,
+    force: bool = False,
+    gif: bool = False,
     done: Callable[[Path], None] = lambda _: None,
-) -> list[Path]:  # fmt: skip
+) -> list[Path]:
     """Run each spec into its file with progress on stderr; `done` is called with each finished file. Returns the files
     of runs that failed. Raises UsageError and WanlabError."""
     return local.run_all(specs, outs, force=force, gif=gif, watcher=Watcher(done))

@@ -226,14 +226,25 @@ def caption(scene: Scene, rng: np.random.Generator, *, full: bool = False) -> st
     """A caption of the scene; wording, order and case vary. `full` states every attribute."""
     text: str
     if scene.kind == "sunset":
-        text = _pick(rng, ["a beautiful sunset over the {w}", "sunset over the {w}", "the sun going down over the {w}",
-                           "a {w} at sunset", "a beautiful {w} with the setting sun"]).format(w=scene.water)  # fmt: skip
+        text = _pick(
+            rng,
+            [
+                "a beautiful sunset over the {w}",
+                "sunset over the {w}",
+                "the sun going down over the {w}",
+                "a {w} at sunset",
+                "a beautiful {w} with the setting sun",
+            ],
+        ).format(w=scene.water)
     elif scene.kind == "walk":
         who = _pick(rng, WALKERS[scene.walker])
         adjective = _pick(rng, ["", "", "young "])
         clothes = f" in {scene.clothes}" if scene.clothes and (full or rng.random() < 0.8) else ""
-        place = {"park": ["in a park", "in the park", "through a park"], "city": ["in a city", "in the city", "through a city"],
-                 "beach": ["on a beach", "on the beach", "along a beach"]}[scene.place]  # fmt: skip
+        place = {
+            "park": ["in a park", "in the park", "through a park"],
+            "city": ["in a city", "in the city", "through a city"],
+            "beach": ["on a beach", "on the beach", "along a beach"],
+        }[scene.place]
         when = " at night" if scene.time == "night" else ("" if scene.place != "city" else _pick(rng, ["", " by day"]))
         going = f" to the {scene.direction}" if rng.random() < 0.4 else ""
         text = f"a {adjective}{who}{clothes} {_pick(rng, ['walking', 'walking', 'walks', 'going for a walk'])} {_pick(rng, place)}{when}{going}"
@@ -262,17 +273,27 @@ def _thing_phrase(t: Thing, rng: np.random.Generator, full: bool) -> str:
     colour = t.colour + " " if full or rng.random() < 0.97 else ""
     noun = _pick(rng, SHAPES[t.shape])
     if t.motion in DIRECTIONS:
-        where = {"left": ["left", "to the left"], "right": ["right", "to the right"],
-                 "up": ["up", "upwards"], "down": ["down", "downwards"]}[t.motion]  # fmt: skip
+        where = {
+            "left": ["left", "to the left"],
+            "right": ["right", "to the right"],
+            "up": ["up", "upwards"],
+            "down": ["down", "downwards"],
+        }[t.motion]
         speed = _pick(rng, SPEED_WORDS[t.speed])
         verb, goes = _pick(
             rng, [("moving", "moves"), ("sliding", "slides"), ("gliding", "glides"), ("flying", "flies")]
         )
         move = " ".join(w for w in ([verb, goes][int(rng.random() < 0.2)], speed, _pick(rng, where)) if w)
     else:
-        move = _pick(rng, {"still": ["standing still", "not moving"], "bouncing": ["bouncing", "bouncing up and down", "that bounces"],
-                           "circling": ["circling", "moving in a circle", "going round"],
-                           "growing": ["growing", "getting bigger", "that grows"]}[t.motion])  # fmt: skip
+        move = _pick(
+            rng,
+            {
+                "still": ["standing still", "not moving"],
+                "bouncing": ["bouncing", "bouncing up and down", "that bounces"],
+                "circling": ["circling", "moving in a circle", "going round"],
+                "growing": ["growing", "getting bigger", "that grows"],
+            }[t.motion],
+        )
     if not full and rng.random() < 0.04:
         move = ""
     article = _pick(rng, ["a ", "a ", "a ", "the ", ""])
@@ -310,11 +331,36 @@ def known_words() -> dict[str, tuple[str, ...]]:
         "shapes": tuple(w for ws in SHAPES.values() for w in ws),
         "colours": tuple(COLOURS),
         "sizes": tuple(w for ws in SIZE_WORDS.values() for w in ws),
-        "motions": ("moving", "sliding", "gliding", "flying", "left", "right", "up", "down", "still", "bouncing", "circling",
-                    "growing", "slowly", "quickly", "fast", "walking"),
+        "motions": (
+            "moving",
+            "sliding",
+            "gliding",
+            "flying",
+            "left",
+            "right",
+            "up",
+            "down",
+            "still",
+            "bouncing",
+            "circling",
+            "growing",
+            "slowly",
+            "quickly",
+            "fast",
+            "walking",
+        ),
         "backgrounds": tuple(BACKGROUNDS),
-        "scenes": (*WATERS, *PLACES, *(w for ws in WALKERS.values() for w in ws), "young", "beautiful", "sunset", "night", "day"),
-    }  # fmt: skip
+        "scenes": (
+            *WATERS,
+            *PLACES,
+            *(w for ws in WALKERS.values() for w in ws),
+            "young",
+            "beautiful",
+            "sunset",
+            "night",
+            "day",
+        ),
+    }
     named = {w for ws in groups.values() for w in ws}
     return {**groups, "others": tuple(w for w in _caption_words() if w not in named)}
 
@@ -366,9 +412,22 @@ def parse(prompt: str) -> Scene:
     nouns = {w: name for name, ws in SHAPES.items() for w in ws}
     sizes = {w: name for name, ws in SIZE_WORDS.items() for w in ws}
     speeds = {w: name for name, ws in SPEED_WORDS.items() for w in ws if w}
-    motions = {"left": "left", "right": "right", "up": "up", "upwards": "up", "down": "down", "downwards": "down",
-               "still": "still", "bouncing": "bouncing", "bounces": "bouncing", "circling": "circling", "round": "circling",
-               "growing": "growing", "grows": "growing", "bigger": "growing"}  # fmt: skip
+    motions = {
+        "left": "left",
+        "right": "right",
+        "up": "up",
+        "upwards": "up",
+        "down": "down",
+        "downwards": "down",
+        "still": "still",
+        "bouncing": "bouncing",
+        "bounces": "bouncing",
+        "circling": "circling",
+        "round": "circling",
+        "growing": "growing",
+        "grows": "growing",
+        "bigger": "growing",
+    }
     text = (
         text.replace(" bouncing up and down ", " bouncing ")
         .replace(" not moving ", " still ")

@@ -1,26 +1,30 @@
 """Folders of `latent_step_XX.pt`, one file a step, as the experiment guide's own scripts write them.
 
-A file is a dictionary: step, timestep, sigma (may be missing), x_t, x0_pred, eps_pred; tensors [C,F,H,W] or [1,C,F,H,W].
-In the guide's files `x0_pred` is the solver's next latent and `eps_pred` the velocity. Files whose names mean what
-they say, such as those that `write` makes, are told by x_t = (1-σ) x0_pred + σ eps_pred.
+A file is a dictionary: step, timestep, sigma (may be missing), x_t, x0_pred, eps_pred; tensors [C,F,H,W] or
+[1,C,F,H,W]. In the guide's files `x0_pred` is the solver's next latent and `eps_pred` the velocity. Files whose names
+mean what they say, such as those that `write` makes, are told by x_t = (1-σ) x0_pred + σ eps_pred.
 """
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
+import warnings
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from wanlab.engine.model.weights import shown
 from wanlab.errors import UsageError, WanlabError
+from wanlab.files import check_regular, io_error, make_folder, replacing
 from wanlab.runfile import Run
 
 _NAME = re.compile(r"latent_step_(\d{1,6})\.pt\Z")
@@ -44,11 +48,14 @@ class SavedStep:
 
 def files(folder: Path) -> list[Path]:
     """The folder's files in the order of their numbers; none when there are none. Raises UsageError for a number
-    that is there twice."""
-    found = {p: int(m[1]) for p in folder.iterdir() if (m := _NAME.match(p.name))}
-    ordered = sorted(found, key=lambda p: (found[p], p.name))
+    that is there twice, and WanlabError for a folder that cannot be read."""
+    try:
+        numbers = {p: int(m[1]) for p in folder.iterdir() if (m := _NAME.match(p.name))}
+    except OSError as error:
+        raise io_error("read", folder, error) from error
+    ordered = sorted(numbers, key=lambda p: (numbers[p], p.name))
     for a, b in pairwise(ordered):
-        if found[a] == found[b]:
+        if numbers[a] == numbers[b]:
             raise UsageError(f"{a} and {b.name} are the same step", "remove one of them")
     return ordered
 
@@ -65,6 +72,8 @@ def read(folder: Path) -> Iterator[SavedStep]:
             saved["sigma"] = timestep / 1000
             notes.append(NO_SIGMA)
         sigma = _number(path, saved, "sigma")
+        if not 0 <= sigma <= 1:
+            raise WanlabError(f"{path} has sigma {sigma:g}, not 0 to 1", "name the files of a flow-matching run")
         arrays = {name: _array(path, saved, name) for name in _TENSORS if saved.get(name) is not None}
         if "x_t" not in arrays:
             raise WanlabError(f"{path} has no x_t", "name a folder of latent_step_XX.pt files")
@@ -79,10 +88,11 @@ def read(folder: Path) -> Iterator[SavedStep]:
                 velocity = arrays["eps_pred"]
                 notes.append(GUIDES)
                 arrays |= {
-                    "latent": arrays["x0_pred"], "velocity": velocity,
+                    "latent": arrays["x0_pred"],
+                    "velocity": velocity,
                     "x0_pred": arrays["x_t"] - np.float32(sigma) * velocity,
                     "eps_pred": arrays["x_t"] + np.float32(1 - sigma) * velocity,
-                }  # fmt: skip
+                }
             else:
                 arrays["latent"] = arrays["x0_pred"]  # where σ goes to 0 next, every solver's last step ends there
         yield SavedStep(timestep=timestep, sigma=sigma, arrays=arrays, notes=tuple(notes))
@@ -91,6 +101,7 @@ def read(folder: Path) -> Iterator[SavedStep]:
 def write(run: Run, folder: Path) -> list[Path]:
     """`latent_step_01.pt` and on: what a run file recorded of each step, under names that mean what they say. Raises
     WanlabError when they cannot be written."""
+    make_folder(folder)
     made = []
     for k in range(run.steps):
         names = [n for n in _TENSORS if n in run and k in run[n].recorded]
@@ -99,13 +110,10 @@ def write(run: Run, folder: Path) -> list[Path]:
         saved: dict[str, Any] = {n: torch.from_numpy(np.array(run[n][k])) for n in names}
         saved |= {"step": k + 1, "timestep": float(run["timestep"][k]), "sigma": float(run["sigma"][k])}
         path = folder / f"latent_step_{k + 1:02d}.pt"
-        part = path.with_suffix(".pt.part")
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.save(saved, part)
-            part.replace(path)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as the latter
-            part.unlink(missing_ok=True)
+            with replacing(path) as part:
+                torch.save(saved, part)
+        except RuntimeError as error:  # torch reports a full disk so
             raise WanlabError(
                 f"cannot write {path}: {str(error)[:120]}", "free some space, or choose another --out"
             ) from error
@@ -121,21 +129,31 @@ def _true_names(arrays: dict[str, np.ndarray], sigma: float) -> bool:
 
 def _load(path: Path) -> dict[str, Any]:
     remedy = "save it again with torch.save, tensors and numbers only"
+    check_regular(path)
     try:
+        size = path.stat().st_size
         if not zipfile.is_zipfile(path):
             raise WanlabError(f"{path} is no file of torch.save (its zip format)", remedy)
         with zipfile.ZipFile(path) as archive:
-            if any(i.compress_type != zipfile.ZIP_STORED for i in archive.infolist()):
-                raise WanlabError(f"{path} is compressed, which torch.save never does", remedy)
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+            members = archive.infolist()
+        if any(m.compress_type != zipfile.ZIP_STORED for m in members):
+            raise WanlabError(f"{path} is compressed, which torch.save never does", remedy)
+        if sum(m.file_size for m in members) > size:
+            raise WanlabError(f"{path} declares more values than it stores", remedy)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's guesses at what a strange file may be
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+    except WanlabError:
+        raise
     except pickle.UnpicklingError as error:
         raise WanlabError(f"{path} is refused: it holds objects that could run code when loaded", remedy) from error
-    except (OSError, RuntimeError, zipfile.BadZipFile, EOFError, ValueError, KeyError, TypeError) as error:
-        said = " ".join(str(error).split())[:120] or type(error).__name__
+    except OSError as error:
+        raise io_error("read", path, error) from error
+    except Exception as error:  # whatever a damaged or hostile file leads torch to
+        said = shown(" ".join(str(error).split()) or type(error).__name__)
         raise WanlabError(f"cannot read {path}: {said}", "get the file again") from error
     if not isinstance(saved, dict):
         raise WanlabError(f"{path} holds no dictionary", remedy)
-    size = path.stat().st_size
     for value in saved.values():
         # A view may repeat one stored number without end.
         if isinstance(value, Tensor) and value.numel() * value.element_size() > size:
@@ -145,19 +163,34 @@ def _load(path: Path) -> dict[str, Any]:
 
 def _number(path: Path, saved: dict[str, Any], name: str) -> float:
     value = saved.get(name)
-    if isinstance(value, Tensor) and value.numel() == 1:
+    if _is_plain(value) and value.numel() == 1:
         value = value.item()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not np.isfinite(value):
+    try:
+        number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+    except OverflowError:  # a whole number of 400 digits
+        number = math.nan
+    if not math.isfinite(number):
         raise WanlabError(f"{path} has no number '{name}'", "name a folder of latent_step_XX.pt files")
-    return float(value)
+    return number
 
 
 def _array(path: Path, saved: dict[str, Any], name: str) -> np.ndarray:
     value = saved[name]
-    if isinstance(value, Tensor) and value.ndim == 5 and value.shape[0] == 1:
+    if _is_plain(value) and value.ndim == 5 and value.shape[0] == 1:
         value = value[0]
-    plain = isinstance(value, Tensor) and value.layout == torch.strided and value.is_floating_point()
-    if not plain or value.ndim != 4 or not value.numel():
+    if not _is_plain(value) or not value.is_floating_point() or value.ndim != 4 or not value.numel():
         raise WanlabError(f"{path}: '{name}' is no latent [C,F,H,W]", "name a folder of latent_step_XX.pt files")
     array: np.ndarray = value.detach().float().contiguous().numpy()
+    if not np.isfinite(array).all():
+        raise WanlabError(f"{path}: '{name}' holds values that are not finite", "sample again, or leave the file out")
     return array
+
+
+def _is_plain(value: object) -> TypeGuard[Tensor]:
+    """Whether it is a tensor with its values in memory: not sparse, nested or without storage."""
+    return (
+        isinstance(value, Tensor)
+        and not value.is_nested
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+    )

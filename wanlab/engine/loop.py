@@ -22,9 +22,17 @@ from wanlab.errors import UsageError, WanlabError
 
 @torch.no_grad()
 def denoise(
-    x: Tensor, env: Env, solver: Solver, network: Inner, sessions: Sequence[Session] = (), guider: Guider | None = None,
-    *, start: int = 0, x0_pred: Tensor | None = None, batched: bool = False,
-) -> Iterator[StepRecord]:  # fmt: skip
+    x: Tensor,
+    env: Env,
+    solver: Solver,
+    network: Inner,
+    sessions: Sequence[Session] = (),
+    guider: Guider | None = None,
+    *,
+    start: int = 0,
+    x0_pred: Tensor | None = None,
+    batched: bool = False,
+) -> Iterator[StepRecord]:
     """Sample from x = x_t of step `start`, yielding each step's record; the last one's `x_next` is the result.
 
     network   the transformer: Call -> velocities [B,C,F,H,W]
@@ -46,10 +54,17 @@ def denoise(
             x0_pred = x.float() - ctx.sigma * velocity.float()
             x_next = solver.step(velocity, ctx, x)
         record = StepRecord(
-            ctx=ctx, plan=plan, x_t=x, velocity=velocity, x0_pred=x0_pred, x_next=x_next, ran=ran,
+            ctx=ctx,
+            plan=plan,
+            x_t=x,
+            velocity=velocity,
+            x0_pred=x0_pred,
+            x_next=x_next,
+            ran=ran,
             predictions={b: v for b, v in velocities.items() if ran.shares.get(b) == 1.0},
-            reused={b: v for b, v in velocities.items() if ran.shares.get(b) != 1.0}, notes=noted(sessions),
-        )  # fmt: skip
+            reused={b: v for b, v in velocities.items() if ran.shares.get(b) != 1.0},
+            notes=noted(sessions),
+        )
         for session in sessions:
             session.after(record)
         yield record

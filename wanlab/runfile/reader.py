@@ -210,7 +210,10 @@ class Run:
         from wanlab.spec import RunSpec
 
         with reading(self.path):
-            return RunSpec.from_json(self.spec_json)
+            try:
+                return RunSpec.from_json(self.spec_json)
+            except WanlabError as error:  # of a file it is no wrong usage
+                raise WanlabError(f"{self.path}: {error.message}", "make it again, or take another copy") from error
 
     @property
     def video(self) -> Data:

@@ -14,8 +14,18 @@ from wanlab.spec.run import PolicySpec, RunSpec, parse_guidance, parse_value, sh
 
 # What a method may change beside its policies: the sampler, never what is asked for.
 METHOD_SETTINGS = (
-    "guidance", "guider", "solver", "schedule", "steps", "shift", "batch_cfg", "dtype", "vae_dtype", "precision", "attention",
-)  # fmt: skip
+    "guidance",
+    "guider",
+    "solver",
+    "schedule",
+    "steps",
+    "shift",
+    "batch_cfg",
+    "dtype",
+    "vae_dtype",
+    "precision",
+    "attention",
+)
 
 
 def _setting(name: str, text: str) -> Any:

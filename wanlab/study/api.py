@@ -29,9 +29,14 @@ Policies = str | Sequence[str]
 
 
 def specify(
-    prompts: str | Iterable[str], seeds: int | Iterable[int] = 0, *, task: str = "", policies: Policies = (),
-    record: RecordSpec = RecordSpec(), **settings: Any,  # noqa: B008 - frozen
-) -> list[RunSpec]:  # fmt: skip
+    prompts: str | Iterable[str],
+    seeds: int | Iterable[int] = 0,
+    *,
+    task: str = "",
+    policies: Policies = (),
+    record: RecordSpec = RecordSpec(),
+    **settings: Any,  # noqa: B008 - frozen
+) -> list[RunSpec]:
     """A spec for every prompt and seed.
 
     task      whose official settings are the defaults ("t2v-A14B", …; those of `tiny` without one)
@@ -62,9 +67,16 @@ def specify(
 
 
 def generate(
-    prompt: str, *, seed: int = 0, policies: Policies = (), record: str = "metrics", out: Place | None = None,
-    force: bool = False, progress: bool | Watcher = True, **settings: Any,
-) -> RunResult:  # fmt: skip
+    prompt: str,
+    *,
+    seed: int = 0,
+    policies: Policies = (),
+    record: str = "metrics",
+    out: Place | None = None,
+    force: bool = False,
+    progress: bool | Watcher = True,
+    **settings: Any,
+) -> RunResult:
     """Sample one video and record what happened at every step.
 
     record  "metrics", "latents" or "all"
@@ -79,11 +91,20 @@ def generate(
 
 
 def compare(
-    a: str | MethodSpec | None = None, b: str | MethodSpec = "baseline", *, sweep: Sequence[str] = (),
-    prompts: str | Iterable[str] | None = None, seeds: int | Iterable[int] = 0, noise_floor: bool = False,
-    metrics: Sequence[str] = (), max_loss: str = "psnr=35", out: Place = "comparison_outputs", force: bool = False,
-    progress: bool | Watcher = True, **settings: Any,
-) -> ComparisonResult:  # fmt: skip
+    a: str | MethodSpec | None = None,
+    b: str | MethodSpec = "baseline",
+    *,
+    sweep: Sequence[str] = (),
+    prompts: str | Iterable[str] | None = None,
+    seeds: int | Iterable[int] = 0,
+    noise_floor: bool = False,
+    metrics: Sequence[str] = (),
+    max_loss: str = "psnr=35",
+    out: Place = "comparison_outputs",
+    force: bool = False,
+    progress: bool | Watcher = True,
+    **settings: Any,
+) -> ComparisonResult:
     """Sample method `a` (or a sweep of it) and baseline `b` from the same prompts, seeds and noise, and compare them.
 
     a, b         methods ("half+cfg:last=5"), or two run files, videos, folders of images, or folders of such
@@ -120,11 +141,18 @@ def compare(
 
 
 def continuity(
-    runs: Place | Iterable[Place] | None = None, *, prompts: str | Iterable[str] | None = None,
-    seeds: int | Iterable[int] = 0, methods: str | Sequence[str] = (), frames: int | Sequence[int] | None = None,
-    probe: bool = False, out: Place = "continuity_analysis", force: bool = False, progress: bool | Watcher = True,
+    runs: Place | Iterable[Place] | None = None,
+    *,
+    prompts: str | Iterable[str] | None = None,
+    seeds: int | Iterable[int] = 0,
+    methods: str | Sequence[str] = (),
+    frames: int | Sequence[int] | None = None,
+    probe: bool = False,
+    out: Place = "continuity_analysis",
+    force: bool = False,
+    progress: bool | Watcher = True,
     **settings: Any,
-) -> ContinuityResult:  # fmt: skip
+) -> ContinuityResult:
     """Measure how neighbouring frames differ at every step, of existing runs or of prompts by every method.
 
     runs     run files, folders of them, or folders of latent_step_XX.pt

@@ -123,10 +123,13 @@ def _folder(folder: Path) -> Continuity:
             newest.clear()
             newest.update(saved.arrays)
             yield Step(
-                timestep=saved.timestep, sigma=saved.sigma, expert="high" if saved.timestep >= BOUNDARY else "low",
-                stride=None, values=saved.arrays["x_t"][:, 0].size,
+                timestep=saved.timestep,
+                sigma=saved.sigma,
+                expert="high" if saved.timestep >= BOUNDARY else "low",
+                stride=None,
+                values=saved.arrays["x_t"][:, 0].size,
                 spaces={n: list(a.swapaxes(0, 1)) for n, a in saved.arrays.items() if n in SPACES},
-            )  # fmt: skip
+            )
 
     def final() -> Iterator[Any]:
         if "latent" in newest:
@@ -185,9 +188,13 @@ def continuity(
     if debug_latents:
         files += _debug_latents([p for p in dict.fromkeys(runs) if p.is_file()], out / "debug_latents")
     return ContinuityResult(
-        groups=tuple(groups), content=content, out=out, files=tuple(dict.fromkeys([*files, *runs])),
-        failed=tuple(missing), notes=tuple(notes),
-    )  # fmt: skip
+        groups=tuple(groups),
+        content=content,
+        out=out,
+        files=tuple(dict.fromkeys([*files, *runs])),
+        failed=tuple(missing),
+        notes=tuple(notes),
+    )
 
 
 def _write(groups: Sequence[Group], content: dict[str, Any], out: Path) -> list[Path]:
@@ -240,10 +247,15 @@ def step_rows(groups: Sequence[Group]) -> list[dict[str, Any]]:
         columns |= {f"{n}_{m}": g.curve(n, m) for n in SPACES for m in METRICS}
         for k in range(g.first.steps):
             about = {
-                "method": g.method, "frames": g.frames, "runs": len(g.runs), "step": k + 1,
-                "timestep": plain(g.first.timestep[k]), "sigma": plain(g.first.sigma[k]),
-                "expert": str(g.first.expert[k]), "latent_frames": int(g.first.evaluated[k]),
+                "method": g.method,
+                "frames": g.frames,
+                "runs": len(g.runs),
+                "step": k + 1,
+                "timestep": plain(g.first.timestep[k]),
+                "sigma": plain(g.first.sigma[k]),
+                "expert": str(g.first.expert[k]),
+                "latent_frames": int(g.first.evaluated[k]),
                 "frame_stride": int(g.first.stride[k]),
-            }  # fmt: skip
+            }
             rows.append(about | {n: plain(v[k]) for n, v in columns.items()})
     return rows

@@ -204,9 +204,7 @@ def _at(base: MethodSpec, setting: Mapping[str, Any]) -> MethodSpec:
             knobs.setdefault(policy, {})[knob] = value
         else:
             settings[policy] = parse_guidance(str(value)) if policy == "guidance" else value
-    every = [
-        PolicySpec(n, k, *((specs[n].file, specs[n].code) if n in specs else ())) for n, k in knobs.items()
-    ]  # fmt: skip
+    every = [PolicySpec(n, k, *((specs[n].file, specs[n].code) if n in specs else ())) for n, k in knobs.items()]
     check_names(MethodSpec("", tuple(every), tuple(settings.items())).apply(RunSpec(prompt="-")))
     policies = tuple(p for p in every if not _is_idle(p))
     label = "+".join([*map(str, policies), *(f"{n}={setting[n]}" for n in setting if "." not in n)]) or "baseline"
@@ -315,9 +313,15 @@ def arrange(
         turn = k % len(row)
         order |= {path: spec for spec, path in row[turn:] + row[:turn] if path not in order}
     return Design(
-        specs=base, baseline=baseline, baseline_runs=base_runs, variants=variants, variant_runs=runs[len(floors) :],
-        floors=floors, floor_runs=runs[: len(floors)], order=[(spec, path) for path, spec in order.items()],
-    )  # fmt: skip
+        specs=base,
+        baseline=baseline,
+        baseline_runs=base_runs,
+        variants=variants,
+        variant_runs=runs[len(floors) :],
+        floors=floors,
+        floor_runs=runs[: len(floors)],
+        order=[(spec, path) for path, spec in order.items()],
+    )
 
 
 def _folder(method: MethodSpec, taken: set[str]) -> str:

@@ -31,12 +31,17 @@ def statistics(groups: Sequence[Group], version: str) -> dict[str, Any]:
 def _group_plain(g: Group) -> dict[str, Any]:
     after, never = g.recovered
     return {
-        "method": g.method, "frames": g.frames, "runs": len(g.runs), "sources": [r.source for r in g.runs],
+        "method": g.method,
+        "frames": g.frames,
+        "runs": len(g.runs),
+        "sources": [r.source for r in g.runs],
         "x_t_mse": {"mean": plain(g.curve("x_t")), "std": plain(g.curve("x_t", std=True))},
         "noise_correlation": plain(g.theory("rho")),
-        "final": {m: _each(g, "final", m) for m in METRICS}, "video": {m: _each(g, "video", m) for m in METRICS},
-        "recovery": {"after": after, "never": never} if after or never else None, "reading": reading(g),
-    }  # fmt: skip
+        "final": {m: _each(g, "final", m) for m in METRICS},
+        "video": {m: _each(g, "video", m) for m in METRICS},
+        "recovery": {"after": after, "never": never} if after or never else None,
+        "reading": reading(g),
+    }
 
 
 def _each(g: Group, name: str, metric: str) -> dict[str, Any]:
@@ -46,49 +51,80 @@ def _each(g: Group, name: str, metric: str) -> dict[str, Any]:
     return {
         "mean": plain(known.mean()) if len(known) else None,
         "std": plain(known.std(ddof=1)) if len(known) > 1 else None,
-        "n": len(known), "values": plain(values),
-    }  # fmt: skip
+        "n": len(known),
+        "values": plain(values),
+    }
 
 
 def _run_plain(c: Continuity, found: Recovery | None) -> dict[str, Any]:
     t, s = c.theory, c.switch
     return {
-        "source": c.source, "prompt": c.prompt, "seed": c.seed, "model": c.model, "method": c.method,
-        "frames": c.frames, "notes": list(c.notes), "step": list(range(1, c.steps + 1)), "timestep": plain(c.timestep),
-        "sigma": plain(c.sigma), "expert": c.expert.tolist(), "latent_frames": c.evaluated.tolist(),
+        "source": c.source,
+        "prompt": c.prompt,
+        "seed": c.seed,
+        "model": c.model,
+        "method": c.method,
+        "frames": c.frames,
+        "notes": list(c.notes),
+        "step": list(range(1, c.steps + 1)),
+        "timestep": plain(c.timestep),
+        "sigma": plain(c.sigma),
+        "expert": c.expert.tolist(),
+        "latent_frames": c.evaluated.tolist(),
         "frame_stride": c.stride.tolist(),
         "spaces": {n: _space_plain(v) for n, v in c.spaces.items()},
         "final": None if c.final is None else _space_plain(c.final, single=True),
         "video": None if c.video is None else _space_plain(c.video, single=True),
-        "theory": None if t is None else {
-            "m0": plain(t.m0), "expected": plain(t.expected), "residual": plain(t.residual),
+        "theory": None
+        if t is None
+        else {
+            "m0": plain(t.m0),
+            "expected": plain(t.expected),
+            "residual": plain(t.residual),
             "relative_residual": plain(t.residual / t.expected),
             "parts": {"signal": plain(t.signal), "noise": plain(t.noise), "cross": plain(t.cross)},
             "noise_share": plain(t.noise_share),
             "noise_correlation": {
-                "mean": plain(t.rho), "pairs": _rows(t.correlation), "sd_if_independent": plain(t.correlation_sd),
+                "mean": plain(t.rho),
+                "pairs": _rows(t.correlation),
+                "sd_if_independent": plain(t.correlation_sd),
             },
             "independent": [bool(i) if math.isfinite(r) else None for i, r in zip(t.independent, t.rho, strict=True)],
             "independent_again_after": noise_back_after(c),
         },
-        "switch": None if s is None else {
-            "last_high_noise_step": s, "first_low_noise_step": s + 1,
+        "switch": None
+        if s is None
+        else {
+            "last_high_noise_step": s,
+            "first_low_noise_step": s + 1,
             "metrics": {
                 n: {m: {k: plain(v) for k, v in w.items()} for m, w in by.items()}
                 for n, by in change_at_switch(c).items()
             },
             "other_expert": [
-                {"step": o.step + 1, "used": o.used, "other": o.other, "velocity_cosine": plain(o.cosine),
-                 "velocity_difference": plain(o.difference),
-                 "would_be": {n: _space_plain(v, single=True) for n, v in o.spaces.items()}}
+                {
+                    "step": o.step + 1,
+                    "used": o.used,
+                    "other": o.other,
+                    "velocity_cosine": plain(o.cosine),
+                    "velocity_difference": plain(o.difference),
+                    "would_be": {n: _space_plain(v, single=True) for n, v in o.spaces.items()},
+                }
                 for o in c.experts
             ],
         },
-        "recovery": None if found is None else {
-            "from_step": found.step + 1, "after": found.after, "spread": found.spread, "n": found.n,
-            "curve": plain(c.curve), "low": plain(found.low), "high": plain(found.high),
+        "recovery": None
+        if found is None
+        else {
+            "from_step": found.step + 1,
+            "after": found.after,
+            "spread": found.spread,
+            "n": found.n,
+            "curve": plain(c.curve),
+            "low": plain(found.low),
+            "high": plain(found.high),
         },
-    }  # fmt: skip
+    }
 
 
 def _space_plain(v: Space, single: bool = False) -> dict[str, Any]:

@@ -60,12 +60,16 @@ def measure(
     sigma = np.array([s.sigma for s in seen])
     return Continuity(
         **{**about, "frames": about.get("frames") or 4 * (full - 1) + 1},
-        timestep=np.array([s.timestep for s in seen]), sigma=sigma, expert=np.array([s.expert for s in seen]),
-        evaluated=counts.astype(np.int64), stride=stride, spaces=spaces,
+        timestep=np.array([s.timestep for s in seen]),
+        sigma=sigma,
+        expert=np.array([s.expert for s in seen]),
+        evaluated=counts.astype(np.int64),
+        stride=stride,
+        spaces=spaces,
         final=None if last is None else space([adjacent(last, "the final latent")]),
         video=None if video is None else space([adjacent(video, "the video")]),
         theory=None if last is None else explain(sigma, stride, spaces, last, max((s.values for s in seen), default=0)),
-    )  # fmt: skip
+    )
 
 
 def _stride(said: int | None, count: int, full: int) -> int:

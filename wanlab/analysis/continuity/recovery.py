@@ -43,10 +43,14 @@ def recovery(c: Continuity, others: Sequence[Continuity]) -> Recovery | None:
     if c.method == BASELINE or start is None or c.spaces.get("x_t") is None:
         return None
     known = [
-        o for o in others
-        if o.method == BASELINE and (o.settings, o.frames) == (c.settings, c.frames) and len(o.sigma) == len(c.sigma)
-        and np.allclose(o.sigma, c.sigma) and "x_t" in o.spaces
-    ]  # fmt: skip
+        o
+        for o in others
+        if o.method == BASELINE
+        and (o.settings, o.frames) == (c.settings, c.frames)
+        and len(o.sigma) == len(c.sigma)
+        and np.allclose(o.sigma, c.sigma)
+        and "x_t" in o.spaces
+    ]
     seeds = [o for o in known if o.prompt == c.prompt]
     own = next((o for o in seeds if o.seed == c.seed), None)
     if len(seeds) >= 3:

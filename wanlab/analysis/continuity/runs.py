@@ -47,16 +47,25 @@ def analyse(run: Run, *, method: str = "", settings: str = "") -> Continuity:
             here = {n: run[n] for n in recorded if k in run[n].recorded}
             shapes = [d.shape_at(k) for d in here.values()]
             yield Step(
-                timestep=float(timestep[k]), sigma=float(sigma[k]), expert=str(expert[k]),
-                stride=max(1, int(stride[k])), values=math.prod(shapes[0]) // shapes[0][1] if shapes else 0,
+                timestep=float(timestep[k]),
+                sigma=float(sigma[k]),
+                expert=str(expert[k]),
+                stride=max(1, int(stride[k])),
+                values=math.prod(shapes[0]) // shapes[0][1] if shapes else 0,
                 spaces={n: frames_at(d, k) for n, d in here.items()},
-            )  # fmt: skip
+            )
 
     switched = next((v for p in spec.policies if isinstance(v := p.options.get("switch"), int) and v), None)
     about = dict(
-        source=str(run.path), prompt=spec.prompt, seed=spec.seed, model=spec.model, frames=spec.frames,
-        method=method or label(spec), settings=settings or settings_of(spec), lifted=switched,
-    )  # fmt: skip
+        source=str(run.path),
+        prompt=spec.prompt,
+        seed=spec.seed,
+        model=spec.model,
+        frames=spec.frames,
+        method=method or label(spec),
+        settings=settings or settings_of(spec),
+        lifted=switched,
+    )
     made = measure(steps(), _final(run), about, _video(run))
     return dataclasses.replace(made, experts=tuple(_other_experts(run, made)))
 
@@ -98,11 +107,13 @@ def _other_experts(run: Run, made: Continuity) -> Iterator[OtherExpert]:
         )
         used = str(made.expert[k])
         yield OtherExpert(
-            step=k, used=used, other={"high": "low", "low": "high"}.get(used, used),
+            step=k,
+            used=used,
+            other={"high": "low", "low": "high"}.get(used, used),
             cosine=vw / math.sqrt(vv * ww) if vv * ww else math.nan,
             difference=math.sqrt(dd / vv) if vv else math.nan,
             spaces={"x0_pred": space([adjacent(clean)]), "velocity": space([adjacent(frames_at(others, k))])},
-        )  # fmt: skip
+        )
 
 
 def label(spec: RunSpec) -> str:

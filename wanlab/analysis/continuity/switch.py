@@ -26,10 +26,13 @@ def change_at_switch(c: Continuity) -> dict[str, dict[str, dict[str, float]]]:
                 after, before = (_expected(c, name, metric, k) for k in (s, s - 1))
                 expected = after - before
             found.setdefault(name, {})[metric] = {
-                "before": float(v[s - 1]), "after": float(v[s]), "jump": float(v[s] - v[s - 1]),
-                "expected_jump": expected, "change_before": float(v[s - 1] - v[s - 2]) if s > 1 else math.nan,
+                "before": float(v[s - 1]),
+                "after": float(v[s]),
+                "jump": float(v[s] - v[s - 1]),
+                "expected_jump": expected,
+                "change_before": float(v[s - 1] - v[s - 2]) if s > 1 else math.nan,
                 "change_after": float(v[s + 1] - v[s]) if s + 1 < c.steps else math.nan,
-            }  # fmt: skip
+            }
     return found
 
 

@@ -85,9 +85,16 @@ def explain(
         # x_t = (1-σ) x0_pred + σ eps_pred exactly, so the cross term is what the other two leave.
         parts = np.stack([clean * (x0 - mean0), noise * (eps - 2), total - clean * x0 - noise * eps])
     return Theory(
-        m0=mean0, expected=expected, residual=total - expected, signal=parts[0], noise=parts[1], cross=parts[2],
-        noise_share=share, correlation=rho, correlation_sd=sd,
-    )  # fmt: skip
+        m0=mean0,
+        expected=expected,
+        residual=total - expected,
+        signal=parts[0],
+        noise=parts[1],
+        cross=parts[2],
+        noise_share=share,
+        correlation=rho,
+        correlation_sd=sd,
+    )
 
 
 def mixture(name: str, sigma: float) -> tuple[float, float]:

@@ -47,8 +47,15 @@ def per_frame(result: Result, path: Path) -> Path:
                 label=label,
             )
         ax.axhline(THRESHOLDS[name], color=LOW, linestyle=":", linewidth=1)
-        ax.annotate(f"{THRESHOLDS[name]:g}", (0, THRESHOLDS[name]), xycoords=("axes fraction", "data"), fontsize=8,
-                    color=LOW, xytext=(2, 2), textcoords="offset points")  # fmt: skip
+        ax.annotate(
+            f"{THRESHOLDS[name]:g}",
+            (0, THRESHOLDS[name]),
+            xycoords=("axes fraction", "data"),
+            fontsize=8,
+            color=LOW,
+            xytext=(2, 2),
+            textcoords="offset points",
+        )
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.margins(y=0.1)
     handles, labels = figure.axes[0].get_legend_handles_labels()
@@ -79,18 +86,38 @@ def divergence(result: Result, path: Path) -> Path | None:
             seen = np.where(values > 0, values, np.nan)  # before they part there is nothing to show on a log scale
             highest = max(highest, float(np.nanmax(values, initial=0)))
             worst = pair is result.worst
-            ax.plot(steps, seen, color=HIGH if worst else QUIET, linewidth=1.6 if worst else 0.8, marker=".",
-                    markersize=5 if worst else 2)  # fmt: skip
+            ax.plot(
+                steps,
+                seen,
+                color=HIGH if worst else QUIET,
+                linewidth=1.6 if worst else 0.8,
+                marker=".",
+                markersize=5 if worst else 2,
+            )
         for k in first.truncated:
             ax.axvspan(k + 0.5, k + 1.5, color="#f1f3f5", zorder=0, linewidth=0)
         if first.truncated:
-            ax.annotate("fewer passes", (np.mean(first.truncated) + 1, 0), xycoords=("data", "axes fraction"),
-                        xytext=(0, 4), textcoords="offset points", ha="center", fontsize=8,
-                        color="#616e7c")  # fmt: skip
+            ax.annotate(
+                "fewer passes",
+                (np.mean(first.truncated) + 1, 0),
+                xycoords=("data", "axes fraction"),
+                xytext=(0, 4),
+                textcoords="offset points",
+                ha="center",
+                fontsize=8,
+                color="#616e7c",
+            )
         if first.switch is not None:
             ax.axvline(first.switch + 0.5, color=QUIET, linestyle=":", linewidth=1)
-            ax.annotate("switch", (first.switch + 0.5, 1), xycoords=("data", "axes fraction"), xytext=(3, -9),
-                        textcoords="offset points", fontsize=8, color="#616e7c")  # fmt: skip
+            ax.annotate(
+                "switch",
+                (first.switch + 0.5, 1),
+                xycoords=("data", "axes fraction"),
+                xytext=(3, -9),
+                textcoords="offset points",
+                fontsize=8,
+                color="#616e7c",
+            )
         if highest > 0:
             ax.set_yscale("log")
         ax.set_xlim(0.5, len(steps) + 0.5)
@@ -156,7 +183,14 @@ def front(comparison: Comparison, path: Path) -> Path:
         ax.plot([cost], [quality], "o", color=HIGH if k in best else QUIET, markersize=5, zorder=3)
     ax.plot([points[k][0] for k in best], [points[k][1] for k in best], color=HIGH, linewidth=1, zorder=2)
     for k in best:
-        ax.annotate(shorten(results[k].label, 40), points[k], xytext=(5, -3), textcoords="offset points", fontsize=7,
-                    color=INK, parse_math=False)  # fmt: skip
+        ax.annotate(
+            shorten(results[k].label, 40),
+            points[k],
+            xytext=(5, -3),
+            textcoords="offset points",
+            fontsize=7,
+            color=INK,
+            parse_math=False,
+        )
     ax.axhline(comparison.thresholds["psnr"], color=LOW, linestyle=":", linewidth=1)
     return save(figure, path)

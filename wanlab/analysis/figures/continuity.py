@@ -63,9 +63,12 @@ def spaces_figure(groups: Sequence[Group], path: Path, title: str = "") -> Path:
                     steps = np.arange(1, g.first.steps + 1)
                     ax.plot(steps, g.curve(name, metric), label=shorten(said, 80), **line)
             _dress(
-                ax, groups, NAMES[name] if not row else "", LABELS[metric] if not column else "",
+                ax,
+                groups,
+                NAMES[name] if not row else "",
+                LABELS[metric] if not column else "",
                 last=row + 1 == len(METRICS),
-            )  # fmt: skip
+            )
     _legend(figure, axes[0, 0])
     return _finish(figure, path, title)
 
@@ -126,9 +129,15 @@ def _correlation(ax: Axes, g: Group) -> None:
     if len(untold):
         ax.axvspan(untold[0] + 0.5, untold[-1] + 1.5, color="#f1f3f5", linewidth=0, zorder=0)
         ax.annotate(
-            "noise too small to tell", ((untold[0] + untold[-1]) / 2 + 1, 0), xycoords=("data", "axes fraction"),
-            xytext=(0, 4), textcoords="offset points", ha="center", fontsize=7, color="#616e7c",
-        )  # fmt: skip
+            "noise too small to tell",
+            ((untold[0] + untold[-1]) / 2 + 1, 0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7,
+            color="#616e7c",
+        )
     ax.set_ylim(min(-0.25, float(np.nanmin(rho, initial=0)) - 0.05), max(1.05, float(np.nanmax(rho, initial=0)) + 0.05))
     _dress(ax, [g], "", "noise correlation ρ", last=True)
 
@@ -155,9 +164,13 @@ def heatmap_figure(groups: Sequence[Group], path: Path, title: str = "") -> Path
             steps, pairs = image.shape
             ax.set_facecolor("#f1f3f5")
             shown = ax.imshow(
-                image, norm=scale, cmap="viridis", aspect="auto", interpolation="nearest",
+                image,
+                norm=scale,
+                cmap="viridis",
+                aspect="auto",
+                interpolation="nearest",
                 extent=(1, pairs + 1, steps + 0.5, 0.5),
-            )  # fmt: skip
+            )
             if not row:
                 ax.set_title(shorten(said, 44), fontsize=10, color=INK, loc="left", parse_math=False)
             ax.set_xlabel("latent frame")
@@ -232,9 +245,7 @@ def _by_expert(ax: Axes, g: Group, values: Floats) -> None:
     for expert in dict.fromkeys(g.first.expert.tolist()):
         own = (g.first.expert == expert) & np.isfinite(values)
         said = {"high": "high-noise expert", "low": "low-noise expert"}.get(expert, "one expert")
-        ax.plot(
-            np.flatnonzero(own) + 1, values[own], "o", color=COLOURS.get(expert, INK), markersize=5, label=said
-        )  # fmt: skip
+        ax.plot(np.flatnonzero(own) + 1, values[own], "o", color=COLOURS.get(expert, INK), markersize=5, label=said)
 
 
 def _dress(ax: Axes, groups: Sequence[Group], title: str, label: str, last: bool = False) -> None:
@@ -251,17 +262,27 @@ def _dress(ax: Axes, groups: Sequence[Group], title: str, label: str, last: bool
     for switch in dict.fromkeys(g.first.switch for g in groups if g.first.switch is not None):
         ax.axvline(switch + 0.5, color=QUIET, linestyle=":", linewidth=1)
         ax.annotate(
-            "switch", (switch + 0.5, 1), xycoords=("data", "axes fraction"), xytext=(3, -9),
-            textcoords="offset points", fontsize=7, color="#616e7c",
-        )  # fmt: skip
+            "switch",
+            (switch + 0.5, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, -9),
+            textcoords="offset points",
+            fontsize=7,
+            color="#616e7c",
+        )
     halved = [k for g in groups for k in np.flatnonzero(g.first.stride > 1)] if len(groups) == 1 else []
     if halved:
         ax.axvspan(halved[0] + 0.5, halved[-1] + 1.5, color="#fff7ed", zorder=0, linewidth=0)
         ax.annotate(
-            f"1 latent frame in {int(groups[0].first.stride.max())}", ((halved[0] + halved[-1]) / 2 + 1, 0),
-            xycoords=("data", "axes fraction"), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=7,
+            f"1 latent frame in {int(groups[0].first.stride.max())}",
+            ((halved[0] + halved[-1]) / 2 + 1, 0),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 4),
+            textcoords="offset points",
+            ha="center",
+            fontsize=7,
             color="#616e7c",
-        )  # fmt: skip
+        )
 
 
 def _legend(figure: Figure, *axes: Axes) -> None:
@@ -272,9 +293,13 @@ def _legend(figure: Figure, *axes: Axes) -> None:
     if len(found) > 1:
         room = figure.get_figwidth() / (0.6 + 0.07 * max(map(len, found)))  # inches, at this font size
         legend = figure.legend(
-            list(found.values()), list(found), loc="outside lower center", ncols=max(1, min(4, len(found), int(room))),
-            frameon=False, fontsize=8,
-        )  # fmt: skip
+            list(found.values()),
+            list(found),
+            loc="outside lower center",
+            ncols=max(1, min(4, len(found), int(room))),
+            frameon=False,
+            fontsize=8,
+        )
         for text in legend.get_texts():
             text.set_parse_math(False)
 

@@ -53,17 +53,28 @@ def _panel(ax: Axes, g: Guidance, values: NDArray[np.float64], title: str, label
             if own.any():
                 name = {"high": "high-noise expert", "low": "low-noise expert"}.get(expert, "one expert")
                 ax.plot(
-                    steps[own], values[own], marker, color=COLOURS.get(expert, INK), markersize=5, zorder=3,
-                    markerfacecolor="white" if probed else None, label=name + (", probed" if probed else ""),
-                )  # fmt: skip
+                    steps[own],
+                    values[own],
+                    marker,
+                    color=COLOURS.get(expert, INK),
+                    markersize=5,
+                    zorder=3,
+                    markerfacecolor="white" if probed else None,
+                    label=name + (", probed" if probed else ""),
+                )
     if np.isfinite(values).any() and np.nanmin(values) > 0:
         ax.set_yscale("log")
     if g.switch is not None:
         ax.axvline(g.switch + 0.5, color=QUIET, linestyle=":", linewidth=1)
         ax.annotate(
-            "switch", (g.switch + 0.5, 1), xycoords=("data", "axes fraction"), xytext=(3, -9),
-            textcoords="offset points", fontsize=8, color="#616e7c",
-        )  # fmt: skip
+            "switch",
+            (g.switch + 0.5, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(3, -9),
+            textcoords="offset points",
+            fontsize=8,
+            color="#616e7c",
+        )
     reused = g.has_status("reused")
     for said, own in (("one branch", g.has_status("skipped") & ~reused), ("reused", reused)):
         _shade(ax, np.flatnonzero(own & ~g.probed), said)

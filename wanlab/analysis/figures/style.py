@@ -111,6 +111,12 @@ def dress(ax: Axes, title: str, label: str, steps: int) -> None:
 def note(ax: Axes, text: str, x: float) -> None:
     """A small word at the foot of a panel."""
     ax.annotate(
-        text, (x, 0), xycoords=("data", "axes fraction"), xytext=(0, 4), textcoords="offset points", ha="center",
-        fontsize=8, color="#616e7c",
-    )  # fmt: skip
+        text,
+        (x, 0),
+        xycoords=("data", "axes fraction"),
+        xytext=(0, 4),
+        textcoords="offset points",
+        ha="center",
+        fontsize=8,
+        color="#616e7c",
+    )

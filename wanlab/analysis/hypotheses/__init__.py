@@ -36,7 +36,28 @@ def judge(evidence: Evidence, held: Thresholds) -> list[Hypothesis]:
 
 
 __all__ = [
-    "COMPARISON", "CONTINUITY", "LEAST", "REFUTED", "SUPPORTED", "UNDECIDED", "Claim", "Comparison", "Continuity",
-    "Evidence", "Figure", "Hypothesis", "Measured", "Thresholds", "collect", "decide", "files", "judge", "read_regular",
-    "read_run", "reproduce", "share", "shifted", "thresholds",
-]  # fmt: skip
+    "COMPARISON",
+    "CONTINUITY",
+    "LEAST",
+    "REFUTED",
+    "SUPPORTED",
+    "UNDECIDED",
+    "Claim",
+    "Comparison",
+    "Continuity",
+    "Evidence",
+    "Figure",
+    "Hypothesis",
+    "Measured",
+    "Thresholds",
+    "collect",
+    "decide",
+    "files",
+    "judge",
+    "read_regular",
+    "read_run",
+    "reproduce",
+    "share",
+    "shifted",
+    "thresholds",
+]

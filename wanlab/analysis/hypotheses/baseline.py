@@ -29,13 +29,28 @@ def h4(evidence: Evidence, held: Thresholds) -> list[Claim]:
     # Only steps with a value count, and only runs that have one before and after the first steps.
     known = [r for r in plain_runs(evidence) if math.isfinite(first_over_rest(r))]
     tests: tuple[tuple[str, str, Callable[[Measured], float], str, float], ...] = (
-        (f"its mean over the first {held.first_steps} steps is more than {held.first_over_rest:g} times the rest's",
-         "first over rest", first_over_rest, ">", held.first_over_rest),
-        (f"it changes by less than its own size at {held.settled:.0%} of steps",
-         "share of steps settled", _settled, ">=", held.settled),
-        (f"the high-noise expert's is more than {held.high_over_low:g} times the low-noise expert's",
-         "high over low", lambda r: r.high_over_low, ">", held.high_over_low),
-    )  # fmt: skip
+        (
+            f"its mean over the first {held.first_steps} steps is more than {held.first_over_rest:g} times the rest's",
+            "first over rest",
+            first_over_rest,
+            ">",
+            held.first_over_rest,
+        ),
+        (
+            f"it changes by less than its own size at {held.settled:.0%} of steps",
+            "share of steps settled",
+            _settled,
+            ">=",
+            held.settled,
+        ),
+        (
+            f"the high-noise expert's is more than {held.high_over_low:g} times the low-noise expert's",
+            "high over low",
+            lambda r: r.high_over_low,
+            ">",
+            held.high_over_low,
+        ),
+    )
     return [
         claim("H4", says, quantity, _samples(runs, value), relation, threshold, BASELINES, on=on)
         for on, runs in _by_key(known).items()

@@ -82,9 +82,13 @@ class Measured:
     def key(self) -> Key:
         sets = dict(zip(METHOD_SETTINGS, self.settings, strict=False))
         return Key(
-            self.model, self.steps, self.frames, self.size, self.shift if math.isfinite(self.shift) else None,
+            self.model,
+            self.steps,
+            self.frames,
+            self.size,
+            self.shift if math.isfinite(self.shift) else None,
             *(sets.get(name) for name in ("schedule", "solver", "guidance", "dtype")),
-        )  # fmt: skip
+        )
 
     @property
     def method(self) -> str:
@@ -140,9 +144,11 @@ def collect(paths: Iterable[Path]) -> Evidence:
         except WanlabError as error:
             problems[path] = error.message
     return Evidence(
-        runs=tuple(runs.values()), comparisons=tuple(comparisons.values()), continuities=tuple(continuities.values()),
+        runs=tuple(runs.values()),
+        comparisons=tuple(comparisons.values()),
+        continuities=tuple(continuities.values()),
         problems=tuple(problems.items()),
-    )  # fmt: skip
+    )
 
 
 def files(given: Path) -> list[Path]:

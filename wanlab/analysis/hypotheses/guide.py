@@ -54,28 +54,39 @@ def _truncation(evidence: Evidence) -> list[Figure]:
     implied = -10 * math.log10(0.01)
     return [
         Figure(
-            what="example: PSNR of MSE .000105", stated="39.78 dB", theory=f"{-10 * math.log10(0.000105):.2f} dB",
-            measured=psnr, sources=sources,
+            what="example: PSNR of MSE .000105",
+            stated="39.78 dB",
+            theory=f"{-10 * math.log10(0.000105):.2f} dB",
+            measured=psnr,
+            sources=sources,
         ),
         Figure(
-            what="example: MSE beside absolute error (mean .010234, std .023456)", stated=".000105",
-            theory=f"mean² + std² = {stated:.6f}", measured=mse, sources=sources,
+            what="example: MSE beside absolute error (mean .010234, std .023456)",
+            stated=".000105",
+            theory=f"mean² + std² = {stated:.6f}",
+            measured=mse,
+            sources=sources,
             contradiction=f"the stated mean and deviation of the absolute error give an MSE of {stated:.6f}, "
             f"{stated / 0.000105:.1f} times the stated one; "
             f".000105 is the square of the mean alone ({0.010234**2:.6f})",
         ),
         Figure(
-            what="H1: MSE .01 and PSNR 39 dB", stated="both", theory=f"MSE .01 is {implied:.0f} dB",
-            measured=f"{mse}, {psnr}", sources=sources,
+            what="H1: MSE .01 and PSNR 39 dB",
+            stated="both",
+            theory=f"MSE .01 is {implied:.0f} dB",
+            measured=f"{mse}, {psnr}",
+            sources=sources,
             contradiction=f"an MSE of .01 is a PSNR of {implied:.0f} dB; 39 dB is an MSE of {10**-3.9:.6f}",
         ),
         Figure(
-            what="saving of 5 truncated steps of 40", stated="25–35 %",
+            what="saving of 5 truncated steps of 40",
+            stated="25–35 %",
             theory=f"{5 / 80:.2%} of passes, {80 / 75:.3f}x",
-            measured="–" if saved == "–" else f"{saved}, {speed}", sources=sources,
+            measured="–" if saved == "–" else f"{saved}, {speed}",
+            sources=sources,
             contradiction="5 of 40 steps lose one of two passes each: 5 of 80",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _over(pair: Mapping[str, Any], name: str) -> float:
@@ -89,18 +100,22 @@ def _schedule(evidence: Evidence) -> Figure:
     runs = [r for r in plain_runs(evidence) if r.steps == 20 and r.shift == 12 and len(r.sigma) == 20]
     at = next(k for k in range(1, 21) if shifted(k, 20, 12) <= 0.7501)
     return Figure(
-        what="σ at step 13 of 20, shift 12", stated=".75", theory=f"{sigma:.3f}",
-        measured=f"{runs[0].sigma[12]:.3f}" if runs else "–", sources=tuple(str(r.path) for r in runs[:1]),
+        what="σ at step 13 of 20, shift 12",
+        stated=".75",
+        theory=f"{sigma:.3f}",
+        measured=f"{runs[0].sigma[12]:.3f}" if runs else "–",
+        sources=tuple(str(r.path) for r in runs[:1]),
         contradiction=f"the schedule gives {sigma:.3f}; .75 is step {at}",
-    )  # fmt: skip
+    )
 
 
 def _neighbours(evidence: Evidence) -> list[Figure]:
     """What the guide says of neighbouring frames of x_t."""
     baselines = [
-        (c, r, curve) for c, r in curves(evidence)
+        (c, r, curve)
+        for c, r in curves(evidence)
         if r.get("method") == "baseline" and len(r.get("sigma") or []) == 20 and len(curve := _curve(r)) == 20
-    ]  # fmt: skip
+    ]
     figures = []
     for step, stated in ((1, "≈ 2.5"), (13, "≈ 1.4 (theory 1.13 at σ .75)"), (20, "≈ 0.3, to be verified")):
         sigma = shifted(step, 20, 12)
@@ -109,16 +124,18 @@ def _neighbours(evidence: Evidence) -> list[Figure]:
         noise = 2 * sigma**2
         figures.append(
             Figure(
-                what=f"adjacent-frame MSE of x_t at step {step} of 20", stated=stated,
+                what=f"adjacent-frame MSE of x_t at step {step} of 20",
+                stated=stated,
                 theory=f"2σ² = {noise:.2f}, and {(1 - sigma) ** 2:.3f} of the clip's own",
-                measured=measured, sources=sources,
+                measured=measured,
+                sources=sources,
                 contradiction={
                     1: f"independent unit noise alone gives 2σ² = {noise:.2f}; "
                     "2.5 needs neighbouring noises that oppose each other",
                     13: f"1.13 is 2 x .75²; at the schedule's σ of {sigma:.3f} noise alone gives {noise:.2f}",
                 }.get(step, ""),
             )
-        )  # fmt: skip
+        )
     return figures
 
 
@@ -131,18 +148,21 @@ def _curve(r: Mapping[str, Any]) -> Sequence[float | None]:
 
 def _recovery(evidence: Evidence) -> Figure:
     backs = [
-        back.get("after") for _, r in curves(evidence)
+        back.get("after")
+        for _, r in curves(evidence)
         if (r.get("method") or "").startswith("half") and (back := r.get("recovery")) is not None
-    ]  # fmt: skip
+    ]
     known = [b for b in backs if b is not None]
     median = f"median {np.median(known):g}" if known else "none"
     return Figure(
-        what="H2: 7 steps after step 13 recover continuity", stated="7", theory=f"20 - 13 = {20 - 13}",
+        what="H2: 7 steps after step 13 recover continuity",
+        stated="7",
+        theory=f"20 - 13 = {20 - 13}",
         measured=f"{median}; {len(backs) - len(known)} of {len(backs)} never" if backs else "–",
         sources=tuple(str(c.path) for c in evidence.continuities),
         contradiction="7 is every step that is left after step 13, so the statement holds whenever the result is good "
         "at all",
-    )  # fmt: skip
+    )
 
 
 def _measured(quantity: str, values: Sequence[tuple[str, float, str]], form: str) -> tuple[str, tuple[str, ...]]:

@@ -10,35 +10,59 @@ from wanlab.analysis.hypotheses.verdict import BASELINES, Claim, Sample, Thresho
 def h1(evidence: Evidence, held: Thresholds) -> list[Claim]:
     return [
         claim(
-            "H1", says, quantity, samples(method, quantity), relation, threshold, BASELINES,
-            on=method.on, method=method.label, decides=is_guides(method),
+            "H1",
+            says,
+            quantity,
+            samples(method, quantity),
+            relation,
+            threshold,
+            BASELINES,
+            on=method.on,
+            method=method.label,
+            decides=is_guides(method),
         )
         for method in compared(evidence, "cfg") or [NOTHING]
         for quantity, relation, threshold, says in (
             ("mse", "<=", held.mse, f"its mean squared error is at most {held.mse:g}"),
             ("psnr", ">=", held.psnr, f"its PSNR is at least {held.psnr:g} dB"),
         )
-    ]  # fmt: skip
+    ]
 
 
 def h2(evidence: Evidence, held: Thresholds) -> list[Claim]:
     run = BASELINES.replace("cfg_vs", "half_vs")
     claims = [
         claim(
-            "H2", f"its SSIM is at least {held.ssim:g}", "ssim", samples(method, "ssim"), ">=", held.ssim, run,
-            on=method.on, method=method.label, decides=is_guides(method),
+            "H2",
+            f"its SSIM is at least {held.ssim:g}",
+            "ssim",
+            samples(method, "ssim"),
+            ">=",
+            held.ssim,
+            run,
+            on=method.on,
+            method=method.label,
+            decides=is_guides(method),
         )
         for method in compared(evidence, "half") or [NOTHING]
-    ]  # fmt: skip
+    ]
     run += " && wanlab continuity comparison_outputs/baseline comparison_outputs/half_frame"
     return claims + [
         claim(
-            "H2", f"continuity is back within {held.recovery_steps:g} steps in {held.recovered:.0%} of runs",
-            "share recovered", seen, ">=", held.recovered, run, on=on, method=label,
-            decides="renoise" not in label and "strided" not in label, value=share([bool(s.value) for s in seen]),
+            "H2",
+            f"continuity is back within {held.recovery_steps:g} steps in {held.recovered:.0%} of runs",
+            "share recovered",
+            seen,
+            ">=",
+            held.recovered,
+            run,
+            on=on,
+            method=label,
+            decides="renoise" not in label and "strided" not in label,
+            value=share([bool(s.value) for s in seen]),
         )
         for (label, on), seen in (_recovered(evidence, held) or {("", ""): []}).items()
-    ]  # fmt: skip
+    ]
 
 
 def _recovered(evidence: Evidence, held: Thresholds) -> dict[tuple[str, str], list[Sample]]:

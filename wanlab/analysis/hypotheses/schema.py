@@ -19,17 +19,37 @@ MAX_BYTES = 256 * 2**20  # of a JSON file; a continuity analysis of a thousand r
 # null unless it ends with "!"; names that are not here are not read.
 _INTERVAL = {"mean": "figure", "low": "figure", "high": "figure", "n": "number"}
 _PAIR = {
-    "prompt": "text", "seed": "number", "a": "path", "b": "path", "psnr": "figure", "mse": "figure", "ssim": "figure",
-    "seconds": "number", "seconds_baseline": "number", "passes": "number", "passes_baseline": "number",
-}  # fmt: skip
+    "prompt": "text",
+    "seed": "number",
+    "a": "path",
+    "b": "path",
+    "psnr": "figure",
+    "mse": "figure",
+    "ssim": "figure",
+    "seconds": "number",
+    "seconds_baseline": "number",
+    "passes": "number",
+    "passes_baseline": "number",
+}
 _METHOD = {
-    "label": "text", "method": "text", "pairs": [_PAIR], "n": "number", "verdict": "text",
+    "label": "text",
+    "method": "text",
+    "pairs": [_PAIR],
+    "n": "number",
+    "verdict": "text",
     "summary": {"speedup_predicted": _INTERVAL, "speedup": _INTERVAL, "psnr": _INTERVAL, "ssim": _INTERVAL},
-}  # fmt: skip
+}
 _CURVE = {
-    "method": "text", "model": "text", "prompt": "text", "seed": "number", "frames": "number", "source": "path",
-    "sigma": ["number"], "recovery": {"after": "number"}, "spaces": {"x_t": {"mse": {"mean": ["number"]}}},
-}  # fmt: skip
+    "method": "text",
+    "model": "text",
+    "prompt": "text",
+    "seed": "number",
+    "frames": "number",
+    "source": "path",
+    "sigma": ["number"],
+    "recovery": {"after": "number"},
+    "spaces": {"x_t": {"mse": {"mean": ["number"]}}},
+}
 _SHAPES: dict[str, dict[str, Any]] = {
     COMPARISON: {"methods!": [_METHOD], "baseline": "text", "compared": "text"},
     CONTINUITY: {"groups!": [{"method": "text", "frames": "number", "reading": ["text"]}], "runs!": [_CURVE]},

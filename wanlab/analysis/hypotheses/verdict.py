@@ -17,10 +17,15 @@ SUPPORTED, REFUTED, UNDECIDED = "supported", "refuted", "not enough data"
 LEAST = 4
 """Independent units (prompts, pairs or runs) below which nothing is decided."""
 BOUNDS = {
-    "mse": (0.0, 1.0), "psnr": (0.0, 120.0), "ssim": (-1.0, 1.0), "noise share": (0.0, 1.0),
-    "share of steps settled": (0.0, 1.0), "share recovered": (0.0, 1.0), "passes saved": (-math.inf, 1.0),
+    "mse": (0.0, 1.0),
+    "psnr": (0.0, 120.0),
+    "ssim": (-1.0, 1.0),
+    "noise share": (0.0, 1.0),
+    "share of steps settled": (0.0, 1.0),
+    "share recovered": (0.0, 1.0),
+    "passes saved": (-math.inf, 1.0),
     "continuity": (0.0, math.inf),
-}  # fmt: skip
+}
 RATIOS = ("first over rest", "high over low", "speed-up")
 
 
@@ -163,9 +168,19 @@ def whole(name: str, says: str, claims: list[Claim]) -> Hypothesis:
 
 
 def claim(
-    hypothesis: str, says: str, quantity: str, samples: Sequence[Sample], relation: str, threshold: float, run: str,
-    *, on: str = "", method: str = "", decides: bool = True, value: Interval | None = None,
-) -> Claim:  # fmt: skip
+    hypothesis: str,
+    says: str,
+    quantity: str,
+    samples: Sequence[Sample],
+    relation: str,
+    threshold: float,
+    run: str,
+    *,
+    on: str = "",
+    method: str = "",
+    decides: bool = True,
+    value: Interval | None = None,
+) -> Claim:
     known = [s for s in samples if math.isfinite(s.value)]
     units = "pairs"
     if value is None:
@@ -174,8 +189,16 @@ def claim(
     seeds = math.ceil(len(known) / max(1, len({s.prompt for s in known})))
     run = run.format(seeds=4 if value.n < 16 else 2 * max(2, seeds))
     return Claim(
-        hypothesis=hypothesis, says=f"on {on}: {says}" if on else says, quantity=quantity, method=method, value=value,
-        units=units, relation=relation, threshold=threshold, verdict=verdict,
+        hypothesis=hypothesis,
+        says=f"on {on}: {says}" if on else says,
+        quantity=quantity,
+        method=method,
+        value=value,
+        units=units,
+        relation=relation,
+        threshold=threshold,
+        verdict=verdict,
         sources=tuple(dict.fromkeys(s.source for s in known)),
-        run=run if verdict == UNDECIDED else "", decides=decides,
-    )  # fmt: skip
+        run=run if verdict == UNDECIDED else "",
+        decides=decides,
+    )

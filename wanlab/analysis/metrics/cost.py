@@ -60,13 +60,18 @@ class Cost:
         equivalents = float((flops / whole).sum()) if len(flops) and whole.shape == flops.shape else math.nan
         parts = ("encode", "recording", "decode", "write")
         return cls(
-            passes=int(passes.sum()), pass_equivalents=equivalents, tokens=int(np.asarray(run["tokens"]).sum()),
-            flops=float(flops.sum()) if len(flops) else math.nan, sampling=float(seconds.sum()),
+            passes=int(passes.sum()),
+            pass_equivalents=equivalents,
+            tokens=int(np.asarray(run["tokens"]).sum()),
+            flops=float(flops.sum()) if len(flops) else math.nan,
+            sampling=float(seconds.sum()),
             total=float(seconds.sum()) + sum(timing.get(k, 0.0) for k in parts),
             process="" if run.attrs.get("resumed_from_step") else str(run.attrs.get("process", "")),
-            seconds_by_step=seconds, flops_by_step=flops, frames_by_step=np.asarray(run["frames"], np.int64),
+            seconds_by_step=seconds,
+            flops_by_step=flops,
+            frames_by_step=np.asarray(run["frames"], np.int64),
             passes_by_step=passes,
-        )  # fmt: skip
+        )
 
 
 def fewer(a: Run, b: Run) -> tuple[int, ...]:

@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wanlab.analysis.columns import numbers, words
 from wanlab.analysis.metrics import metric
 from wanlab.analysis.metrics.cost import fewer
+from wanlab.errors import WanlabError
 from wanlab.runfile import Run
 
 Floats = NDArray[np.float64]
@@ -40,18 +42,24 @@ class Divergence:
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {
-            "error": self.error.tolist(), "cosine": self.cosine.tolist(), "switch": self.switch,
-            "truncated": list(self.truncated), "parted": self.parted,
-        }  # fmt: skip
+            "error": self.error.tolist(),
+            "cosine": self.cosine.tolist(),
+            "switch": self.switch,
+            "truncated": list(self.truncated),
+            "parted": self.parted,
+        }
 
 
 def divergence(a: Run, b: Run) -> Divergence | None:
-    """None when either has no latents recorded at the same steps, or other noise levels."""
+    """None when either has no latents recorded at the same steps, or other noise levels.
+
+    Raises WanlabError for latents of another rank than [C,F,H,W], or frames that are not 1 or more apart.
+    """
     if "x_t" not in a or "x_t" not in b or a.steps != b.steps:
         return None
-    if not np.allclose(np.asarray(a["sigma"]), np.asarray(b["sigma"]), rtol=0, atol=1e-9):
+    if not np.allclose(numbers(a, "sigma"), numbers(b, "sigma"), rtol=0, atol=1e-9):
         return None
-    strides = np.asarray(a["frame_stride"]), np.asarray(b["frame_stride"])
+    strides = _strides(a), _strides(b)
     recorded = sorted(set(a["x_t"].recorded) & set(b["x_t"].recorded))
     error, cosine = np.full(a.steps + 1, np.nan), np.full(a.steps + 1, np.nan)
     for k in recorded:
@@ -62,7 +70,7 @@ def divergence(a: Run, b: Run) -> Divergence | None:
             error[k], cosine[k] = apart(x, y)
     if a["latent"].shape == b["latent"].shape:
         error[-1], cosine[-1] = apart(a["latent"][...], b["latent"][...])
-    expert = np.asarray(b["expert"])
+    expert = words(b, "expert")
     low = np.flatnonzero(expert == "low")
     switch = int(low[0]) if len(low) and "high" in expert else None
     return Divergence(error=error, cosine=cosine, switch=switch, truncated=fewer(a, b))
@@ -73,6 +81,18 @@ def are_finite(run: Run) -> bool:
     steps = (run["x_t"][k] for k in run["x_t"].recorded) if "x_t" in run else ()
     last = (run["latent"][...],) if "latent" in run else ()
     return all(bool(np.isfinite(x).all()) for x in chain(last, steps))
+
+
+def _strides(run: Run) -> NDArray[np.int64]:
+    """How many frames apart those of each step are [steps], of a run whose latents have the due rank."""
+    for name, rank in (("x_t", 5), ("latent", 4)):
+        if len(run[name].shape) != rank:
+            shape = run[name].shape
+            raise WanlabError(f"{run.path}: '{name}' has shape {shape}", "make it again, or take another copy")
+    strides = numbers(run, "frame_stride")
+    if not (np.isfinite(strides).all() and (strides >= 1).all()):
+        raise WanlabError(f"{run.path}: 'frame_stride' has values below 1", "make it again, or take another copy")
+    return strides.astype(np.int64)
 
 
 def apart(x: NDArray[Any], y: NDArray[Any]) -> tuple[float, float]:

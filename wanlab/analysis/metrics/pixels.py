@@ -32,9 +32,16 @@ def mse(x: Floats, y: Floats) -> float:
 
 
 @metric(
-    "psnr", needs="figures", title="PSNR", unit="dB", better="higher", format=".2f", mean="mse", column=".1f",
+    "psnr",
+    needs="figures",
+    title="PSNR",
+    unit="dB",
+    better="higher",
+    format=".2f",
+    mean="mse",
+    column=".1f",
     identical=math.inf,
-)  # fmt: skip
+)
 def psnr(figures: Mapping[str, float]) -> float:
     """-10 log10(MSE) for peak 1, of the MSE over all frames; over pairs, of the mean MSE. Equal videos are
     "identical"."""
@@ -82,8 +89,14 @@ def rel_max(x: Floats, y: Floats) -> float:
 
 
 @metric(
-    "vmaf", needs="pair", title="VMAF", better="higher", bounds=(0.0, 100.0), format=".2f", asked=True,
-)  # fmt: skip
+    "vmaf",
+    needs="pair",
+    title="VMAF",
+    better="higher",
+    bounds=(0.0, 100.0),
+    format=".2f",
+    asked=True,
+)
 def vmaf(a: Clip, b: Clip) -> float:
     """ffmpeg's libvmaf where it has it. Similarity only: it was trained on compression, not on generation."""
     if not has_filter("libvmaf"):

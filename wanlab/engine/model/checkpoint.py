@@ -222,15 +222,23 @@ def _read_diffusers(name: str, path: Path, local: bool, revision: str) -> Checkp
     boundary = index.get("boundary_ratio")
     names = ["text_encoder", "vae", "transformer"] + (["transformer_2"] if boundary is not None else [])
     needed = [
-        "tokenizer/tokenizer_config.json", "scheduler/scheduler_config.json", *(f"{n}/config.json" for n in names),
-    ]  # fmt: skip
+        "tokenizer/tokenizer_config.json",
+        "scheduler/scheduler_config.json",
+        *(f"{n}/config.json" for n in names),
+    ]
     _there(path, needed)
     configs = {n: configs_of.read(n, _json(path / n / "config.json")) for n in names}
     return Checkpoint(
-        name=name, path=path, local=local, revision=revision, configs=configs,
-        scheduler=_json(path / "scheduler" / "scheduler_config.json"), boundary=boundary,
-        expand_timesteps=bool(index.get("expand_timesteps")), files=weight_files(path, configs) if local else {},
-    )  # fmt: skip
+        name=name,
+        path=path,
+        local=local,
+        revision=revision,
+        configs=configs,
+        scheduler=_json(path / "scheduler" / "scheduler_config.json"),
+        boundary=boundary,
+        expand_timesteps=bool(index.get("expand_timesteps")),
+        files=weight_files(path, configs) if local else {},
+    )
 
 
 def _read_original(name: str, path: Path) -> Checkpoint:
@@ -249,11 +257,18 @@ def _read_original(name: str, path: Path) -> Checkpoint:
     }
     kinds = {str(p["model_type"]) for p in plain.values()}
     return Checkpoint(
-        name=name, path=path, local=True, revision="", layout="original", files=files,
+        name=name,
+        path=path,
+        local=True,
+        revision="",
+        layout="original",
+        files=files,
         configs={n: configs_of.read(n, plainly) for n, plainly in configs.items()},
-        scheduler=original.scheduler_config(kinds, len(plain)), boundary=original.BOUNDARY if len(plain) == 2 else None,
-        expand_timesteps="ti2v" in kinds, tokenizer=parts.tokenizer.relative_to(path),
-    )  # fmt: skip
+        scheduler=original.scheduler_config(kinds, len(plain)),
+        boundary=original.BOUNDARY if len(plain) == 2 else None,
+        expand_timesteps="ti2v" in kinds,
+        tokenizer=parts.tokenizer.relative_to(path),
+    )
 
 
 def _there(path: Path, needed: list[str]) -> None:

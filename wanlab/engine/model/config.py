@@ -14,21 +14,38 @@ TRAIN_TIMESTEPS = 1000
 # The least and most that a configuration may say: generous, and small enough that no memory is lost to a false one.
 LIMITS = {
     "transformer": {
-        "num_attention_heads": (1, 256), "attention_head_dim": (2, 512), "in_channels": (1, 512),
-        "out_channels": (1, 512), "text_dim": (1, 2**16), "freq_dim": (2, 2**16), "ffn_dim": (1, 2**18),
-        "num_layers": (1, 256), "rope_max_seq_len": (1, 2**16),
+        "num_attention_heads": (1, 256),
+        "attention_head_dim": (2, 512),
+        "in_channels": (1, 512),
+        "out_channels": (1, 512),
+        "text_dim": (1, 2**16),
+        "freq_dim": (2, 2**16),
+        "ffn_dim": (1, 2**18),
+        "num_layers": (1, 256),
+        "rope_max_seq_len": (1, 2**16),
     },
     "vae": {
-        "base_dim": (1, 4096), "decoder_base_dim": (1, 4096), "z_dim": (1, 512), "num_res_blocks": (1, 16),
-        "in_channels": (1, 512), "out_channels": (1, 512), "patch_size": (1, 16), "scale_factor_spatial": (1, 256),
+        "base_dim": (1, 4096),
+        "decoder_base_dim": (1, 4096),
+        "z_dim": (1, 512),
+        "num_res_blocks": (1, 16),
+        "in_channels": (1, 512),
+        "out_channels": (1, 512),
+        "patch_size": (1, 16),
+        "scale_factor_spatial": (1, 256),
         "scale_factor_temporal": (1, 64),
     },
     "text_encoder": {
-        "vocab_size": (1, 2**21), "d_model": (1, 2**16), "d_kv": (1, 1024), "num_heads": (1, 256), "d_ff": (1, 2**18),
-        "num_layers": (1, 256), "relative_attention_num_buckets": (2, 4096),
+        "vocab_size": (1, 2**21),
+        "d_model": (1, 2**16),
+        "d_kv": (1, 1024),
+        "num_heads": (1, 256),
+        "d_ff": (1, 2**18),
+        "num_layers": (1, 256),
+        "relative_attention_num_buckets": (2, 4096),
         "relative_attention_max_distance": (2, 2**16),
     },
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -49,8 +49,13 @@ def products(block: Any) -> list[tuple[nn.Module, str]]:
     """Owner and name of a fused block's linear layers that every token goes through."""
     attn1, attn2, ffn = block.attn1, block.attn2, block.ffn
     return [
-        (attn1, "to_qkv"), (attn1.to_out, "0"), (attn2, "to_q"), (attn2.to_out, "0"), (ffn.net[0], "proj"), (ffn.net, "2"),
-    ]  # fmt: skip
+        (attn1, "to_qkv"),
+        (attn1.to_out, "0"),
+        (attn2, "to_q"),
+        (attn2.to_out, "0"),
+        (ffn.net[0], "proj"),
+        (ffn.net, "2"),
+    ]
 
 
 @functools.cache
@@ -239,9 +244,14 @@ class Float8Linear(nn.Module):
         rows, scale = to_float8(x.flatten(0, -2))
         if x.is_cuda:
             y = torch._scaled_mm(
-                rows, self.weight.t(), scale_a=scale, scale_b=self.scale.t(), bias=self.bias, out_dtype=x.dtype,
+                rows,
+                self.weight.t(),
+                scale_a=scale,
+                scale_b=self.scale.t(),
+                bias=self.bias,
+                out_dtype=x.dtype,
                 use_fast_accum=True,
-            )  # fmt: skip
+            )
         else:
             y = F.linear(
                 rows.to(x.dtype) * scale.to(x.dtype), self.weight.to(x.dtype) * self.scale.to(x.dtype), self.bias

@@ -25,9 +25,17 @@ from wanlab.engine.model.placement import Placement
 from wanlab.errors import WanlabError
 
 __all__ = [
-    "DTYPES", "TEXT_TOKENS", "TRAIN_TIMESTEPS", "Checkpoint", "Model", "describe", "fetched", "load", "load_component",
+    "DTYPES",
+    "TEXT_TOKENS",
+    "TRAIN_TIMESTEPS",
+    "Checkpoint",
+    "Model",
+    "describe",
+    "fetched",
+    "load",
+    "load_component",
     "parameters",
-]  # fmt: skip
+]
 
 VOCABULARIES = ("tokenizer.json", "spiece.model")
 KNOWN = "a red ball"  # words that every vocabulary for text-to-video has
@@ -62,9 +70,14 @@ class Model:
     def encode(self, prompt: str) -> Tensor:
         """Prompt embeddings [1,512,D]: cleaned, tokenized and zero after the prompt's end as WanPipeline has them."""
         given = self.tokenizer(
-            [prompt_clean(prompt)], padding="max_length", max_length=TEXT_TOKENS, truncation=True,
-            add_special_tokens=True, return_attention_mask=True, return_tensors="pt",
-        )  # fmt: skip
+            [prompt_clean(prompt)],
+            padding="max_length",
+            max_length=TEXT_TOKENS,
+            truncation=True,
+            add_special_tokens=True,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
         ids, mask = given.input_ids.to(self.device), given.attention_mask.to(self.device)
         hidden = self.ready("text_encoder")(ids, mask).last_hidden_state
         embeds: Tensor = hidden.masked_fill(mask.unsqueeze(-1) == 0, 0).to(self.dtype)

@@ -32,15 +32,107 @@ BOUNDARY = 0.875
 # Mean and standard deviation of the 48 latent channels (wan/modules/vae2_2.py, class Wan2_2_VAE). Those of the 16
 # channels of Wan 2.1 are AutoencoderKLWan's defaults.
 LATENTS_48 = (
-    (-0.2289, -0.0052, -0.1323, -0.2339, -0.2799, 0.0174, 0.1838, 0.1557, -0.1382, 0.0542, 0.2813, 0.0891,
-     0.1570, -0.0098, 0.0375, -0.1825, -0.2246, -0.1207, -0.0698, 0.5109, 0.2665, -0.2108, -0.2158, 0.2502,
-     -0.2055, -0.0322, 0.1109, 0.1567, -0.0729, 0.0899, -0.2799, -0.1230, -0.0313, -0.1649, 0.0117, 0.0723,
-     -0.2839, -0.2083, -0.0520, 0.3748, 0.0152, 0.1957, 0.1433, -0.2944, 0.3573, -0.0548, -0.1681, -0.0667),
-    (0.4765, 1.0364, 0.4514, 1.1677, 0.5313, 0.4990, 0.4818, 0.5013, 0.8158, 1.0344, 0.5894, 1.0901,
-     0.6885, 0.6165, 0.8454, 0.4978, 0.5759, 0.3523, 0.7135, 0.6804, 0.5833, 1.4146, 0.8986, 0.5659,
-     0.7069, 0.5338, 0.4889, 0.4917, 0.4069, 0.4999, 0.6866, 0.4093, 0.5709, 0.6065, 0.6415, 0.4944,
-     0.5726, 1.2042, 0.5458, 1.6887, 0.3971, 1.0600, 0.3943, 0.5537, 0.5444, 0.4089, 0.7468, 0.7744),
-)  # fmt: skip
+    (
+        -0.2289,
+        -0.0052,
+        -0.1323,
+        -0.2339,
+        -0.2799,
+        0.0174,
+        0.1838,
+        0.1557,
+        -0.1382,
+        0.0542,
+        0.2813,
+        0.0891,
+        0.1570,
+        -0.0098,
+        0.0375,
+        -0.1825,
+        -0.2246,
+        -0.1207,
+        -0.0698,
+        0.5109,
+        0.2665,
+        -0.2108,
+        -0.2158,
+        0.2502,
+        -0.2055,
+        -0.0322,
+        0.1109,
+        0.1567,
+        -0.0729,
+        0.0899,
+        -0.2799,
+        -0.1230,
+        -0.0313,
+        -0.1649,
+        0.0117,
+        0.0723,
+        -0.2839,
+        -0.2083,
+        -0.0520,
+        0.3748,
+        0.0152,
+        0.1957,
+        0.1433,
+        -0.2944,
+        0.3573,
+        -0.0548,
+        -0.1681,
+        -0.0667,
+    ),
+    (
+        0.4765,
+        1.0364,
+        0.4514,
+        1.1677,
+        0.5313,
+        0.4990,
+        0.4818,
+        0.5013,
+        0.8158,
+        1.0344,
+        0.5894,
+        1.0901,
+        0.6885,
+        0.6165,
+        0.8454,
+        0.4978,
+        0.5759,
+        0.3523,
+        0.7135,
+        0.6804,
+        0.5833,
+        1.4146,
+        0.8986,
+        0.5659,
+        0.7069,
+        0.5338,
+        0.4889,
+        0.4917,
+        0.4069,
+        0.4999,
+        0.6866,
+        0.4093,
+        0.5709,
+        0.6065,
+        0.6415,
+        0.4944,
+        0.5726,
+        1.2042,
+        0.5458,
+        1.6887,
+        0.3971,
+        1.0600,
+        0.3943,
+        0.5537,
+        0.5444,
+        0.4089,
+        0.7468,
+        0.7744,
+    ),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,12 +190,19 @@ def transformer_config(plain: Mapping[str, Any], held: Mapping[str, Head], where
         raise UsageError(f"{where} makes no model: {', '.join(wrong) or 'dim / num_heads'}", "get the checkpoint again")
     return {
         "patch_size": list(_shape(held, "patch_embedding.weight", 5, where)[2:]),
-        "num_attention_heads": plain["num_heads"], "attention_head_dim": plain["dim"] // plain["num_heads"],
-        "in_channels": plain["in_dim"], "out_channels": plain.get("out_dim", plain["in_dim"]),
-        "text_dim": _shape(held, "text_embedding.0.weight", 2, where)[1], "freq_dim": plain["freq_dim"],
-        "ffn_dim": plain["ffn_dim"], "num_layers": plain["num_layers"], "eps": plain.get("eps", 1e-6),
-        "cross_attn_norm": True, "qk_norm": "rms_norm_across_heads", "rope_max_seq_len": 1024,
-    }  # fmt: skip
+        "num_attention_heads": plain["num_heads"],
+        "attention_head_dim": plain["dim"] // plain["num_heads"],
+        "in_channels": plain["in_dim"],
+        "out_channels": plain.get("out_dim", plain["in_dim"]),
+        "text_dim": _shape(held, "text_embedding.0.weight", 2, where)[1],
+        "freq_dim": plain["freq_dim"],
+        "ffn_dim": plain["ffn_dim"],
+        "num_layers": plain["num_layers"],
+        "eps": plain.get("eps", 1e-6),
+        "cross_attn_norm": True,
+        "qk_norm": "rms_norm_across_heads",
+        "rope_max_seq_len": 1024,
+    }
 
 
 def vae_config(held: Mapping[str, Head], where: Path) -> dict[str, Any]:
@@ -118,15 +217,25 @@ def vae_config(held: Mapping[str, Head], where: Path) -> dict[str, Any]:
     config: dict[str, Any] = {
         "base_dim": _shape(held, "encoder.conv1.weight", 5, where)[0],
         "decoder_base_dim": _shape(held, "decoder.head.2.weight", 5, where)[1],
-        "z_dim": channels, "dim_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_scales": [],
-        "temperal_downsample": [False, True, True], "scale_factor_temporal": 4, "scale_factor_spatial": 8,
-    }  # fmt: skip
+        "z_dim": channels,
+        "dim_mult": [1, 2, 4, 4],
+        "num_res_blocks": 2,
+        "attn_scales": [],
+        "temperal_downsample": [False, True, True],
+        "scale_factor_temporal": 4,
+        "scale_factor_spatial": 8,
+    }
     if channels == 48:
         mean, std = LATENTS_48
         config |= {
-            "latents_mean": list(mean), "latents_std": list(std), "is_residual": True, "in_channels": 12,
-            "out_channels": 12, "patch_size": 2, "scale_factor_spatial": 16,
-        }  # fmt: skip
+            "latents_mean": list(mean),
+            "latents_std": list(std),
+            "is_residual": True,
+            "in_channels": 12,
+            "out_channels": 12,
+            "patch_size": 2,
+            "scale_factor_spatial": 16,
+        }
     return config
 
 
@@ -142,12 +251,21 @@ def text_encoder_config(held: Mapping[str, Head], where: Path) -> dict[str, Any]
         raise UsageError(f"{where} makes no text encoder: {inner} is not {heads} heads", "get the checkpoint again")
     layers = {int(found[1]) for name in held if (found := re.match(r"blocks\.(\d{1,4})\.", name))}
     return {
-        "vocab_size": vocabulary, "d_model": width, "d_kv": inner // heads, "num_heads": heads,
-        "d_ff": _shape(held, "blocks.0.ffn.fc1.weight", 2, where)[0], "num_layers": max(layers) + 1,
-        "relative_attention_num_buckets": buckets, "relative_attention_max_distance": 128,
-        "feed_forward_proj": "gated-gelu", "layer_norm_epsilon": 1e-6, "dropout_rate": 0.0, "pad_token_id": 0,
-        "eos_token_id": 1, "decoder_start_token_id": 0,
-    }  # fmt: skip
+        "vocab_size": vocabulary,
+        "d_model": width,
+        "d_kv": inner // heads,
+        "num_heads": heads,
+        "d_ff": _shape(held, "blocks.0.ffn.fc1.weight", 2, where)[0],
+        "num_layers": max(layers) + 1,
+        "relative_attention_num_buckets": buckets,
+        "relative_attention_max_distance": 128,
+        "feed_forward_proj": "gated-gelu",
+        "layer_norm_epsilon": 1e-6,
+        "dropout_rate": 0.0,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+        "decoder_start_token_id": 0,
+    }
 
 
 def scheduler_config(kinds: Collection[str], experts: int) -> dict[str, Any]:
@@ -156,10 +274,14 @@ def scheduler_config(kinds: Collection[str], experts: int) -> dict[str, Any]:
     wan/configs/wan_t2v_A14B.py and wan_ti2v_5B.py say 12 and 5; Wan 2.1's generate.py says 5 for text-to-video.
     """
     return {
-        "_class_name": "UniPCMultistepScheduler", "num_train_timesteps": 1000, "solver_order": 2,
-        "solver_type": "bh2", "prediction_type": "flow_prediction", "use_flow_sigmas": True,
+        "_class_name": "UniPCMultistepScheduler",
+        "num_train_timesteps": 1000,
+        "solver_order": 2,
+        "solver_type": "bh2",
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True,
         "flow_shift": 12.0 if experts == 2 and "ti2v" not in kinds else 5.0,
-    }  # fmt: skip
+    }
 
 
 def names(component: str, originals: Iterable[str]) -> dict[str, str]:
@@ -226,8 +348,11 @@ _VAE: tuple[Rule, ...] = (
     (r"\.residual\.3\.", ".norm2."),
     (r"\.residual\.6\.", ".conv2."),
     (r"\.shortcut\.", ".conv_shortcut."),
-    (r"^(encoder|decoder)\.(down|up)samples\.(\d+)\.\2samples\.\d+\.(resample|time_conv)\.", r"\1.\2_blocks.\3.\2sampler.\4."),
+    (
+        r"^(encoder|decoder)\.(down|up)samples\.(\d+)\.\2samples\.\d+\.(resample|time_conv)\.",
+        r"\1.\2_blocks.\3.\2sampler.\4.",
+    ),
     (r"^(encoder|decoder)\.(down|up)samples\.(\d+)\.\2samples\.(\d+)\.", r"\1.\2_blocks.\3.resnets.\4."),
     (r"^encoder\.downsamples\.", "encoder.down_blocks."),
     (r"^decoder\.upsamples\.(\d{1,4})\.", _gathered),
-)  # fmt: skip
+)

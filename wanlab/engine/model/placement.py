@@ -71,9 +71,14 @@ class Placement:
         for name, module in parts.items():
             if plan == "offload" and name in experts:
                 apply_group_offloading(
-                    module, onload_device=device, offload_device=torch.device("cpu"), offload_type="block_level",
-                    num_blocks_per_group=1, non_blocking=True, use_stream=device.type == "cuda",
-                )  # fmt: skip
+                    module,
+                    onload_device=device,
+                    offload_device=torch.device("cpu"),
+                    offload_type="block_level",
+                    num_blocks_per_group=1,
+                    non_blocking=True,
+                    use_stream=device.type == "cuda",
+                )
             else:
                 self._parked[name] = Parked(module, device, reader)
         reader.shutdown(wait=False)

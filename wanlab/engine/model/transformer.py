@@ -72,9 +72,12 @@ class Blocks:
     """An expert's blocks, or some of them (`blocks[2:]`), bound to one call's text, timestep and positions."""
 
     def __init__(
-        self, blocks: Sequence[nn.Module], arguments: tuple[Tensor, Tensor, tuple[Tensor, Tensor]],
-        count: Callable[[int, int, int], None] | None, first: int = 0,
-    ) -> None:  # fmt: skip
+        self,
+        blocks: Sequence[nn.Module],
+        arguments: tuple[Tensor, Tensor, tuple[Tensor, Tensor]],
+        count: Callable[[int, int, int], None] | None,
+        first: int = 0,
+    ) -> None:
         self._blocks, self._arguments, self._count, self._first = blocks, arguments, count, first
 
     def __len__(self) -> int:

@@ -38,11 +38,21 @@ class Cost(Observer):
     def observe(self, record: StepRecord) -> dict[str, np.ndarray]:
         ctx, plan, ran = record.ctx, record.plan, record.ran
         values = {
-            "timestep": ctx.timestep, "sigma": ctx.sigma, "sigma_next": ctx.sigma_next, "expert": ctx.expert,
-            "branches": ",".join(plan.branches), "guider": plan.guide.name[:16], "guidance_scale": plan.guide.scale,
-            "frames": record.x_t.shape[2], "frame_stride": plan.stride, "passes": ran.passes, "tokens": ran.tokens,
-            "block_tokens": ran.block_tokens, "attention_pairs": ran.attention_pairs, "operations": ran.operations,
+            "timestep": ctx.timestep,
+            "sigma": ctx.sigma,
+            "sigma_next": ctx.sigma_next,
+            "expert": ctx.expert,
+            "branches": ",".join(plan.branches),
+            "guider": plan.guide.name[:16],
+            "guidance_scale": plan.guide.scale,
+            "frames": record.x_t.shape[2],
+            "frame_stride": plan.stride,
+            "passes": ran.passes,
+            "tokens": ran.tokens,
+            "block_tokens": ran.block_tokens,
+            "attention_pairs": ran.attention_pairs,
+            "operations": ran.operations,
             "seconds": ran.seconds,
-        }  # fmt: skip
+        }
         values |= {f"status_{b}": record.status(b) for b in BOTH}
         return {name: np.asarray(value) for name, value in values.items()}

@@ -36,10 +36,13 @@ class Latents(Observer):
             return {}
         branches = {**record.probes, **record.predictions}
         have: dict[str, Tensor | None] = {
-            "x_t": record.x_t, "x0_pred": record.x0_pred, "velocity": record.velocity,
-            "velocity_cond": branches.get(COND), "velocity_uncond": branches.get(UNCOND),
+            "x_t": record.x_t,
+            "x0_pred": record.x0_pred,
+            "velocity": record.velocity,
+            "velocity_cond": branches.get(COND),
+            "velocity_uncond": branches.get(UNCOND),
             OTHER_EXPERT: record.other,
-        }  # fmt: skip
+        }
         if "eps_pred" in self._names:
             have["eps_pred"] = record.eps_pred
         return {n: v[0].float().cpu().numpy() for n in self._names if (v := have[n]) is not None}

@@ -82,9 +82,14 @@ class Models:
         """The model of a resolved spec, loaded unless it was the last one."""
         checkpoint = fetched(checkpoint)
         key = (
-            str(checkpoint.path), fingerprint(checkpoint), spec.device, spec.dtype, spec.vae_dtype, spec.precision,
+            str(checkpoint.path),
+            fingerprint(checkpoint),
+            spec.device,
+            spec.dtype,
+            spec.vae_dtype,
+            spec.precision,
             spec.memory,
-        )  # fmt: skip
+        )
         if (spec.attention, keeps_keys) != self._attention:
             torch.compiler.reset()  # compiled blocks keep the kernel that they were first called with
             self._attention, self.warm = (spec.attention, keeps_keys), set()
@@ -103,9 +108,14 @@ class Models:
 
 
 def execute(
-    spec: RunSpec, out: str | os.PathLike[str], *, progress: Watcher = lambda _: None, loaded: Models | None = None,
-    force: bool = False, gif: bool = False,
-) -> Path:  # fmt: skip
+    spec: RunSpec,
+    out: str | os.PathLike[str],
+    *,
+    progress: Watcher = lambda _: None,
+    loaded: Models | None = None,
+    force: bool = False,
+    gif: bool = False,
+) -> Path:
     """Run `spec` into the run file `out` (and `out`'s .mp4, and .gif), going on with what an earlier run left there.
 
     loaded keeps the model for the next run
@@ -184,9 +194,14 @@ class _Running:
         start, x, x0_pred = self._begin()
         prober = Prober(self.network, env, branches=spec.record.probe, experts=spec.record.other_expert)
         with RunWriter(
-            self.out, spec_json=spec.to_json(), digest=spec.digest(), attrs=self._attrs(), fields=self.fields,
-            start=start, force=self.force,
-        ) as writer:  # fmt: skip
+            self.out,
+            spec_json=spec.to_json(),
+            digest=spec.digest(),
+            attrs=self._attrs(),
+            fields=self.fields,
+            start=start,
+            force=self.force,
+        ) as writer:
             self.progress(Progress(phase="warm-up", total=env.total))
             with _timed(self.timing, "warm-up"):
                 _warm_up(self.network, self.forecast, env, start, self.device, self.warm)
@@ -195,9 +210,16 @@ class _Running:
             self._tell("sample", start)
             began = time.perf_counter()
             steps = denoise(
-                x, env, self.solver, self.network, self.sessions, build("guider", spec.guider), start=start,
-                x0_pred=x0_pred, batched=spec.batch_cfg,
-            )  # fmt: skip
+                x,
+                env,
+                self.solver,
+                self.network,
+                self.sessions,
+                build("guider", spec.guider),
+                start=start,
+                x0_pred=x0_pred,
+                batched=spec.batch_cfg,
+            )
             for record in steps:
                 self._record(writer, prober(record))
                 x = record.x_next

@@ -107,12 +107,18 @@ class Forecast:
     def totals(self) -> dict[str, Any]:
         """The figures that the run is compared with afterwards."""
         return {
-            "passes": self.passes, "passes_bounds": list(self.passes_bounds), "plain_passes": self.plain_passes,
-            "flops": self.flops, "flops_bounds": list(self.flops_bounds), "plain_flops": self.plain_flops,
-            "speedup": self.speedup, "tokens": sum(r.passes * r.tokens for r in self.rows),
-            "flops_by_step": [r.flops for r in self.rows], "plain_flops_by_step": list(self.plain_flops_by_step),
+            "passes": self.passes,
+            "passes_bounds": list(self.passes_bounds),
+            "plain_passes": self.plain_passes,
+            "flops": self.flops,
+            "flops_bounds": list(self.flops_bounds),
+            "plain_flops": self.plain_flops,
+            "speedup": self.speedup,
+            "tokens": sum(r.passes * r.tokens for r in self.rows),
+            "flops_by_step": [r.flops for r in self.rows],
+            "plain_flops_by_step": list(self.plain_flops_by_step),
             "pass_flops_by_step": list(self.pass_flops_by_step),
-        }  # fmt: skip
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -153,15 +159,24 @@ def forecast(spec: RunSpec, checkpoint: Checkpoint) -> Forecast:
     if any(session.keeps_keys for session in sessions):
         memory["keys"] = _kept_keys(spec, env, rows)
     return Forecast(
-        spec=spec, model_path=str(checkpoint.path), boundary=checkpoint.boundary, shape=env.shape, rows=tuple(rows),
-        passes=sum(r.passes for r in rows), passes_bounds=_sums([r.passes_bounds for r in rows]),
-        plain_passes=sum(r.passes for r in plain), flops=sum(r.flops for r in rows),
-        flops_bounds=_sums([r.flops_bounds for r in rows]), plain_flops=sum(r.flops for r in plain),
+        spec=spec,
+        model_path=str(checkpoint.path),
+        boundary=checkpoint.boundary,
+        shape=env.shape,
+        rows=tuple(rows),
+        passes=sum(r.passes for r in rows),
+        passes_bounds=_sums([r.passes_bounds for r in rows]),
+        plain_passes=sum(r.passes for r in plain),
+        flops=sum(r.flops for r in rows),
+        flops_bounds=_sums([r.flops_bounds for r in rows]),
+        plain_flops=sum(r.flops for r in plain),
         plain_flops_by_step=tuple(r.flops for r in plain),
         pass_flops_by_step=tuple(env.costs[ctx.expert].whole(env.tokens()) for ctx in env.steps),
-        parameters=parameters, memory_bytes=memory, memory_plans=_peaks(memory, checkpoint, env.shape[1]),
+        parameters=parameters,
+        memory_bytes=memory,
+        memory_plans=_peaks(memory, checkpoint, env.shape[1]),
         disk_bytes=_disk(spec, env, sessions),
-    )  # fmt: skip
+    )
 
 
 def _sums(bounds: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
@@ -178,11 +193,22 @@ def _row(plan: StepPlan, ctx: StepContext, env: Env) -> Row:
 
     least, most = operations(plan.least), operations(plan.most)
     return Row(
-        step=ctx.index, timestep=ctx.timestep, sigma=ctx.sigma, expert=ctx.expert, branches=plan.branches,
-        reused=plan.reused, guider=plan.guide.name, guidance=plan.guide.scale, frames=plan.frames, tokens=tokens,
-        passes=passes if plan.most else 0, passes_bounds=(passes if plan.least else 0, passes if plan.most else 0),
-        flops=most, flops_bounds=(least, most), jump=plan.jump is not None,
-    )  # fmt: skip
+        step=ctx.index,
+        timestep=ctx.timestep,
+        sigma=ctx.sigma,
+        expert=ctx.expert,
+        branches=plan.branches,
+        reused=plan.reused,
+        guider=plan.guide.name,
+        guidance=plan.guide.scale,
+        frames=plan.frames,
+        tokens=tokens,
+        passes=passes if plan.most else 0,
+        passes_bounds=(passes if plan.least else 0, passes if plan.most else 0),
+        flops=most,
+        flops_bounds=(least, most),
+        jump=plan.jump is not None,
+    )
 
 
 def _kept_keys(spec: RunSpec, env: Env, rows: Sequence[Row]) -> int:

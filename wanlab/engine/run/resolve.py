@@ -32,9 +32,10 @@ def resolve(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
     if device.startswith("cuda"):
         return _attention(_precision(spec, checkpoint), checkpoint)
     return dataclasses.replace(
-        spec, precision="reference" if spec.precision == "auto" else spec.precision,
+        spec,
+        precision="reference" if spec.precision == "auto" else spec.precision,
         memory="resident" if spec.memory == "auto" else spec.memory,
-    )  # fmt: skip
+    )
 
 
 def _device(spec: RunSpec) -> str:

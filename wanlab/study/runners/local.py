@@ -92,9 +92,7 @@ def run_all(
     return failed
 
 
-def _run(
-    spec: RunSpec, place: Path, loaded: object, watcher: Watcher, *, force: bool, gif: bool
-) -> None:  # fmt: skip
+def _run(spec: RunSpec, place: Path, loaded: object, watcher: Watcher, *, force: bool, gif: bool) -> None:
     """One run; where another process is in the way, what it makes is waited for."""
     from wanlab.engine import run as engine
 
