@@ -14,11 +14,11 @@ BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 class Cost:
     """Floating-point operations (a multiply-add is two), matrix products only, of a sample of n tokens.
 
-    With width D, feed-forward width M and L text tokens, a block of q active tokens that attend to k keys costs 8qD² for
-    self-attention's four projections, 4qkD for its two products, 4qD² and 4LD² for cross-attention's projections, 4qLD
-    for its products and 4qDM for the feed-forward; around the blocks 2nDP in and out (P = patch values) and 2LD(T + D)
-    for the text. A timestep for each token (TI2V) costs 2nD(E + 7D), E being the width of its sinusoids; one for the
-    sample costs nothing.
+    With width D, feed-forward width M and L text tokens, a block of q active tokens that attend to k keys costs
+    8qD² for self-attention's four projections, 4qkD for its two products, 4qD² and 4LD² for cross-attention's
+    projections, 4qLD for its products and 4qDM for the feed-forward; around the blocks 2nDP in and out (P = patch
+    values) and 2LD(T + D) for the text. A timestep for each token (TI2V) costs 2nD(E + 7D), E being the width of
+    its sinusoids; one for the sample costs nothing.
     """
 
     layers: int
