@@ -11,6 +11,7 @@ from wanlab.cli.grouping import option, with_options
 from wanlab.cli.options import Form, Method, Sampling
 from wanlab.cli.running import run_all
 from wanlab.errors import WanlabError
+from wanlab.files import write_text
 from wanlab.spec import RecordSpec
 from wanlab.study.requests import check_place, places
 from wanlab.study.text import in_words, plain
@@ -132,8 +133,8 @@ def summarise(path: Path, analysis: str, *, alone: bool) -> dict[str, Any]:
             folder = path.parent / analysis / ("" if alone else path.stem)
             folder.mkdir(parents=True, exist_ok=True)
             files["error_figure"] = figures.guidance_figure(g, folder / "cfg_error_visualization.png", title=prompt)
-            files["error_report"] = folder / "error_analysis_report.txt"
-            files["error_report"].write_text(guidance.report(g, prompt=prompt, title=path.name), encoding="utf-8")
+            report = guidance.report(g, prompt=prompt, title=path.name)
+            files["error_report"] = write_text(folder / "error_analysis_report.txt", report)
         predicted = run.attrs.get("predicted", {})
         return {
             "prompt": prompt,

@@ -21,7 +21,8 @@ _remembered: dict[str, str] = {}  # a file's digest by what tells that it is sti
 def fingerprint(checkpoint: Checkpoint) -> str:
     """SHA-256 (hex) of a fetched checkpoint's configurations and of all bytes of the files that are loaded.
 
-    A file's digest is remembered, also between processes, by its place, size, time and inode. Raises WanlabError when
+    A file's digest is remembered, also between processes, by its place, size, times and inode; the time of the last change tells
+    of an edit whose author set the other one back, as cp -p and rsync do. Raises WanlabError when
     a file cannot be read.
     """
     tokenizer = checkpoint.path / checkpoint.tokenizer
@@ -55,7 +56,7 @@ def digests(files: Iterable[Path]) -> list[str]:
 def _digest(path: Path) -> str:
     try:
         stat = path.stat()
-        key = f"{path} {stat.st_size} {stat.st_mtime_ns} {stat.st_dev} {stat.st_ino}"
+        key = f"{path} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_dev} {stat.st_ino}"
         if key not in _remembered:
             with open(path, "rb") as file:
                 _remembered[key] = hashlib.file_digest(file, "sha256").hexdigest()

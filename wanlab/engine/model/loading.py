@@ -85,7 +85,7 @@ class Model:
 
     def tokens_in(self, prompt: str) -> int:
         """Tokens of a prompt, its end mark included, before it is cut to 512."""
-        return len(self.tokenizer(prompt_clean(prompt)).input_ids)
+        return len(self.tokenizer(prompt_clean(prompt), verbose=False).input_ids)
 
 
 def load(
@@ -134,8 +134,8 @@ def load_tokenizer(found: Checkpoint) -> Any:
             f"{found.path}: the tokenizer has {len(tokenizer)} words, the text encoder {known}",
             "get the checkpoint again",
         )
-    if set(ids) <= {tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}:
-        raise WanlabError(f"{where} knows no word of {KNOWN!r}: it is no vocabulary", "get the checkpoint again")
+    if tokenizer.unk_token_id in ids or set(ids) <= {tokenizer.eos_token_id, tokenizer.pad_token_id}:
+        raise WanlabError(f"{where} knows not all words of {KNOWN!r}: it is cut short", "get the checkpoint again")
     return tokenizer
 
 
