@@ -139,8 +139,10 @@ def test_leftovers_of_a_finished_run_go(tmp_path: Path) -> None:
 
 
 def test_a_stranger_is_read_in_a_child(tmp_path: Path) -> None:
-    summary = read_in_child(ARCHIVE)
-    assert (summary["version"], summary["steps"], summary["problems"]) == ("2", 4, [])
+    summary = read_in_child(ARCHIVE, check=True)
+    shapes = {row["name"]: row["shape"] for row in summary["data"]}
+    assert (summary["format"], summary["status"], shapes["sigma"], summary["problems"]) == ("2", "complete", "4", [])
+    assert read_in_child(ARCHIVE)["problems"] is None
     (tmp_path / "r.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
     with pytest.raises(WanlabError):
         read_in_child(tmp_path / "r.h5")

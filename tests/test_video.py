@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from wanlab import video
+from wanlab.engine.run import check_output
 from wanlab.errors import WanlabError
 from wanlab.images import read_video
 from wanlab.video import read_mp4, write_mp4
@@ -26,7 +28,7 @@ def test_a_colon_is_no_url(tmp_path):
     frames, meta = read(path)
     assert len(frames) == 17
     assert meta["times"] == pytest.approx([k / 16 for k in range(17)], abs=1e-4)
-    assert any("bt709" in tag for tag in meta["color"])
+    assert meta["color"] == ["tv", "bt709"]  # ffmpeg's short form of matrix, primaries and transfer that are all bt709
 
 
 def test_a_gif_has_its_own_frames_and_times(tmp_path):
@@ -35,6 +37,23 @@ def test_a_gif_has_its_own_frames_and_times(tmp_path):
     frames, meta = read(tmp_path / "a.gif")
     assert len(frames) == 17
     assert meta["times"] == pytest.approx([0.06 * k for k in range(17)])
+
+
+@pytest.mark.parametrize("name", ["a.mp4", "a.webm", "a.mkv"])
+def test_frames_of_uneven_times_are_all_read(tmp_path, name):
+    """Frame 5 is shown a millisecond after frame 4, and frame 9 a second late: none is dropped, none made."""
+    codec = ["-c:v", "libvpx-vp9", "-lossless", "1"] if name == "a.webm" else ["-c:v", "libx264rgb", "-qp", "0"]
+    command = [FFMPEG, "-v", "error", "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", "48x32", "-r", "16", "-i", "-"]
+    clock = "settb=1/1000,setpts=N*60-59*eq(N\\,5)+1000*gt(N\\,8)"
+    command += ["-vf", clock, "-fps_mode", "vfr", "-enc_time_base", "1/1000", "-pix_fmt", "rgb24", "-bf", "0"]
+    command = [*command, *codec, tmp_path / name]
+    if name == "a.webm":
+        command[command.index("-pix_fmt", 12) + 1] = "gbrp"
+    subprocess.run(command, input=FRAMES.tobytes(), check=True)
+    frames, meta = read(tmp_path / name)
+    np.testing.assert_array_equal(frames, FRAMES)
+    times = [0.06 * k - 0.059 * (k == 5) + (k > 8) for k in range(17)]
+    assert meta["times"] == pytest.approx(times, abs=1e-3)
 
 
 def test_a_video_cut_short_is_damaged(tmp_path):
@@ -63,3 +82,12 @@ def test_images_in_the_order_of_their_names(tmp_path):
     with read_video(tmp_path) as (meta, frames):
         assert meta["size"] == (48, 32)
         np.testing.assert_array_equal(list(frames), FRAMES[:3])
+
+
+@pytest.mark.parametrize("program", ["/nonexistent", "/bin/false", "/bin/true"])
+def test_an_ffmpeg_that_cannot_encode_is_known_before_sampling(tmp_path, monkeypatch, program):
+    monkeypatch.setenv("IMAGEIO_FFMPEG_EXE", program)
+    video._encoders.cache_clear()
+    with pytest.raises(WanlabError, match="IMAGEIO_FFMPEG_EXE"):
+        check_output(tmp_path / "r.h5")
+    video._encoders.cache_clear()

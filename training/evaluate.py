@@ -22,8 +22,9 @@ from diffusers import WanPipeline
 from torch import Tensor
 
 from training import models, render
-from wanlab.embedded import tiny_path, world
+from wanlab.embedded import tiny_path, world, world_of
 from wanlab.embedded.verify import judge, observe
+from wanlab.embedded.world import World
 from wanlab.engine.model import vae as wan_vae
 
 W, H = world.NATIVE_SIZE
@@ -50,21 +51,22 @@ def psnr(mse: float) -> float:
     return float(-10 * np.log10(mse))
 
 
-def held_out_scenes(n: int, seed: int = SEED, **shares: float) -> list[world.Scene]:
-    return list(itertools.islice(world.scenes(seed, held=True, **shares), n))
+def held_out_scenes(n: int, version: World, seed: int = SEED, **shares: float) -> list[world.Scene]:
+    return list(itertools.islice(world.scenes(seed, held=True, version=version, **shares), n))
 
 
 def reconstruction(pipe: WanPipeline, clips: int) -> Iterator[Row]:
     """Held-out clips through the autoencoder: PSNR from the mean squared error over all clips."""
     vae, device = pipe.vae, pipe.device
     half = type(vae).from_pretrained(pipe.config._name_or_path, subfolder="vae", torch_dtype=torch.bfloat16).to(device)
-    scenes = [s for pair in zip(held_out_scenes(clips), world.scenes(SEED, drawn=1.0), strict=False) for s in pair][
-        : 2 * clips
-    ]
+    version = world_of(Path(pipe.config._name_or_path))
+    scenes = [
+        s for pair in zip(held_out_scenes(clips, version), world.scenes(SEED, drawn=1.0), strict=False) for s in pair
+    ][: 2 * clips]
     # As the training world mixes them: seven clips of shapes, then a drawn scene.
     scenes = [scenes[2 * i + (i % 8 == 7)] for i in range(clips)]
     for frames, bar in ((49, 34.0), (121, 32.0)):
-        rows = render.place_all(scenes, SEED, W, H, frames).to(device)
+        rows = render.place_all(scenes, SEED, W, H, frames, version).to(device)
         by_frame, gap = np.zeros(frames), []
         for i in range(clips):
             x = render.draw(rows[i : i + 1], W, H, frames)
@@ -119,17 +121,18 @@ def sample(
     return x, differences
 
 
-def _judged(job: tuple[np.ndarray, world.Scene]) -> dict[str, bool | None]:
-    frames, scene = job
-    verdict = judge(observe(frames.astype(np.float32) / 255), scene)
-    return {a: getattr(verdict, a) for a in ATTRIBUTES}
+def _judged(job: tuple[np.ndarray, world.Scene, World]) -> dict[str, bool | None]:
+    frames, scene, version = job
+    verdict = judge(observe(frames.astype(np.float32) / 255, version), scene)
+    return {a: getattr(verdict, a) for a in ATTRIBUTES} | {"all": verdict.right}
 
 
 def prompts_followed(
     pipe: WanPipeline, n: int, guidance: float, *, shift: float | None = None, seed: int = SEED, batch: int = 8
 ) -> tuple[dict[str, float], np.ndarray]:
     """Percentage of held-out prompts whose clip shows each attribute as asked, and the CFG differences by step."""
-    scenes = held_out_scenes(n, seed, drawn=0.0)
+    version = world_of(Path(pipe.config._name_or_path))
+    scenes = held_out_scenes(n, version, seed, drawn=0.0)
     rng = np.random.default_rng(seed)
     texts = [world.caption(s, rng, full=True) for s in scenes]
     vae = (
@@ -160,9 +163,11 @@ def prompts_followed(
                     .cpu()
                     .numpy()
                 )
-                jobs += [pool.submit(_judged, (v, s)) for v, s in zip(video, scenes[i + k : i + k + 8], strict=True)]
+                jobs += [
+                    pool.submit(_judged, (v, s, version)) for v, s in zip(video, scenes[i + k : i + k + 8], strict=True)
+                ]
         verdicts = [j.result() for j in jobs]
-    right = {a: [v[a] for v in verdicts if v[a] is not None] for a in ATTRIBUTES}
+    right = {a: [v[a] for v in verdicts if v[a] is not None] for a in (*ATTRIBUTES, "all")}
     return {a: 100 * float(np.mean(v)) for a, v in right.items()}, np.mean(differences, axis=0)
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
-from wanlab.embedded import world
+from wanlab.embedded import WORLD_FILE, world
 from wanlab.engine.model.kernels import ShortText
 
 PAD, EOS, UNK = 0, 1, 2
@@ -104,9 +104,10 @@ def save(folder: Path, component: str, module: torch.nn.Module, dtype: torch.dty
     (where / "config.json").write_text(json.dumps(kept, indent=2, sort_keys=True, default=list) + "\n")
 
 
-def save_frame(folder: Path) -> None:
-    """Write what is not weights: tokenizer, scheduler and model_index.json."""
+def save_frame(folder: Path, version: world.World) -> None:
+    """Write what is not weights: tokenizer, scheduler, model_index.json and the world's version."""
     folder.mkdir(parents=True, exist_ok=True)
+    (folder / WORLD_FILE).write_text(json.dumps({"version": version.version}) + "\n")
     tokenizer().save_pretrained(folder / "tokenizer")
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction",

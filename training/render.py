@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from training import scenery
 from wanlab.embedded import world
-from wanlab.embedded.world import EDGE, Scene, Thing, background_profile
+from wanlab.embedded.world import EDGE, Scene, Thing, World, background_profile
 
 STARS = 12
 # Height of a bounce and radius of a circle, and frames of one of each: every clip's, for a small model to learn well.
@@ -23,6 +24,7 @@ STARS = 12
 BOUNCE = (20.0, 30.0)
 CIRCLE = (15.5, 44.0)
 CENTRED = 4.0  # places are drawn as Beta(CENTRED, CENTRED) over where there is room: towards the middle, as pictures are framed
+REACH = (1.0, 1.25, 1.4, 1.45, 1.25)  # how far a shape reaches, in its radius
 KINDS = ("shapes", "walk", "sunset")
 _SHAPES, _BACKGROUNDS = list(world.SHAPES), list(world.BACKGROUNDS)
 
@@ -62,18 +64,29 @@ THING = (
     "radius",
     "growth",
 )
-COLUMNS = len(CLIP) + 2 * len(THING) + 3 * STARS
+SCENERY = len(CLIP) + 2 * len(THING) + 3 * STARS  # where the columns of `scenery` begin
+COLUMNS = SCENERY + scenery.COLUMNS
+TRIES = 40  # places drawn for two things of an open world, of which the one with most room between them is taken
+ROOM = 3.0  # pixels between two things that are enough
 
 
 def place(
-    scene: Scene, rng: np.random.Generator, width: int, height: int, frames: int = world.NATIVE_FRAMES
+    scene: Scene,
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    frames: int = world.NATIVE_FRAMES,
+    version: World = world.FIRST,
 ) -> np.ndarray:
     """One row [COLUMNS] for `draw`: start positions, phases and whatever else the caption leaves open."""
     clip = dict.fromkeys(CLIP, 0.0)
     clip["kind"] = KINDS.index(scene.kind)
     clip["phase"] = rng.random()
     clip["horizon"] = rng.uniform(0.48, 0.62)
-    rows = [_row(t, rng, width, height, frames, lane) for t, lane in zip(scene.things, _lanes(scene), strict=True)]
+    if version.open:
+        rows = _free(scene.things, rng, width, height, frames)
+    else:
+        rows = [_row(t, rng, width, height, frames, lane) for t, lane in zip(scene.things, _lanes(scene), strict=True)]
     rows += [[0.0] * len(THING)] * (2 - len(rows))
     if scene.kind == "shapes":
         clip["background"] = _BACKGROUNDS.index(scene.background)
@@ -89,13 +102,21 @@ def place(
         clip["place"] = world.PLACES.index(scene.place) if scene.place else 0
         clip["water"] = world.WATERS.index(scene.water) if scene.water else 0
     stars = rng.random((STARS, 3)) if scene.background == "night" else np.zeros((STARS, 3))
-    return np.concatenate([list(clip.values()), *rows, stars.ravel()]).astype(np.float32)
+    unnamed = scenery.place(rng, scene.background) if version.open and scene.kind == "shapes" else scenery.closed()
+    return np.concatenate([list(clip.values()), *rows, stars.ravel(), unnamed]).astype(np.float32)
 
 
-def place_all(scenes: Sequence[Scene], seed: int, width: int, height: int, frames: int = world.NATIVE_FRAMES) -> Tensor:
+def place_all(
+    scenes: Sequence[Scene],
+    seed: int,
+    width: int,
+    height: int,
+    frames: int = world.NATIVE_FRAMES,
+    version: World = world.FIRST,
+) -> Tensor:
     """Placed rows [B,COLUMNS] of many scenes."""
     rng = np.random.default_rng(seed)
-    return torch.from_numpy(np.stack([place(s, rng, width, height, frames) for s in scenes]))
+    return torch.from_numpy(np.stack([place(s, rng, width, height, frames, version) for s in scenes]))
 
 
 def _lanes(scene: Scene) -> list[tuple[str, float]]:
@@ -109,14 +130,45 @@ def _lanes(scene: Scene) -> list[tuple[str, float]]:
     return [(axis, 0.27), (axis, 0.73)]
 
 
+def _free(things: Sequence[Thing], rng: np.random.Generator, width: int, height: int, frames: int) -> list[list[float]]:
+    """Rows of things that may be anywhere, apart from one another throughout the clip where there is room."""
+    best: list[list[float]] = []
+    most = -math.inf
+    for _ in range(TRIES if len(things) > 1 else 1):
+        rows = [_row(t, rng, width, height, frames, ("", 0.0), even=True) for t in things]
+        if len(rows) < 2:
+            return rows
+        (ax, ay, au, av), (bx, by, bu, bv) = (r[5:9] for r in rows)
+        t = np.arange(frames)
+        dx = (ax - bx + (au - bu) * t + width / 2) % width - width / 2
+        dy = (ay - by + (av - bv) * t + height / 2) % height - height / 2
+        gap = float(np.hypot(dx, dy).min()) - sum(r[THING.index("radius")] * REACH[int(r[1])] for r in rows)
+        if gap > most:
+            best, most = rows, gap
+        if gap > ROOM:
+            break
+    return best
+
+
 def _row(
-    t: Thing, rng: np.random.Generator, width: int, height: int, frames: int, lane: tuple[str, float]
+    t: Thing,
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    frames: int,
+    lane: tuple[str, float],
+    even: bool = False,
 ) -> list[float]:
+    """A thing's columns; `even`: anywhere alike, and bounces and circles of many kinds."""
     radius, growth = (world.SIZES[t.size], 0.0) if t.size else (6.0, rng.uniform(0.28, 0.36))
     v = np.array(world.DIRECTIONS.get(t.motion, (0, 0)), float) * world.SPEEDS[t.speed]
     v[1] *= world.VERTICAL_SPEED
     bounce = BOUNCE[0] if t.motion == "bouncing" else 0.0
     circle = CIRCLE[0] if t.motion == "circling" else 0.0
+    period = BOUNCE[1] if bounce else CIRCLE[1]
+    if even:
+        bounce, circle = bounce * rng.uniform(0.8, 1.2), circle * rng.uniform(0.8, 1.2)
+        period *= rng.uniform(0.88, 1.15) * (rng.choice([-1, 1]) if circle else 1)
     reach = max(radius, 22.0 if growth else 0.0) * 1.25 + circle + 1
     at = []
     for extent, speed, room in ((width, v[0], reach), (height, v[1], reach + bounce / 2)):
@@ -125,13 +177,14 @@ def _row(
         travel = speed * (min(frames, world.NATIVE_FRAMES) - 1)
         low, high = room - min(travel, 0), extent - room - max(travel, 0)
         at.append(
-            low + (high - low) * rng.beta(CENTRED, CENTRED) if low < high else (low + high) / 2 + rng.uniform(-3, 3)
+            low + (high - low) * (rng.random() if even else rng.beta(CENTRED, CENTRED))
+            if low < high
+            else (low + high) / 2 + rng.uniform(-3, 3)
         )
     at[1] += bounce / 2  # the lowest point
     if lane[0]:
         k = "xy".index(lane[0])
         at[k] = lane[1] * (width, height)[k] + rng.uniform(-2, 2)
-    period = BOUNCE[1] if bounce else CIRCLE[1]
     return [
         1.0,
         _SHAPES.index(t.shape),
@@ -141,7 +194,7 @@ def _row(
         bounce,
         circle,
         period,
-        -0.25 if circle else rng.random(),
+        -0.25 if circle and not even else rng.random(),
         radius,
         growth,
     ]
@@ -188,40 +241,81 @@ def _blank(rows: Tensor, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
 
 
 def _shapes(rows: Tensor, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
-    height, width = y.shape[2], x.shape[3]
+    out = torch.empty(len(rows), 3, t.shape[1], y.shape[2], x.shape[3], device=rows.device)
+    is_open = rows[:, SCENERY] > 0
+    for chosen, paint in ((~is_open, _closed), (is_open, _open)):
+        if chosen.any():
+            out[chosen] = paint(rows[chosen], x, y, t)
+    return out
+
+
+def _profiles(rows: Tensor, height: int) -> Tensor:
+    """Each clip's row colours [B,H,3]."""
     clip = _columns(rows, CLIP, 0)
     profiles = [background_profile(n, height, h) for n in _BACKGROUNDS for h in np.linspace(0.48, 0.62, 15)]
     table = torch.from_numpy(np.stack(profiles)).to(rows.device, torch.float32)  # [7*15,H,3]
     pick = clip["background"] * 15 + ((clip["horizon"] - 0.48) / 0.01).round().clamp(0, 14)
-    still = table[pick.flatten().long()].permute(0, 2, 1)[:, :, None, :, None].expand(-1, -1, 1, -1, width)
-    stars = rows[:, len(CLIP) + 2 * len(THING) :].view(-1, STARS, 3)
-    if stars.any():
-        sx, sy, size = (stars[..., i].view(len(rows), STARS, 1, 1) for i in range(3))
-        near = (x - sx * width) ** 2 + (y - sy * height) ** 2
-        glow = (torch.exp(-near / (1.5 + size)) * (sx > 0)).amax(1, keepdim=True) * 0.6
-        still = still + glow.unsqueeze(2) * (1 - still)
-    picture = still.expand(-1, -1, t.shape[1], -1, -1)
+    return table[pick.flatten().long()]
+
+
+def _closed(rows: Tensor, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
+    height, width = y.shape[2], x.shape[3]
+    still = _profiles(rows, height).permute(0, 2, 1)[:, :, None, :, None].expand(-1, -1, 1, -1, width)
+    picture = _starry(still, rows, x, y).expand(-1, -1, t.shape[1], -1, -1)
     for k in range(2):
-        thing = _columns(rows, THING, len(CLIP) + k * len(THING))
-        if not thing["there"].any():
-            continue
-        turn = 2 * math.pi * (t / thing["period"].where(thing["period"] != 0, torch.ones(())) + thing["phase"])
-        cx = thing["x"] + thing["vx"] * t + thing["circle"] * torch.cos(turn)
-        cy = (
-            thing["y"]
-            + thing["vy"] * t
-            + thing["circle"] * torch.sin(turn)
-            - thing["bounce"] * torch.sin(turn / 2).abs()
-        )
-        radius = (thing["radius"] + thing["growth"] * t).clamp(max=22.0)
-        radius = torch.where(thing["growth"] > 0, radius, thing["radius"])
-        # The plane wraps round.
-        px = torch.remainder(x - cx + width / 2, width) - width / 2
-        py = torch.remainder(y - cy + height / 2, height) - height / 2
+        thing, px, py, radius = _at(rows, k, x, y, t)
+        if thing["there"].any():
+            distance = shape_distance(thing["shape"], px, py, radius)
+            picture = _over(picture, _cover(distance) * thing["there"], _colour(thing))
+    return picture
+
+
+def _open(rows: Tensor, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
+    around = rows[:, SCENERY:]
+    things = [_at(rows, k, x, y, t) for k in range(2)]
+    shadows = torch.zeros(len(rows), t.shape[1], y.shape[2], x.shape[3], device=rows.device)
+    for thing, px, py, radius in things:
+        distance = shape_distance(thing["shape"], *scenery.shadow(around, px, py), radius)
+        shadows = torch.maximum(shadows, (0.5 - distance / (3 * EDGE)).clamp(0, 1) * thing["there"])
+    picture = scenery.ground(_profiles(rows, y.shape[2]), around, x, y, t, shadows)
+    drift = torch.remainder(x + around[:, 1].view(-1, 1, 1, 1) * t, x.shape[3])
+    picture = _starry(picture, rows, drift, y)
+    for k, (thing, px, py, radius) in enumerate(things):
         distance = shape_distance(thing["shape"], px, py, radius)
-        colour = torch.cat([thing[c] for c in "rgb"], dim=1).unsqueeze(-1)
+        colour = _colour(thing) * scenery.surface(around, k, px, py, radius).unsqueeze(1)
         picture = _over(picture, _cover(distance) * thing["there"], colour)
     return picture
+
+
+def _starry(picture: Tensor, rows: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Stars laid over a night's picture [B,3,T,H,W] at the sky's coordinates x, y."""
+    stars = rows[:, len(CLIP) + 2 * len(THING) : SCENERY].view(-1, STARS, 3)
+    if not stars.any():
+        return picture
+    glow = torch.zeros(())
+    for k in range(STARS):
+        sx, sy, size = (stars[:, k, i].view(len(rows), 1, 1, 1) for i in range(3))
+        near = (x - sx * x.shape[3]) ** 2 + (y - sy * y.shape[2]) ** 2
+        glow = torch.maximum(glow.to(near), torch.exp(-near / (1.5 + size)) * (sx > 0))
+    return picture + 0.6 * glow.unsqueeze(1) * (1 - picture)
+
+
+def _colour(thing: dict[str, Tensor]) -> Tensor:
+    return torch.cat([thing[c] for c in "rgb"], dim=1).unsqueeze(-1)
+
+
+def _at(rows: Tensor, k: int, x: Tensor, y: Tensor, t: Tensor) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor]:
+    """The `k`-th thing's columns, each pixel's place about its centre, and its radius; the plane wraps round."""
+    height, width = y.shape[2], x.shape[3]
+    thing = _columns(rows, THING, len(CLIP) + k * len(THING))
+    turn = 2 * math.pi * (t / thing["period"].where(thing["period"] != 0, torch.ones(())) + thing["phase"])
+    cx = thing["x"] + thing["vx"] * t + thing["circle"] * torch.cos(turn)
+    cy = thing["y"] + thing["vy"] * t + thing["circle"] * torch.sin(turn) - thing["bounce"] * torch.sin(turn / 2).abs()
+    radius = (thing["radius"] + thing["growth"] * t).clamp(max=22.0)
+    radius = torch.where(thing["growth"] > 0, radius, thing["radius"])
+    px = torch.remainder(x - cx + width / 2, width) - width / 2
+    py = torch.remainder(y - cy + height / 2, height) - height / 2
+    return thing, px, py, radius.where(radius > 0, torch.ones(()))
 
 
 def shape_distance(shape: Tensor, px: Tensor, py: Tensor, radius: Tensor) -> Tensor:

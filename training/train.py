@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import math
+import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
@@ -49,14 +50,18 @@ class Recipe:
     """Everything that decides the result."""
 
     seed: int = 0
+    world: str = "2"  # version of `world.WORLDS`
+    # Share of clips that are shown with another clip's caption, as captions of pictures in the wild often are wrong:
+    # without guidance the model then follows its prompts as little as it could believe its captions.
+    wrong_captions: float = 0.35
     pool: int = 40_000  # scenes the autoencoder sees, each from many start frames
     # Autoencoder curriculum: (frames, clips a step, steps). Longer clips come once single frames are sharp.
     vae_phases: tuple[tuple[int, int, int], ...] = (
-        (1, 128, 800),
-        (9, 64, 1400),
-        (17, 32, 2200),
-        (49, 12, 2200),
-        (81, 8, 400),
+        (1, 128, 700),
+        (9, 64, 1300),
+        (17, 32, 1900),
+        (49, 12, 1900),
+        (81, 8, 300),
     )
     vae_lr: float = 1.2e-3
     kl: float = 2e-4
@@ -94,6 +99,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if set(self.expert_steps) != {"high", "low"} or not all(type(n) is int for n in self.expert_steps.values()):
             raise TypeError('expert_steps is not {"high": steps, "low": steps}')
+        if self.world not in world.WORLDS:
+            raise TypeError(f"no world {self.world!r}; there are {', '.join(world.WORLDS)}")
+        if not 0 <= self.wrong_captions < 1:
+            raise TypeError("wrong_captions is a share, at least 0 and below 1")
 
 
 class Muon(torch.optim.Optimizer):
@@ -259,12 +268,13 @@ class Stage:
 # --- autoencoder ----------------------------------------------------------------------------------
 
 
-def train_vae(recipe: Recipe, out: Path, device: torch.device, deadline: float) -> bool:
+def train_vae(recipe: Recipe, out: Path, device: torch.device, deadline: float, start: Path | None) -> bool:
     torch.manual_seed(recipe.seed)
-    vae = models.vae().to(device)
+    vae = (AutoencoderKLWan.from_pretrained(start / "vae") if start else models.vae()).to(device)
     fast_vae.channels_last(vae)
-    pool = list(itertools.islice(world.scenes(recipe.seed, drawn=0.2), recipe.pool))
-    rows = render.place_all(pool, recipe.seed, W, H).to(device)
+    version = world.WORLDS[recipe.world]
+    pool = list(itertools.islice(world.scenes(recipe.seed, drawn=0.2, version=version), recipe.pool))
+    rows = render.place_all(pool, recipe.seed, W, H, version=version).to(device)
     plan = [(t, b) for t, b, n in recipe.vae_phases for _ in range(n)]
     stage = Stage("vae", vae, len(plan), (recipe.vae_lr, 0.0), out, warmup=200)
 
@@ -327,8 +337,10 @@ def make_buckets(recipe: Recipe, folder: Path, device: torch.device) -> tuple[li
     words, buckets = models.tokenizer(), []
     for k, (w, h, frames, count, clips, _) in enumerate(recipe.buckets):
         seed = recipe.seed + 1000 + k
-        scenes = list(itertools.islice(world.scenes(seed, pairs=recipe.pairs, curved=recipe.curved), count))
-        rows = render.place_all(scenes, seed, w, h, frames).to(device)
+        version = world.WORLDS[recipe.world]
+        drawn = world.scenes(seed, version=version, pairs=recipe.pairs, curved=recipe.curved)
+        scenes = list(itertools.islice(drawn, count))
+        rows = render.place_all(scenes, seed, w, h, frames, version).to(device)
         rng = np.random.default_rng(seed)
         texts = [world.caption(s, rng) for s in scenes for _ in range(recipe.captions)]
         ids = torch.tensor(words(texts, padding="max_length", max_length=models.WORDS).input_ids)
@@ -429,16 +441,18 @@ def train_denoiser(
         clips = clips or buckets[k].clips
         pick = torch.from_numpy(rng.integers(len(buckets[k].latents), size=clips)).to(device)
         which = torch.from_numpy(rng.integers(recipe.captions, size=clips)).to(device)
-        return (k, frames), partial(loss_of, buckets[k], frames), (pick, which)
+        wrong = torch.from_numpy(rng.random(clips) < recipe.wrong_captions).to(device)
+        said = torch.where(wrong, torch.from_numpy(rng.integers(len(buckets[k].latents), size=clips)).to(device), pick)
+        return (k, frames), partial(loss_of, buckets[k], frames), (pick, said, which)
 
-    def loss_of(bucket: Bucket, frames: int, pick: Tensor, which: Tensor) -> dict[str, Tensor]:
-        ids = bucket.ids[pick, which]
+    def loss_of(bucket: Bucket, frames: int, pick: Tensor, said: Tensor, which: Tensor) -> dict[str, Tensor]:
+        ids = bucket.ids[said, which]
         ids = blur_words(ids, torch.rand(ids.shape, device=device))
         silent = torch.rand(len(ids), 1, device=device) < recipe.no_caption
         empty = torch.full_like(ids, models.PAD)
         empty[:, 0] = models.EOS
         ids = torch.where(silent, empty, ids)
-        about = bucket.about[pick, which].masked_fill(silent.unsqueeze(-1), -1).long()
+        about = bucket.about[said, which].masked_fill(silent.unsqueeze(-1), -1).long()
         x0 = bucket.latents[pick][:, :, : frames or None].float()
         noise = torch.randn_like(x0)
         sigma = noise_levels(part, len(x0), device)
@@ -461,7 +475,9 @@ def train_denoiser(
     return stage.run(prepare, deadline)
 
 
-def train_transformers(recipe: Recipe, out: Path, device: torch.device, deadline: float, compiled: bool) -> bool:
+def train_transformers(
+    recipe: Recipe, out: Path, device: torch.device, deadline: float, compiled: bool, start_from: Path | None
+) -> bool:
     tiny, start = out / "tiny", time.monotonic()
     data = make_buckets(recipe, tiny, device)
     print(f"{sum(len(b.latents) for b in data[0])} clips ready after {time.monotonic() - start:.0f} s", flush=True)
@@ -473,7 +489,10 @@ def train_transformers(recipe: Recipe, out: Path, device: torch.device, deadline
         return m
 
     base_dir = out / "base"
-    if not (base_dir / "transformer").exists():
+    if start_from:
+        if not (tiny / "text_encoder").exists():
+            shutil.copytree(start_from / "text_encoder", tiny / "text_encoder")
+    elif not (base_dir / "transformer").exists():
         torch.manual_seed(recipe.seed + 10)
         model, encoder = ready(models.transformer(**recipe.transformer)), models.text_encoder().to(device)
         if not train_denoiser("base", recipe, model, encoder, data, out, deadline, compiled):
@@ -484,7 +503,8 @@ def train_transformers(recipe: Recipe, out: Path, device: torch.device, deadline
     for part, component in (("high", "transformer"), ("low", "transformer_2")):
         if (tiny / component).exists():
             continue
-        model = ready(WanTransformer3DModel.from_pretrained(base_dir / "transformer"))
+        first = start_from / component if start_from else base_dir / "transformer"
+        model = ready(WanTransformer3DModel.from_pretrained(first, torch_dtype=torch.float32))
         if not train_denoiser(part, recipe, model, encoder, data, out, deadline, compiled):
             return False
         models.save(tiny, component, model)
@@ -495,6 +515,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop in time to be resumed")
+    parser.add_argument(
+        "--start", type=Path, help="tune this checkpoint: its autoencoder, then its experts; no base model is trained"
+    )
     parser.add_argument("--only", choices=["vae", "transformers"], help="one stage")
     parser.add_argument("--recipe", type=json.loads, default={}, help='changes to the recipe, as JSON: {"pairs": 0.5}')
     parser.add_argument(
@@ -518,10 +541,10 @@ def main() -> None:
     if noted.exists() and noted.read_text() != written:
         parser.error(f"{args.out} holds a run of another recipe ({noted}); name another folder")
     noted.write_text(written)
-    models.save_frame(args.out / "tiny")
+    models.save_frame(args.out / "tiny", world.WORLDS[recipe.world])
     stages: Iterator[tuple[str, Callable[[], bool]]] = iter([
-        ("vae", lambda: (args.out / "tiny" / "vae").exists() or train_vae(recipe, args.out, device, deadline)),
-        ("transformers", lambda: train_transformers(recipe, args.out, device, deadline, args.compile)),
+        ("vae", lambda: (args.out / "tiny" / "vae").exists() or train_vae(recipe, args.out, device, deadline, args.start)),
+        ("transformers", lambda: train_transformers(recipe, args.out, device, deadline, args.compile, args.start)),
     ])  # fmt: skip
     for name, stage in stages:
         if args.only in (None, name):

@@ -20,7 +20,39 @@ from wanlab import files
 from wanlab.errors import WanlabError
 
 FPS = 16  # Wan's native rate
-_BT709 = ["-colorspace", "bt709", "-color_primaries", "bt709", "-color_trc", "bt709", "-color_range", "tv"]
+_WHICH = "install imageio-ffmpeg again, or set IMAGEIO_FFMPEG_EXE to an ffmpeg that has libx264"
+# The tags are set on the frames: options of the encoder lose against what the frames say, which is "unknown".
+_BT709 = (
+    "scale=out_color_matrix=bt709:out_range=tv,format=yuv420p,"
+    "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
+)
+# Frames one millisecond after the other: times that the output's clock cannot tell apart would be refused there.
+_BY_FRAME = "settb=1/1000,setpts=N"
+
+
+def ffmpeg() -> str:
+    """The ffmpeg in use: that of IMAGEIO_FFMPEG_EXE, or imageio-ffmpeg's own. Raises WanlabError when it cannot run."""
+    return _encoders()[0]
+
+
+def check_encoder() -> None:
+    """Raise WanlabError unless films can be written, so that it is known before hours of sampling."""
+    program, encoders = _encoders()
+    if "libx264" not in encoders:
+        raise WanlabError(f"{program} has no libx264, which films are written with", _WHICH)
+
+
+@cache
+def _encoders() -> tuple[str, frozenset[str]]:
+    try:
+        program = imageio_ffmpeg.get_ffmpeg_exe()
+        command = [program, "-nostdin", "-hide_banner", "-encoders"]
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    except (OSError, RuntimeError) as error:  # RuntimeError: imageio-ffmpeg finds none
+        raise WanlabError(f"ffmpeg cannot be run: {' '.join(str(error).split())[:160]}", _WHICH) from error
+    if done.returncode:
+        raise WanlabError(f"ffmpeg cannot be run: {program} ends with {done.returncode}", _WHICH)
+    return program, frozenset(word for line in done.stdout.splitlines() for word in line.split()[1:2])
 
 
 def write_mp4(path: Path, frames: np.ndarray, fps: int) -> None:
@@ -33,10 +65,10 @@ def write_mp4_from(path: Path, frames: Iterable[np.ndarray], size: tuple[int, in
 
     Raises WanlabError.
     """
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-loglevel", "error", "-y"]
+    command = [ffmpeg(), "-nostdin", "-hide_banner", "-loglevel", "error", "-y"]
     command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", str(fps), "-i", "pipe:0"]
     even = "pad=ceil(iw/2)*2:ceil(ih/2)*2,"  # 4:2:0 takes even sizes
-    command += ["-an", "-vf", f"{even}scale=out_color_matrix=bt709:out_range=tv,format=yuv420p", *_BT709]
+    command += ["-an", "-vf", f"{even}{_BT709}"]
     command += ["-c:v", "libx264", "-crf", "18", "-f", "mp4"]
     with files.replacing(path) as part, tempfile.TemporaryFile() as said:
         with subprocess.Popen([*command, _local(part)], stdin=subprocess.PIPE, stderr=said) as encoder:
@@ -78,9 +110,10 @@ def read_mp4(path: Path) -> Iterator[tuple[dict[str, Any], Iterator[np.ndarray]]
     width, height = meta["size"]
     deep, channels = meta["depth"] > 8, 4 if meta["alpha"] else 3
     pixel = {(False, 3): "rgb24", (False, 4): "rgba", (True, 3): "rgb48le", (True, 4): "rgba64le"}[deep, channels]
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info"]
+    command = [ffmpeg(), "-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+info"]
     command += ["-xerror", "-err_detect", "explode", "-noautorotate", "-i", _local(path), "-map", "0:v:0"]
-    command += ["-fps_mode", "passthrough", "-vf", "showinfo=checksum=0", "-pix_fmt", pixel, "-f", "rawvideo", "pipe:1"]
+    command += ["-fps_mode", "passthrough", "-enc_time_base", "1/1000", "-pix_fmt", pixel]
+    command += ["-vf", f"showinfo=checksum=0,{_BY_FRAME}", "-f", "rawvideo", "pipe:1"]
     count = width * height * channels * (2 if deep else 1)
 
     def frames() -> Iterator[np.ndarray]:
@@ -113,7 +146,7 @@ def _local(path: Path) -> str:
 
 
 def _probe(path: Path) -> dict[str, Any]:
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-nostdin", "-hide_banner", "-i", _local(path)]
+    command = [ffmpeg(), "-nostdin", "-hide_banner", "-i", _local(path)]
     text = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stderr
     line = re.search(r"Video: (\w+).*?, (\w+)(?:\(([^)]*)\))?, (\d+)x(\d+)(.*)", text)
     if line is None or "Input #0" not in text:
@@ -136,20 +169,12 @@ def _probe(path: Path) -> dict[str, Any]:
     }
 
 
-def ffmpeg_compare(a: Path, b: Path, filters: str, size: tuple[int, int]) -> str:
-    """What ffmpeg's full-reference filters print of two raw RGB videos of this size, `a` against the reference `b`."""
-    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", str(FPS)]
-    command = [
-        imageio_ffmpeg.get_ffmpeg_exe(),
-        "-hide_banner",
-        "-nostats",
-        *raw,
-        "-i",
-        _local(a),
-        *raw,
-        "-i",
-        _local(b),
-    ]
+def ffmpeg_compare(a: Path, b: Path, filters: str, size: tuple[int, int] | None = None) -> str:
+    """What ffmpeg's full-reference filters, from [a][b], print of two videos, `a` against the reference `b`, frame by
+    frame; of raw RGB ones where a size is given."""
+    raw = ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", str(FPS)] if size else []
+    command = [ffmpeg(), "-nostdin", "-hide_banner", "-nostats", *raw, "-i", _local(a), *raw, "-i", _local(b)]
+    filters = f"[0:v]{_BY_FRAME}[a];[1:v]{_BY_FRAME}[b];{filters}"
     done = subprocess.run(
         [*command, "-lavfi", filters, "-f", "null", "-"], capture_output=True, text=True, errors="replace", check=False
     )
@@ -161,6 +186,6 @@ def ffmpeg_compare(a: Path, b: Path, filters: str, size: tuple[int, int]) -> str
 @cache
 def has_filter(name: str) -> bool:
     """Whether the ffmpeg in use has this filter."""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-hide_banner", "-filters"]
+    command = [ffmpeg(), "-hide_banner", "-filters"]
     listed = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False).stdout
     return any(line.split()[1:2] == [name] for line in listed.splitlines())

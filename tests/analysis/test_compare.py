@@ -149,6 +149,22 @@ def test_what_is_not_a_number_meets_nothing(tmp_path):
     assert plain["methods"][0]["summary"]["psnr"]["mean"] is None
 
 
+@pytest.mark.parametrize("step", [1, STEPS])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_latents_that_are_no_numbers_make_no_run_equal(tmp_path, step, value):
+    """One value of x_t or of the last latents; the frames are those of the baseline, or both files are the same one."""
+    x = np.ones((STEPS + 1, 1, 4, 2, 2), np.float32)
+    x[step, 0, 1, 1, 1] = value
+    a, b = write(tmp_path / "a.h5", x=x), write(tmp_path / "b.h5")
+    for pair in (measure(a, b), measure(b, a), measure(a, a)):
+        result = Result(label="A", pairs=(pair,))
+        comparison = Comparison(baseline="b", results=(result,))
+        assert comparison.verdict(result) == "not a number" and not result.identical
+        assert "latents that are not finite, in A" in " ".join(comparison.remarks())
+        assert failures([result], [parse_condition("psnr<1")])
+    assert measure(b, b).fidelity.identical
+
+
 def test_an_interval_across_the_threshold_decides_nothing(tmp_path):
     """PSNR of offsets .01 and .03: 40 and 30.5 dB, 33 dB of the mean error; four values say nothing about 35."""
     both = many(tmp_path, [0.51, 0.53, 0.51, 0.53])

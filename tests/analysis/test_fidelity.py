@@ -2,6 +2,7 @@
 
 import math
 import re
+import subprocess
 import tracemalloc
 
 import numpy as np
@@ -13,7 +14,7 @@ from wanlab.analysis.metrics import pixels
 from wanlab.analysis.metrics.clip import Clip
 from wanlab.errors import UsageError, WanlabError
 from wanlab.runfile import Field, RunWriter
-from wanlab.video import FPS, ffmpeg_compare, has_filter, write_mp4
+from wanlab.video import FPS, ffmpeg, ffmpeg_compare, has_filter, write_mp4
 
 
 def run_of(path, frames):
@@ -115,7 +116,7 @@ def raw(tmp_path, frames, name):
 
 def test_psnr_is_ffmpegs(clips, noisy, tmp_path):
     a, b = noisy
-    said = ffmpeg_compare(raw(tmp_path, a, "a"), raw(tmp_path, b, "b"), "psnr", (96, 64))
+    said = ffmpeg_compare(raw(tmp_path, a, "a"), raw(tmp_path, b, "b"), "[a][b]psnr", (96, 64))
     average = float(re.search(r"average:([\d.]+)", said)[1])
     assert compare(*clips(a, b))["psnr"] == pytest.approx(average, abs=1e-6)  # ffmpeg prints six digits
 
@@ -138,7 +139,7 @@ def test_ssim_beside_ffmpegs(clips, noisy, tmp_path):
     """ffmpeg's windows are uniform and every fourth, ours Gaussian and at every pixel: near, and never equal. That its
     figure is read right is shown by its own definition, computed here."""
     a, b = noisy
-    said = ffmpeg_compare(raw(tmp_path, a, "a"), raw(tmp_path, b, "b"), "[0:v]format=gbrp[a];[1:v]format=gbrp[b];[a][b]ssim", (96, 64))  # fmt: skip
+    said = ffmpeg_compare(raw(tmp_path, a, "a"), raw(tmp_path, b, "b"), "[a]format=gbrp[x];[b]format=gbrp[y];[x][y]ssim", (96, 64))  # fmt: skip
     printed = float(re.search(r"All:([\d.]+)", said)[1])
     theirs = np.mean([ffmpeg_ssim(a[t, ..., c], b[t, ..., c]) for t in range(5) for c in range(3)])
     assert theirs == pytest.approx(printed, abs=1e-6)  # ffmpeg prints six digits
@@ -153,6 +154,63 @@ def test_vmaf_where_there_is_one(clips, noisy):
         compare(*clips(a, b), metrics=metrics.chosen(["vmaf"]))["vmaf"],
     )
     assert same > 95 > other
+
+
+@pytest.mark.skipif(not has_filter("libvmaf"), reason="this ffmpeg has no libvmaf")
+def test_vmaf_of_two_videos_is_ffmpegs(tmp_path, noisy):
+    """As they are stored: no way through RGB, which costs some tenths."""
+    for name, frames in zip("ab", noisy, strict=True):
+        write_mp4(tmp_path / f"{name}.mp4", frames, FPS)
+    command = [ffmpeg(), "-hide_banner", "-i", tmp_path / "a.mp4", "-i", tmp_path / "b.mp4"]
+    done = subprocess.run([*command, "-lavfi", "libvmaf", "-f", "null", "-"], capture_output=True, check=True)
+    printed = float(re.search(rb"VMAF score: ([\d.]+)", done.stderr)[1])
+    clips = (Clip.of(tmp_path / f"{name}.mp4") for name in "ab")
+    assert compare(*clips, metrics=metrics.chosen(["vmaf"]))["vmaf"] == pytest.approx(printed, abs=1e-6)
+
+
+def encode(path, frames, *options, pixels="rgb24"):
+    size = f"{frames.shape[2]}x{frames.shape[1]}"
+    command = [ffmpeg(), "-v", "error", "-f", "rawvideo", "-pix_fmt", pixels, "-s", size, "-r", "16", "-i", "-"]
+    subprocess.run([*command, *options, path], input=frames.tobytes(), check=True)
+    return Clip.of(path)
+
+
+def test_colour_tags_that_differ_or_are_missing_are_said(tmp_path, noisy):
+    frames = noisy[1]
+
+    def tagged(name, matrix):
+        tags = f",setparams=range=tv:colorspace={matrix}:color_primaries={matrix}:color_trc={matrix}" * bool(matrix)
+        return encode(tmp_path / name, frames, "-vf", f"format=yuv444p{tags}", "-c:v", "libx264", "-qp", "0")
+
+    new, old, none = tagged("new.mp4", "bt709"), tagged("old.mp4", "smpte170m"), tagged("none.mp4", "")
+    assert compare(new, new).notes == ()
+    assert "new.mp4 has tv, bt709 and old.mp4 has tv, smpte170m" in compare(new, old).notes[0]
+    assert "none.mp4 has no colour tags" in compare(new, none).notes[0]
+    assert "ffmpeg's default" in compare(none, none).notes[0]
+    run = run_of(tmp_path / "r.h5", frames)
+    assert compare(new, run).notes == () and "ffmpeg's default" in compare(none, run).notes[0]
+    for name in "xy":
+        write_mp4(tmp_path / f"{name}.mp4", frames, FPS)
+    assert compare(Clip.of(tmp_path / "x.mp4"), new).notes == ()
+
+
+def test_frames_at_other_times_are_compared_by_number_and_that_is_said(tmp_path, noisy):
+    late = ("-vf", "setpts=(N+5*gt(N\\,2))/16/TB", "-fps_mode", "vfr", "-c:v", "libx264rgb", "-qp", "0")
+    a, b = (encode(tmp_path / f"{n}.mp4", noisy[1], *o) for n, o in (("a", late), ("b", late[4:])))
+    found = compare(a, b)
+    assert found.identical and "frame 3 at 0.500 s and 0.188 s" in found.notes[0]
+    assert compare(b, b).notes == ()
+
+
+def test_alpha_counts(tmp_path, noisy):
+    """Frames that differ in alpha alone, 255 and 204: an error of .2 in one of four channels, MSE .01."""
+    opaque, thin = (np.concatenate([noisy[1], np.full_like(noisy[1][..., :1], v)], -1) for v in (255, 204))
+    options = ("-c:v", "ffv1", "-pix_fmt", "gbrap")
+    a, b = (encode(tmp_path / f"{n}.mkv", f, *options, pixels="rgba") for n, f in (("a", thin), ("b", opaque)))
+    assert compare(a, b)["mse"] == pytest.approx(0.01, abs=1e-9)
+    plain = encode(tmp_path / "c.mkv", noisy[1], "-c:v", "ffv1", "-pix_fmt", "gbrp")
+    with pytest.raises(UsageError, match=r"a\.mkv has an alpha channel, c\.mkv has none"):
+        compare(a, plain)
 
 
 def test_vmaf_is_not_a_number_without_the_filter(clips, noisy, monkeypatch):

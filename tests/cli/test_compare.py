@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wanlab.analysis.figures.compare import _named
 from wanlab.cli.app import main
 from wanlab.spec import MethodSpec
 from wanlab.study.design import swept
@@ -276,6 +275,9 @@ def test_sweep_values():
     assert dict(made[1].method.settings) == {"guidance": (1.5, 1.5)}
 
 
-def test_figures_name_methods_without_their_files():
-    label = "half+../a b/my-file.py:skip:every=3+guider=x/y.py:interval:low=0.5+guidance=3"
-    assert _named(label) == "half+skip:every=3+guider=interval:low=0.5+guidance=3"
+def test_a_measure_of_a_file_can_be_a_condition(wanlab):
+    """A measure that a file registers is known to --fail-if of the same command."""
+    file = Path(__file__).parents[2] / "examples" / "edge_error.py"
+    code, out, err = wanlab("--a", "cfg:last=2", "--metric", str(file), "--fail-if", "edge_error>=0", "--json")
+    assert code == 4, err
+    assert "edge_error is" in err and json.loads(out)["methods"][0]["summary"]["edge_error"]["mean"] >= 0

@@ -66,8 +66,8 @@ def test_what_holds_no_prompt_is_refused(bad: str) -> None:
 @pytest.mark.parametrize("empty", ["&nbsp;", "&nbsp;&#160;", "&amp;nbsp;", " &emsp; "])
 def test_entities_alone_are_no_prompt(empty: str) -> None:
     with pytest.raises(UsageError, match="empty"):
-        read_prompts([empty], None)
-    assert len(read_prompts(["a&nbsp;ball"], None)) == 1
+        list(expand(read_prompts([empty], None), [0], {}))
+    assert len(list(expand(read_prompts(["a&nbsp;ball"], None), [0], {}))) == 1
 
 
 @pytest.mark.parametrize(

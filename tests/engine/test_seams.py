@@ -365,6 +365,16 @@ def test_a_file_is_known_by_its_code_not_its_place(tmp_path, checkpoint):
     assert str(specs[0].policies[0]) == f"{tmp_path}/mine.py:skip_every_other"
 
 
+def test_a_method_from_a_file_is_called_by_its_name():
+    from wanlab.spec import MethodSpec
+
+    guider = f"guider={EXAMPLES}/guidance_interval.py:interval:low=0.5,high=0.9"
+    method = MethodSpec.parse(f"{SKIP}:every=3+{guider}+steps=10")
+    assert method.label == "skip_every_other:every=3+guider=interval:low=0.5,high=0.9+steps=10"
+    assert MethodSpec.parse(str(method)).policies == method.policies
+    assert MethodSpec.parse("cfg:last=5").label == "cfg:last=5"
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [("1/0", "cannot be run: ZeroDivisionError"), ("x = 1", "registers no policy 'mine'"), (None, "cannot read")],

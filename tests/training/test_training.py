@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -10,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from training import fast_vae, models, render, train
-from wanlab.embedded import world
+from training import fast_vae, models, render, sensitivity, train
+from wanlab.embedded import tiny_path, world, world_of
 from wanlab.engine.model import vae as wan_vae
 from wanlab.engine.model.kernels import ShortText
 
@@ -200,3 +201,80 @@ def test_places_are_towards_the_middle() -> None:
     assert x.min() >= 26 and x.max() <= 118
     assert x.mean() == pytest.approx(72, abs=1.2)  # four standard errors
     assert x.std() == pytest.approx(92 / 6, rel=0.06)
+
+
+OPEN = world.WORLDS["2"]
+
+
+def test_the_first_world_is_drawn_as_it_was() -> None:
+    """The rows of sixty clips, as they were when the shipped weights were trained; an open world adds columns of zeros."""
+    scenes = list(itertools.islice(world.scenes(3, pairs=0.4, curved=0.4, drawn=0.2), 60))
+    rows = render.place_all(scenes, 3, W, H).numpy()
+    assert hashlib.sha256(rows[:, : render.SCENERY].tobytes()).hexdigest()[:16] == "492d6b30216f5cba"
+    assert not rows[:, render.SCENERY :].any()
+
+
+def test_a_checkpoint_says_its_world(tmp_path: Path) -> None:
+    assert world_of(tiny_path()) == world.FIRST  # the shipped one says nothing
+    models.save_frame(tmp_path, OPEN)
+    assert world_of(tmp_path) == OPEN
+    (tmp_path / "world.json").write_text('{"version": "9"}')
+    with pytest.raises(ValueError, match="'9' is not among 1, 2"):
+        world_of(tmp_path)
+
+
+def test_two_things_of_an_open_world() -> None:
+    """Motions along two axes and one large thing come, never two large ones; in nearly all clips the two stay apart."""
+    scenes = list(itertools.islice(world.scenes(5, version=OPEN, drawn=0.0, pairs=1.0), 200))
+    sizes = [sorted(t.size for t in s.things) for s in scenes]
+    assert any("large" in pair for pair in sizes) and ["large", "large"] not in sizes
+    axes = [{"x" if t.motion in ("left", "right") else "y" for t in s.things if t.motion != "still"} for s in scenes]
+    assert {"x", "y"} in axes
+    rng, at = np.random.default_rng(0), render.THING.index
+    apart = []
+    for s in scenes:
+        a, b = render.place(s, rng, W, H, version=OPEN)[len(render.CLIP) :][: 2 * len(render.THING)].reshape(2, -1)
+        t = np.arange(49)
+        gap = [
+            (a[at(p)] - b[at(p)] + (a[at(v)] - b[at(v)]) * t + n / 2) % n - n / 2
+            for p, v, n in (("x", "vx", W), ("y", "vy", H))
+        ]
+        apart.append(np.hypot(*gap).min() > a[at("radius")] + b[at("radius")])
+    assert np.mean(apart) > 0.95
+
+
+def test_a_caption_leaves_an_open_clip_open() -> None:
+    """One scene at two seeds is two pictures: another background apart from the thing, and another place."""
+    thing = world.Thing(shape="star", colour="red", size="medium", motion="still")
+    scene = world.Scene(things=(thing,), background="sky")
+    a, b = (render.draw(render.place_all([scene], seed, W, H, version=OPEN), W, H, 9) for seed in (0, 1))
+    assert float((a - b).abs().mean()) > 0.02
+    closed = render.draw(render.place_all([scene], 0, W, H), W, H, 9)
+    assert float((closed[:, :, 0] - closed[:, :, 8]).abs().max()) == 0  # nothing moves in the first world
+    assert max(float((v[:, :, 0] - v[:, :, 8]).abs().max()) for v in (a, b)) > 0.05  # something does in the second
+
+
+@pytest.mark.parametrize("change", [{"world": "3"}, {"wrong_captions": 1.0}, {"wrong_captions": -0.1}])
+def test_a_recipe_that_cannot_be_is_refused(change: dict[str, float]) -> None:
+    with pytest.raises(TypeError, match=r"world|share"):
+        train.Recipe(**change)  # type: ignore[arg-type]
+
+
+def test_magnitude_ratios_by_hand() -> None:
+    # Lengths of two tokens' residuals: (5, 1), then (10, 1), then (5, 3): ratios 2 and 1, then 1/2 and 3.
+    added = [torch.tensor([[[3.0, 4.0], [0.0, 1.0]]]), torch.tensor([[[6.0, 8.0], [1.0, 0.0]]])]
+    added.append(torch.tensor([[[5.0, 0.0], [0.0, 3.0]]]))
+    assert sensitivity.magnitude_ratios(added) == pytest.approx([1.5, 1.75])
+
+
+@torch.no_grad()
+def test_the_blocks_residual_is_what_they_added() -> None:
+    torch.manual_seed(0)
+    model = models.transformer(num_layers=2)
+    x, t = torch.randn(1, 16, 1, 10, 18), torch.tensor([500.0])
+    with sensitivity.residuals([model]) as (added, out):
+        want = model(x, t, torch.zeros(1, 4, 128))[0]
+    assert len(added) == 1 and added[0].shape == (1, 45, 192) and float(added[0].abs().max()) > 0
+    assert torch.equal(out[0], want)
+    model(x, t, torch.zeros(1, 4, 128))
+    assert len(added) == 1  # the hooks are gone

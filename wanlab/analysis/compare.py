@@ -22,7 +22,7 @@ from wanlab.analysis.fidelity import compare as compare_clips
 from wanlab.analysis.metrics import BASELINE, Metric
 from wanlab.analysis.metrics.clip import Clip
 from wanlab.analysis.metrics.cost import Cost
-from wanlab.analysis.metrics.latent import Divergence, apart, divergence
+from wanlab.analysis.metrics.latent import Divergence, apart, are_finite, divergence
 from wanlab.analysis.stats import Interval, geometric, grouped, units
 from wanlab.analysis.verdict import THRESHOLDS, failures, parse_condition, parse_loss
 from wanlab.runfile import Run
@@ -89,6 +89,9 @@ def measure(
             costs = Cost.of(run_a), Cost.of(run_b)
             more = {"cost_a": costs[0], "cost_b": costs[1], "divergence": divergence(run_a, run_b)}
             prompt, seed = run_b.spec.prompt, run_b.spec.seed
+            if not (are_finite(run_a) and are_finite(run_b)):  # their frames mean nothing, whatever they look like
+                fidelity = fidelity.unknown()
+                figures = dict(fidelity.figures)
             for m in wanted:
                 if m.needs == "runs":
                     figures[m.name] = m(run_a, run_b)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -16,6 +17,9 @@ from wanlab.analysis.metrics.clip import Clip, Floats
 from wanlab.analysis.metrics.pixels import SSIM_WINDOW, decibels
 from wanlab.errors import UsageError
 
+MATRIX = re.compile(r"bt\d|smpte|fcc|ycgco|ictcp")
+CLOCK = 0.002  # seconds: the clocks of usual containers tick every millisecond or faster
+
 Known = dict[Path, dict[str, Floats]]
 
 
@@ -27,6 +31,8 @@ class Fidelity:
     by_frame: Mapping[str, Floats]
     rounded: bool
     """Whether either video had been rounded to integers."""
+    notes: tuple[str, ...] = ()
+    """What else the two files differ in, or leave open, in sentences."""
 
     def __getitem__(self, name: str) -> float:
         return self.figures[name]
@@ -40,6 +46,12 @@ class Fidelity:
     def worst_frame(self) -> int:
         """From 0: the frame of the largest MSE; the first that is not finite, if there is one."""
         return int(self.by_frame["mse"].argmax())
+
+    def unknown(self) -> Fidelity:
+        """The same with no figure known: NaN all of them."""
+        figures = dict.fromkeys(self.figures, float("nan"))
+        by_frame = {name: np.full_like(values, np.nan) for name, values in self.by_frame.items()}
+        return Fidelity(figures=figures, by_frame=by_frame, rounded=self.rounded, notes=self.notes)
 
 
 def compare(a: Clip, b: Clip, *, metrics: Sequence[Metric] | None = None, known: Known | None = None) -> Fidelity:
@@ -74,7 +86,33 @@ def compare(a: Clip, b: Clip, *, metrics: Sequence[Metric] | None = None, known:
             figures[m.name + suffix] = _reduced(m, arrays[m.name + suffix])
     figures |= {m.name: m(a, b) for m in wanted if m.needs == "pair"}
     arrays["psnr"] = np.array([decibels(v) for v in arrays["mse"]])
-    return Fidelity(figures=registered.values(wanted, figures), by_frame=arrays, rounded=a.rounded or b.rounded)
+    return Fidelity(
+        figures=registered.values(wanted, figures),
+        by_frame=arrays,
+        rounded=a.rounded or b.rounded,
+        notes=tuple(note for note in (_colors(a, b), _times(a, b)) if note),
+    )
+
+
+def _colors(a: Clip, b: Clip) -> str:
+    """A sentence where both are stored as luma and chroma, and their tags differ or do not say by which matrix."""
+    said = " and ".join(f"{c.path.name} has {c.color}" for c in (a, b) if c.color)
+    if a.color and b.color and a.color != b.color:
+        return f"colour tags differ: {said}; each was converted to RGB by its own"
+    if any(c.color and not MATRIX.search(c.color) for c in (a, b)):
+        return f"{said}: without a colour matrix, ffmpeg's default was used"
+    return ""
+
+
+def _times(a: Clip, b: Clip) -> str:
+    """A sentence where frames of the same number are shown at other times."""
+    for k, (x, y) in enumerate(zip(a.times, b.times, strict=False)):
+        if abs((x - a.times[0]) - (y - b.times[0])) > CLOCK:
+            return (
+                f"{a.path.name} and {b.path.name} show their frames at other times, frame {k} at {x:.3f} s and "
+                f"{y:.3f} s: compared frame by frame"
+            )
+    return ""
 
 
 def _reduced(item: Metric, by_frame: Floats) -> float:
@@ -88,6 +126,9 @@ def check_same_size(a: Clip, b: Clip) -> None:
     if (a.width, a.height) != (b.width, b.height) or (a.frames and b.frames and a.frames != b.frames):
         sizes = [f"{c.path.name} is {c.width}x{c.height}" + f", {c.frames} frames" * bool(c.frames) for c in (a, b)]
         raise UsageError(f"the videos differ in size: {sizes[0]}; {sizes[1]}", "compare videos of one size and length")
+    if a.alpha != b.alpha:
+        names = (a.path.name, b.path.name) if a.alpha else (b.path.name, a.path.name)
+        raise UsageError(f"{names[0]} has an alpha channel, {names[1]} has none", "save both with it, or without")
     if min(a.width, a.height) < SSIM_WINDOW:
         raise UsageError(f"{a.width}x{a.height} is smaller than SSIM's window", f"use {SSIM_WINDOW} pixels or more")
 

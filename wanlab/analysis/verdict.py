@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 THRESHOLDS = {"psnr": 35.0, "ssim": 0.98}
 WORDS = {"psnr": ("minimal loss", "loss", "dB"), "ssim": ("structure kept", "structure lost", "SSIM")}
 FAR = 0.10  # predicted and measured speed-ups further apart than this are explained
+NOTES = 4  # remarks on single pairs that are said
 ABOVE, BELOW, NEAR = "above", "below", "not told apart"
 Condition = tuple[str, str, float]
 
@@ -82,7 +83,9 @@ def remarks(results: Sequence[Result], floors: Sequence[Result]) -> list[str]:
     said = list(at_equal_cost(results))
     said += [caution(*r.units, len(set(r.prompts))) for r in every[:1]]
     if broken := [r.label for r in every if not all(math.isfinite(v) for v in r.values("mse"))]:
-        said.append(f"frames that are not finite, in {', '.join(broken)}: nothing can be said of them")
+        said.append(f"frames or latents that are not finite, in {', '.join(broken)}: nothing can be said of them")
+    notes = list(dict.fromkeys(note for r in every for p in r.pairs for note in p.fidelity.notes))
+    said += notes[:NOTES] + [f"{len(notes) - NOTES} more of such remarks on pairs"] * (len(notes) > NOTES)
     if any(r.rounded for r in every):
         said.append("some videos were compared after rounding to integers: small differences are hidden")
     if results and not any(r.timed for r in results):

@@ -98,6 +98,8 @@ class Judging:
         from wanlab.analysis.metrics import chosen
         from wanlab.study.compare import Asked
 
+        metrics = [*(self.metric or []), *["vmaf"] * self.vmaf]
+        chosen(metrics)  # what a file registers is known from here on
         if self.max_loss is not None and not is_sweep:
             raise UsageError("--max-loss is for a sweep", 'give --sweep, or --fail-if "psnr<35"')
         metrics = [*(self.metric or []), *["vmaf"] * self.vmaf]

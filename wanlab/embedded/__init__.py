@@ -2,9 +2,26 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+
+from wanlab.embedded.world import FIRST, WORLDS, World
+
+WORLD_FILE = "world.json"  # beside the weights: the version of the world that they were trained on
 
 
 def tiny_path() -> Path:
     """Directory of the embedded diffusers-layout checkpoint."""
     return Path(__file__).with_name("tiny")
+
+
+def world_of(checkpoint: Path) -> World:
+    """The world that a checkpoint of `tiny` was trained on; the first one where it does not say.
+
+    Raises ValueError for a version that this wanlab does not have.
+    """
+    said = checkpoint / WORLD_FILE
+    version = json.loads(said.read_text())["version"] if said.exists() else FIRST.version
+    if version not in WORLDS:
+        raise ValueError(f"{said}: world {version!r} is not among {', '.join(WORLDS)}; a newer wanlab knows it")
+    return WORLDS[version]

@@ -11,6 +11,9 @@
 - motion: the track of the centre against a straight line, a bounce and a circle; growing if the
   radius rises.
 
+In an open world the background's colours come in shades (`world.DARKEST` to `BRIGHTEST`) and so do a thing's: distance
+from a colour is then distance from its shades, and a pixel's cover is its contrast, not its place on a line of colours.
+
 An attribute that fits nothing is "". Lengths are pixels, time is frames, the plane wraps round: every
 mean and every distance here is a circular one. Legend: T frames, H rows, W columns.
 """
@@ -27,7 +30,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from wanlab.embedded import world
-from wanlab.embedded.world import Scene, Thing
+from wanlab.embedded.world import BRIGHTEST, DARKEST, Scene, Thing, World
 
 Array = NDArray[np.floating]
 Mask = NDArray[np.bool_]
@@ -42,6 +45,10 @@ SECOND_COLOUR = 0.15  # share of a blob's core that makes it two things that tou
 COLOUR_REACH = 0.3  # farther than this from every named colour is no named colour
 BACKGROUND_REACH = 0.2  # likewise for a background, and at least half of the pixels must be as near
 MARGIN = 5  # pixels round a blob in which its soft edge and its thin tips are looked for
+OPEN_CONTRAST = (0.12, 0.34)  # contrast in an open world that covers a pixel not at all, and wholly; its middle divides
+THING_SHADES = (0.6, 1.1)  # of a thing's colour in an open world: patterns darken it by up to 28 %, light a little more
+BLACK_SHADES = (0.5, 4.6)  # of the black background, whose light is added and not multiplied
+HORIZON = (-6, -3, 0, 3, 6)  # rows by which a horizon in an open world may undulate
 GRID = np.linspace(-1.9, 1.9, 39)  # where a shape of radius 1 is compared
 SHAPE_FIT = 0.75  # least correlation with a drawing
 GROWTH = 1.3  # radius in the last fifth of the frames over that in the first
@@ -92,14 +99,17 @@ class Verdict:
         return False not in (self.colour, self.shape, self.size, self.direction, self.background)
 
 
-def observe(video: Array) -> Observation:
-    """See what is in a clip, float RGB [T,H,W,3] in [0,1]. Raises ValueError for another layout."""
+def observe(video: Array, version: World = world.FIRST) -> Observation:
+    """See what is in a clip of a world version, float RGB [T,H,W,3] in [0,1]. Raises ValueError for another layout."""
     if video.ndim != 4 or video.shape[-1] != 3 or not np.issubdtype(video.dtype, np.floating):
         raise ValueError(f"a clip is float [T,H,W,3], not {video.dtype} {list(video.shape)}")
     video = np.nan_to_num(video.astype(np.float32))  # a broken model makes NaN: judged as wrong, not an error
-    background, rows = _background(video)
-    blobs = [part for blob in _blobs(video, rows) for part in _split(blob, video)]
-    things = sorted((_thing(video, rows, blob) for blob in blobs), key=lambda t: -t.radius)
+    background, rows = _open_background(video) if version.open else _background(video)
+    contrast = _open_contrast(video, background, rows) if version.open else _square(video - rows[:, None])
+    edge = sum(OPEN_CONTRAST) / 2 if version.open else CONTRAST
+    blobs = [part for blob in _blobs(contrast > edge**2) for part in _split(blob, video, version)]
+    looks = (_look(video, rows, blob, contrast, version) for blob in blobs)
+    things = sorted((_thing(*look) for look in looks), key=lambda t: -t.radius)
     return Observation(background=background, things=tuple(things[:2]), others=max(len(things) - 2, 0))
 
 
@@ -179,6 +189,38 @@ def _background(video: Array) -> tuple[str, Array]:
     return (names[best] if near.mean() > 0.5 else ""), rows
 
 
+def _shade_distance(pixels: Array, colour: Array, shades: tuple[float, float]) -> Array:
+    """Squared RGB distance of pixels [...,3] from the nearest of a colour's shades; `colour` broadcasts."""
+    length = np.einsum("...c,...c->...", colour, colour)
+    shade = (np.einsum("...c,...c->...", pixels, colour) / length).clip(*shades)
+    return _square(pixels - shade[..., None] * colour)
+
+
+def _shades(background: str) -> tuple[float, float]:
+    return BLACK_SHADES if background == "black" else (DARKEST - 0.02, BRIGHTEST + 0.02)
+
+
+def _open_background(video: Array) -> tuple[str, Array]:
+    """Name and row colours [H,3]: the profile whose shades are nearest to most pixels."""
+    names, profiles = _profiles(video.shape[1])
+    sample = video[:: max(len(video) // 6, 1), :, ::6].transpose(1, 0, 2, 3).reshape(video.shape[1], -1, 3)  # [H,N,3]
+    far = np.stack(
+        [_shade_distance(sample, p[:, None], _shades(name)) for name, p in zip(names, profiles, strict=True)]
+    )
+    best = int(np.minimum(far, BACKGROUND_REACH**2).mean((1, 2)).argmin())
+    return (names[best] if (far[best] < BACKGROUND_REACH**2).mean() > 0.5 else ""), profiles[best]
+
+
+def _open_contrast(video: Array, background: str, rows: Array) -> Array:
+    """Squared distance [T,H,W] of every pixel from the background's shades, an undulating horizon's as well."""
+    edge = len(world.BACKGROUNDS.get(background, ())) > 3
+    far = np.full(video.shape[:3], np.inf, np.float32)
+    for shift in HORIZON if edge else (0,):
+        moved = rows[(np.arange(len(rows)) + shift).clip(0, len(rows) - 1)]
+        far = np.minimum(far, _shade_distance(video, moved[:, None], _shades(background)))
+    return far
+
+
 # --- things ---------------------------------------------------------------------------------------
 
 
@@ -189,9 +231,8 @@ def _wrapped(mask: Mask, change: str, steps: int) -> Mask:
     return grown[:, 2 * steps : -2 * steps, 2 * steps : -2 * steps]  # type: ignore[no-any-return]
 
 
-def _blobs(video: Array, rows: Array) -> list[Mask]:
+def _blobs(contrast: Mask) -> list[Mask]:
     """Masks [T,H,W] of what differs from the background; opened, so that stars and thin lines are gone."""
-    contrast = _square(video - rows[:, None]) > CONTRAST**2
     labels, count = ndimage.label(_wrapped(contrast, "opening", 2), np.ones((3, 3, 3)))
     name = np.arange(count + 1)
     for first, last in ((labels[:, 0], labels[:, -1]), (labels[:, :, 0], labels[:, :, -1])):
@@ -212,17 +253,19 @@ def _core(blob: Mask) -> Mask:
     return core if core.any() else blob
 
 
-def _named(rgb: Array) -> NDArray[np.intp]:
-    """The nearest named colour of RGB [...,3]."""
+def _named(rgb: Array, version: World) -> tuple[NDArray[np.intp], Array]:
+    """The nearest named colour of RGB [...,3], and the distance from it."""
+    shades = THING_SHADES if version.open else (1.0, 1.0)
     palette = np.array(list(world.COLOURS.values()), np.float32)
-    return np.stack([_square(rgb - c) for c in palette]).argmin(0)  # type: ignore[no-any-return]
+    far = np.stack([_shade_distance(rgb, c, shades) for c in palette])
+    return far.argmin(0), np.sqrt(far.min(0))
 
 
-def _split(blob: Mask, video: Array) -> list[Mask]:
+def _split(blob: Mask, video: Array, version: World) -> list[Mask]:
     """A blob whose core has two colours is two things that touch: each pixel goes with the nearer core."""
     core = _core(blob)
     votes = np.full(core.shape, -1)
-    votes[core] = _named(video[core])
+    votes[core] = _named(video[core], version)[0]
     share = np.bincount(votes[core], minlength=len(world.COLOURS)) / core.sum()
     colours = np.argsort(-share)[:2]
     if share[colours[1]] < SECOND_COLOUR:
@@ -232,9 +275,20 @@ def _split(blob: Mask, video: Array) -> list[Mask]:
     return parts if all(_lasts(p) for p in parts) else [blob]
 
 
-def _thing(video: Array, rows: Array, blob: Mask) -> SeenThing:
-    rgb = _colour(video, rows, blob)
-    cover = _cover(video, rows, rgb, blob)
+def _look(video: Array, rows: Array, blob: Mask, contrast: Array, version: World) -> tuple[Array, str, Array]:
+    """A blob's RGB, the name of its colour ("" for none), and its cover [T,H,W]."""
+    rgb = _colour(video, contrast, blob)
+    if version.open:
+        low, high = OPEN_CONTRAST
+        reach = np.where(_wrapped(blob, "dilation", MARGIN), np.sqrt(contrast), 0)
+        cover = ((reach - low) / (high - low)).clip(0, 1)
+    else:
+        cover = _cover(video, rows, rgb, blob)
+    nearest, off = _named(rgb, version)
+    return rgb, list(world.COLOURS)[int(nearest)] if off < COLOUR_REACH else "", cover
+
+
+def _thing(rgb: Array, colour: str, cover: Array) -> SeenThing:
     area = cover.sum((1, 2))
     seen = area > 0.1 * np.median(area[area > 0])
     radii = np.where(seen, np.sqrt(area / math.pi), np.nan)
@@ -242,10 +296,8 @@ def _thing(video: Array, rows: Array, blob: Mask) -> SeenThing:
     shape, fit = _shape(cover[seen], track[seen], radii[seen])
     motion, speed = _motion(np.flatnonzero(seen).astype(float), track[seen], radii[seen])
     radius = float(np.nanmedian(radii))
-    nearest = int(_named(rgb))
-    off = math.dist(rgb, list(world.COLOURS.values())[nearest])
     return SeenThing(
-        colour=list(world.COLOURS)[nearest] if off < COLOUR_REACH else "",
+        colour=colour,
         shape=shape,
         size="" if motion == "growing" else min(world.SIZES, key=lambda s: abs(math.log(radius / world.SIZES[s]))),
         motion=motion if seen.mean() >= WHOLE_LIFE else "",
@@ -258,11 +310,11 @@ def _thing(video: Array, rows: Array, blob: Mask) -> SeenThing:
     )
 
 
-def _colour(video: Array, rows: Array, blob: Mask) -> Array:
+def _colour(video: Array, contrast: Array, blob: Mask) -> Array:
     """Median RGB of the core's pixels that stand out most: in a blurred clip most of a core may be mixed."""
     core = _core(blob)
-    contrast = _square(video - rows[:, None])[core]
-    return np.median(video[core][contrast >= np.quantile(contrast, 0.6)], axis=0)
+    clear = contrast[core]
+    return np.median(video[core][clear >= np.quantile(clear, 0.6)], axis=0)
 
 
 def _cover(video: Array, rows: Array, rgb: Array, blob: Mask) -> Array:

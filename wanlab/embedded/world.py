@@ -19,6 +19,25 @@ NATIVE_SIZE = (144, 80)  # width, height
 NATIVE_FRAMES = 49
 EDGE = 1.6  # width of a drawn edge, in pixels
 
+
+@dataclass(frozen=True, kw_only=True)
+class World:
+    """A version of the world: one vocabulary and one set of attributes, but more or less that captions leave open.
+
+    `open`: backgrounds have texture, move and are lit; things have patterns and shadows; small unnamed details drift
+    about; things lie anywhere; of two things one may be large, and they may move along different axes.
+    A motion is always the one seen in the frame: the camera pans over the background, the things go with it.
+    """
+
+    version: str
+    open: bool
+
+
+WORLDS = {w.version: w for w in (World(version="1", open=False), World(version="2", open=True))}
+# Shades of a background's own colour that texture, light and shadow make in an open world.
+DARKEST, BRIGHTEST = 0.7, 1.12
+FIRST = WORLDS["1"]  # that of checkpoints that do not say which
+
 # Object colours in RGB, [0,1].
 COLOURS: dict[str, tuple[float, float, float]] = {
     "red": (0.90, 0.12, 0.12),
@@ -51,6 +70,7 @@ VERTICAL_SPEED = 0.6  # the frame is lower than wide: vertical motion is this mu
 DIRECTIONS: dict[str, tuple[int, int]] = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
 # Every motion a single object can have.
 MOTIONS = (*DIRECTIONS, "still", "bouncing", "circling", "growing")
+PAIR_MOTIONS = (*DIRECTIONS, "still")  # and those of each of two, in an open world
 # Background stops (height fraction, RGB), linear between stops. Two stops at one height make an edge.
 BACKGROUNDS: dict[str, tuple[tuple[float, tuple[float, float, float]], ...]] = {
     "black": ((0.0, (0.03, 0.03, 0.03)), (1.0, (0.03, 0.03, 0.03))),
@@ -150,8 +170,10 @@ def held_out(scene: Scene) -> bool:
     return any(hashlib.sha256(repr(k).encode()).digest()[0] < 32 for k in keys)
 
 
-def random_scene(rng: np.random.Generator, *, drawn: float = 0.12, pairs: float = 0.22, curved: float = 0.2) -> Scene:
-    """Draw a scene; `drawn` and `pairs` are the shares of drawn scenes and of two-object scenes, `curved` that of
+def random_scene(
+    rng: np.random.Generator, *, drawn: float = 0.12, pairs: float = 0.22, curved: float = 0.2, version: World = FIRST
+) -> Scene:
+    """Draw a scene of a world version; `drawn` and `pairs` are the shares of drawn scenes and of two-object scenes, `curved` that of
     bouncing and circling among the other ones."""
     u = rng.random()
     if u < drawn:
@@ -170,6 +192,14 @@ def random_scene(rng: np.random.Generator, *, drawn: float = 0.12, pairs: float 
     colours = [c for c in COLOURS if c not in CLASHES[background]]
     if u < drawn + pairs:
         a, b = (str(c) for c in rng.choice(colours, 2, replace=False))
+        if version.open:
+            sizes = [["small", "medium"], list(SIZES)][int(rng.random() < 0.5)]  # at most one of two is large
+            pair = [
+                _thing(rng, a, _pick(rng, PAIR_MOTIONS), sizes),
+                _thing(rng, b, _pick(rng, PAIR_MOTIONS), sizes[:2]),
+            ]
+            rng.shuffle(pair)  # type: ignore[arg-type]
+            return Scene(things=tuple(pair), background=background)
         axis = [["left", "right", "still"], ["up", "down", "still"]][int(rng.random() < 0.35)]
         moves = [_pick(rng, axis), _pick(rng, axis[:2])]
         rng.shuffle(moves)
@@ -183,11 +213,11 @@ def random_scene(rng: np.random.Generator, *, drawn: float = 0.12, pairs: float 
     return Scene(things=(_thing(rng, _pick(rng, colours), motion, list(SIZES)),), background=background)
 
 
-def scenes(seed: int, *, held: bool = False, **shares: float) -> Iterator[Scene]:
+def scenes(seed: int, *, held: bool = False, version: World = FIRST, **shares: float) -> Iterator[Scene]:
     """Endless random scenes: those for training, or (`held`) only the held-out combinations."""
     rng = np.random.default_rng(seed)
     while True:
-        scene = random_scene(rng, **shares)
+        scene = random_scene(rng, version=version, **shares)
         if held_out(scene) == held:
             yield scene
 

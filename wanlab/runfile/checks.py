@@ -132,13 +132,14 @@ def _check_dataset(path: Path, where: str, dataset: Any) -> None:
     declared = math.prod(shape) * item
     if len(shape) > MAX_RANK or declared > MAX_DATASET_BYTES:
         raise refuse(path, f"{where} declares {' x '.join(map(str, shape))} items of {item} bytes")
-    stored = dataset.get_storage_size()
     if layout == h5py.h5d.CHUNKED:
         chunk = create.get_chunk()
+        # Before it is asked how much is stored: the library then walks the index of every chunk that is declared.
         if math.prod(-(-n // c) for n, c in zip(shape, chunk, strict=True)) > MAX_CHUNKS:
             raise refuse(path, f"{where} declares more than {MAX_CHUNKS} chunks")
         if math.prod(chunk) * item > MAX_CHUNK_BYTES:
             raise refuse(path, f"{where} declares chunks of {' x '.join(map(str, chunk))} items of {item} bytes")
+        stored = dataset.get_storage_size()
         # Along `step` most may be missing; one step's worth must be covered by what the file can expand to.
         one = declared // max(1, shape[0]) if shape else declared
         if declared > 16 * MIB and one > 256 * max(1, stored) * (_DEFLATE_MAX if filters & {1} else 1):

@@ -165,7 +165,10 @@ class Run:
         self.attrs: dict[str, Any] = {}
         for name, value in root.items():
             if name.endswith("_json"):
-                self.attrs[name.removesuffix("_json")] = json.loads(value)
+                try:
+                    self.attrs[name.removesuffix("_json")] = json.loads(value)
+                except (TypeError, ValueError, RecursionError) as error:
+                    raise refuse(self.path, f"attribute '{name}' is not JSON: {error}") from error
             elif not name.startswith("encoding-"):
                 self.attrs[name] = value
         self.data: dict[str, Data] = {}

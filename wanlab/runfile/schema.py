@@ -42,6 +42,7 @@ class Schema:
         for name, kind in self.attrs.items():
             if name in attrs and (not isinstance(attrs[name], _JSON[kind]) or isinstance(attrs[name], bool)):
                 lines.append(f"attribute '{name}' is {type(attrs[name]).__name__}, where {kind} is due")
+        lines += _attribute_values(attrs)
         predicted = attrs.get("predicted")
         if isinstance(predicted, dict):
             lines += [
@@ -50,6 +51,19 @@ class Schema:
                 if not all(_number(v) for v in (value if isinstance(value, list) else [value]))
             ]
         return lines
+
+
+def _attribute_values(attrs: Mapping[str, Any]) -> list[str]:
+    """Of attributes of the right kind, those whose values are not."""
+    lines = []
+    fps, timing, resumed = attrs.get("fps"), attrs.get("timing_seconds"), attrs.get("resumed_at")
+    if isinstance(fps, int | float) and not 0 < fps <= 1000:  # also not a number
+        lines.append(f"attribute 'fps' is {fps}, where a number above 0 and up to 1000 is due")
+    if isinstance(timing, dict) and not all(_number(v) for v in timing.values()):
+        lines.append("attribute 'timing_seconds' has values that are no numbers")
+    if isinstance(resumed, list) and not all(isinstance(v, int) for v in resumed):
+        lines.append("attribute 'resumed_at' has values that are no steps")
+    return lines
 
 
 def _number(value: Any) -> bool:
@@ -67,10 +81,12 @@ _STEPS_1 = {
 }
 _FINAL = {"latent": (FLOAT, ANY_RANK), "video": (BYTE, 4), "video_float": (FLOAT, 4)}
 _ATTRS = {
-    **dict.fromkeys(("spec_digest", "status", "device_name", "process", "python", "weights_fingerprint"), "text"),
-    **dict.fromkeys(("fps", "shift", "threads", "peak_memory_bytes"), "number"),
+    **dict.fromkeys(
+        ("spec_digest", "status", "device_name", "process", "python", "weights_fingerprint", "layout"), "text"
+    ),
+    **dict.fromkeys(("fps", "shift", "threads", "peak_memory_bytes", "resumed_from_step"), "number"),
     **dict.fromkeys(("spec", "versions", "scheduler", "predicted", "timing_seconds"), "object"),
-    "resumed_at": "list",
+    **dict.fromkeys(("resumed_at", "defaulted"), "list"),
 }
 _STEPS_2 = {
     **_STEPS_1,

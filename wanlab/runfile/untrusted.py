@@ -15,7 +15,7 @@ from wanlab.runfile.verify import verify
 
 _CHILD = """
 import json, resource, sys
-memory, seconds, path = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+memory, seconds, path = int(sys.argv[1]), max(1, int(float(sys.argv[2]))), sys.argv[3]
 resource.setrlimit(resource.RLIMIT_AS, (memory, memory))
 resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -61,7 +61,7 @@ def summary(path: str | os.PathLike[str], check: bool = False) -> dict[str, Any]
 
 
 def read_in_child(
-    path: str | os.PathLike[str], memory: int = 2**30, seconds: int = 10, *, check: bool = False
+    path: str | os.PathLike[str], memory: int = 2**30, seconds: float = 10, *, check: bool = False
 ) -> dict[str, Any]:
     """`summary`, by a child process of at most `memory` bytes and `seconds` of processor time. Raises WanlabError."""
     command = [

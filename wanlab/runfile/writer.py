@@ -294,11 +294,13 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
     if directory.is_symlink() or not directory.is_dir():
         return
     with contextlib.suppress(OSError, WanlabError):
-        manifest = read_manifest(directory)
+        manifest = read_manifest(directory)  # none: a removal was interrupted
+        known = all(p.name in ("lock", "manifest.json") or p.suffix in (".wls", ".part") for p in directory.iterdir())
         with Run(path) as run:
-            if manifest is None or manifest["digest"] != run.digest or run.status != "complete":
+            other = manifest is not None and manifest["digest"] != run.digest
+            if not known or other or run.status != "complete":
                 return
-        lock = os.open(directory / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(directory, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Self
@@ -56,7 +57,8 @@ class MethodSpec:
                 settings[name.replace("-", "_")] = _setting(name, value)
             else:
                 policies.append(PolicySpec.parse(part))
-        return cls(label or text.strip() or "baseline", tuple(policies), tuple(settings.items()))
+        title = re.sub(r"(^|[+=])[^+=]*\.py:(?=[a-z])", r"\1", text.strip())  # a file's own name says enough in a table
+        return cls(label or title or "baseline", tuple(policies), tuple(settings.items()))
 
     @classmethod
     def from_dict(cls, label: str, plain: Mapping[str, Any]) -> Self:

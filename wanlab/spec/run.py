@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import html
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Self
@@ -349,8 +351,9 @@ def _nearest(value: int, step: int, offset: int, low: int, high: int) -> list[in
 def _prompt(what: str, text: str, *, empty: bool) -> None:
     if not isinstance(text, str):
         raise UsageError(f"the {what} is {type(text).__name__}, not text")
-    if not empty and not text.strip():
-        raise UsageError(f"the {what} is empty", "say what the video should show")
+    if not empty and not _says_something(text):
+        name = f"{what} '{short(text)}'" if text.strip() else what
+        raise UsageError(f"the {name} is empty", "say what the video should show")
     if len(text) > MAX_PROMPT:
         raise UsageError(
             f"the {what} has {len(text)} characters, more than {MAX_PROMPT}",
@@ -359,6 +362,12 @@ def _prompt(what: str, text: str, *, empty: bool) -> None:
     for at, char in enumerate(text):
         if (ord(char) < 32 and char not in "\t\n\r") or 127 <= ord(char) < 160 or 0xD800 <= ord(char) < 0xE000:
             raise UsageError(f"the {what} has control character U+{ord(char):04X} at position {at}", "remove it")
+
+
+def _says_something(text: str) -> bool:
+    """Whether anything can be seen of a text once its entities are resolved, as diffusers' prompt_clean does."""
+    text = html.unescape(html.unescape(text))
+    return not all(char.isspace() or unicodedata.category(char) == "Cf" for char in text)
 
 
 def _choice(what: str, value: str, known: tuple[str, ...]) -> None:

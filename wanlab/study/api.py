@@ -102,7 +102,7 @@ def compare(
     from wanlab.study.compare import compare as run
 
     folder, watcher = Path(out), _watcher(progress)
-    chosen(metrics)  # files register theirs before the loss names one
+    chosen(metrics)  # what a file registers is known from here on
     asked = Asked(loss=parse_loss(max_loss) if sweep else None, metrics=metrics)
     if a is None and not sweep:
         raise UsageError("there is nothing to compare", 'give a="cfg:last=5", or a sweep')

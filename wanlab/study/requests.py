@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import html
 import json
 import os
 import re
@@ -53,11 +52,6 @@ def read_prompts(given: Sequence[str], source: str | None) -> list[Prompt]:
         prompts += parse_prompts(_read(source), _named(source))
     if not prompts:
         raise UsageError("there is no prompt", 'give --prompt "…" or --prompts FILE')
-    for prompt in prompts:
-        text = prompt.settings["prompt"]
-        # Entities are resolved before a prompt is read (diffusers' prompt_clean): "&nbsp;" says nothing.
-        if isinstance(text, str) and text.strip() and not html.unescape(html.unescape(text)).strip():
-            raise _at(prompt, UsageError(f"the prompt '{short(text)}' is empty", "say what the video should show"))
     return prompts
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,9 +54,7 @@ def per_frame(result: Result, path: Path) -> Path:
     handles, labels = figure.axes[0].get_legend_handles_labels()
     for text in figure.legend(handles, labels, loc="outside lower center", frameon=False, fontsize=8).get_texts():
         text.set_parse_math(False)
-    figure.suptitle(
-        shorten(f"{_named(result.label)}: {len(result.pairs)} pairs"), fontsize=10, color=INK, parse_math=False
-    )
+    figure.suptitle(shorten(f"{result.label}: {len(result.pairs)} pairs"), fontsize=10, color=INK, parse_math=False)
     return save(figure, path)
 
 
@@ -98,7 +95,7 @@ def divergence(result: Result, path: Path) -> Path | None:
             ax.set_yscale("log")
         ax.set_xlim(0.5, len(steps) + 0.5)
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    figure.suptitle(shorten(f"{_named(result.label)}: {len(known)} pairs"), fontsize=10, color=INK, parse_math=False)
+    figure.suptitle(shorten(f"{result.label}: {len(known)} pairs"), fontsize=10, color=INK, parse_math=False)
     return save(figure, path)
 
 
@@ -112,7 +109,7 @@ def worst_frame(pair: Pair, path: Path, label: str) -> Path:
     panels = figure.subplots(1, 3)
     for ax, image, name in ((panels[0], a, label), (panels[1], b, "baseline")):
         ax.imshow(image.clip(0, 1), interpolation="nearest")
-        ax.set_title(shorten(_named(name), 40), fontsize=9, color=INK, parse_math=False)
+        ax.set_title(shorten(name, 40), fontsize=9, color=INK, parse_math=False)
     shown = panels[2].imshow(error, cmap="magma", vmin=0, vmax=max(float(error.max()), 1e-6), interpolation="nearest")
     panels[2].set_title("mean |a - b| over colours", fontsize=9, color=INK)
     figure.colorbar(shown, ax=panels[2], shrink=0.8)
@@ -120,11 +117,6 @@ def worst_frame(pair: Pair, path: Path, label: str) -> Path:
         ax.axis("off")
     figure.suptitle(shorten(f"frame {at}: {pair.prompt}, seed {pair.seed}"), fontsize=10, color=INK, parse_math=False)
     return save(figure, path)
-
-
-def _named(label: str) -> str:
-    """A method's label without the files that its parts are from: there is little room."""
-    return re.sub(r"[^+=:]*\.py:", "", label)
 
 
 def _frame(path: Path, at: int) -> NDArray[np.float64]:
@@ -141,8 +133,8 @@ def side_by_side(pair: Pair, path: Path) -> Path:
     def frames() -> Iterator[NDArray[np.uint8]]:
         with Clip.of(pair.a).read() as xs, Clip.of(pair.b).read() as ys:
             for x, y in zip(xs, ys, strict=True):
-                joined = np.concatenate([x, y, np.abs(x - y) * AMPLIFIED], axis=1)
-                yield (joined.clip(0, 1) * 255).round().astype(np.uint8)
+                joined = np.concatenate([x, y, np.abs(x - y) * AMPLIFIED], axis=1)[..., :3]  # a film has no alpha
+                yield (np.nan_to_num(joined, nan=0.0).clip(0, 1) * 255).round().astype(np.uint8)
 
     clip = Clip.of(pair.a)
     write_mp4_from(path, frames(), (3 * clip.width, clip.height), clip.fps)
@@ -164,7 +156,7 @@ def front(comparison: Comparison, path: Path) -> Path:
         ax.plot([cost], [quality], "o", color=HIGH if k in best else QUIET, markersize=5, zorder=3)
     ax.plot([points[k][0] for k in best], [points[k][1] for k in best], color=HIGH, linewidth=1, zorder=2)
     for k in best:
-        ax.annotate(shorten(_named(results[k].label), 40), points[k], xytext=(5, -3), textcoords="offset points", fontsize=7,
+        ax.annotate(shorten(results[k].label, 40), points[k], xytext=(5, -3), textcoords="offset points", fontsize=7,
                     color=INK, parse_math=False)  # fmt: skip
     ax.axhline(comparison.thresholds["psnr"], color=LOW, linestyle=":", linewidth=1)
     return save(figure, path)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,11 @@ class Clip:
     rounded: bool
     """Whether its values were rounded to integers (an mp4 was also compressed)."""
     fps: float
+    alpha: bool = False
+    color: str = ""
+    """The colour tags of a video file of luma and chroma, or "no colour tags"; "" of what is RGB."""
+    times: list[float] = field(default_factory=list, compare=False)
+    """When each frame is shown, in seconds: of a video file, once it was read."""
 
     @classmethod
     def of(cls, path: str | Path) -> Clip:
@@ -46,18 +52,23 @@ class Clip:
                 )
         with read_video(path) as (meta, _):
             width, height = meta["size"]
-            return cls(path=path, frames=0, width=width, height=height, rounded=True, fps=float(meta.get("fps") or FPS))
+            fps, color = float(meta.get("fps") or FPS), ""
+            if re.match(r"yuv|nv\d|p[024]1|uyvy", meta.get("pix_fmt", "")):
+                color = ", ".join(meta["color"]) or "no colour tags"
+            alpha = bool(meta.get("alpha"))
+            return cls(path=path, frames=0, width=width, height=height, rounded=True, fps=fps, alpha=alpha, color=color)
 
     @contextmanager
     def read(self) -> Iterator[Iterator[Floats]]:
-        """Frames [H,W,3] in [0,1], float64. Raises WanlabError when the file is damaged."""
+        """Frames [H,W,3], [H,W,4] with alpha, in [0,1], float64. Raises WanlabError when the file is damaged."""
         if is_run_file(self.path):
             with Run(self.path) as run:
                 kept = run[_best(run)]
                 yield (unit(kept[k]) for k in range(self.frames))
         else:
-            with read_video(self.path) as (_, frames):
+            with read_video(self.path) as (meta, frames):
                 yield map(unit, frames)
+                self.times[:] = meta.get("times", [])
 
 
 def _best(run: Run) -> str:

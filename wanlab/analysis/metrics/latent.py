@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,13 @@ def divergence(a: Run, b: Run) -> Divergence | None:
     low = np.flatnonzero(expert == "low")
     switch = int(low[0]) if len(low) and "high" in expert else None
     return Divergence(error=error, cosine=cosine, switch=switch, truncated=fewer(a, b))
+
+
+def are_finite(run: Run) -> bool:
+    """Whether all latents that a run recorded are numbers."""
+    steps = (run["x_t"][k] for k in run["x_t"].recorded) if "x_t" in run else ()
+    last = (run["latent"][...],) if "latent" in run else ()
+    return all(bool(np.isfinite(x).all()) for x in chain(last, steps))
 
 
 def apart(x: NDArray[Any], y: NDArray[Any]) -> tuple[float, float]:

@@ -17,6 +17,7 @@ from skimage.metrics import structural_similarity
 
 from wanlab.analysis.metrics import metric
 from wanlab.analysis.metrics.clip import Clip, Floats
+from wanlab.spec.paths import is_run_file
 from wanlab.video import ffmpeg_compare, has_filter
 
 EPSILON = 1e-8
@@ -87,17 +88,24 @@ def vmaf(a: Clip, b: Clip) -> float:
     """ffmpeg's libvmaf where it has it. Similarity only: it was trained on compression, not on generation."""
     if not has_filter("libvmaf"):
         return math.nan
+    if not any(is_run_file(c.path) or c.path.is_dir() for c in (a, b)):
+        said = ffmpeg_compare(a.path, b.path, "[a][b]libvmaf")  # as they are stored: RGB and back costs .7
+    else:
+        said = _by_pixels(a, b)
+    score = re.search(r"VMAF score: ([\d.]+)", said)
+    return float(score[1]) if score else math.nan
+
+
+def _by_pixels(a: Clip, b: Clip) -> str:
     with tempfile.TemporaryDirectory() as folder:
         files = []
         for name, clip in (("a", a), ("b", b)):
             files.append(Path(folder) / f"{name}.rgb")
             with clip.read() as frames, open(files[-1], "wb") as out:
                 for frame in frames:
-                    out.write((frame * 255).round().astype(np.uint8).tobytes())
-        filters = "[0:v]format=yuv420p[a];[1:v]format=yuv420p[b];[a][b]libvmaf"
-        said = ffmpeg_compare(files[0], files[1], filters, (a.width, a.height))
-    score = re.search(r"VMAF score: ([\d.]+)", said)
-    return float(score[1]) if score else math.nan
+                    out.write((frame[..., :3] * 255).round().astype(np.uint8).tobytes())
+        filters = "[a]format=yuv420p[x];[b]format=yuv420p[y];[x][y]libvmaf"
+        return ffmpeg_compare(files[0], files[1], filters, (a.width, a.height))
 
 
 def decibels(error: float) -> float:

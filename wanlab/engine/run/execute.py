@@ -35,7 +35,7 @@ from wanlab.errors import UsageError, WanlabError
 from wanlab.registry import build
 from wanlab.runfile import Field, Run, RunWriter, remove_leftovers
 from wanlab.spec import MEMORY_PLANS, RunSpec
-from wanlab.video import write_gif, write_mp4
+from wanlab.video import check_encoder, write_gif, write_mp4
 
 LARGE = 2**26  # bytes of a state to resume from; without caches that of the A14B is 26 MB
 PROCESS = uuid.uuid4().hex  # runs of one process can be timed against each other
@@ -233,26 +233,25 @@ class _Running:
         values: dict[str, Any] = {}
         for observer in self.observers:
             values |= observer.observe(record)
-        writer.step(step, values, self._resume_state(record))
+        began = time.perf_counter()
+        state = self._resume_state(record, began)
+        writer.step(step, values, state)
+        if state is not None:
+            self.saved = time.perf_counter()
+            self.saving = self.saved - began
         ran, name = record.ran, f"sample {record.ctx.expert}"
         self.timing[name] = self.timing.get(name, 0.0) + ran.seconds - ran.switching
         if step == self.env.switch or record.plan.jump is not None:
             self.timing["switch"] = self.timing.get("switch", 0.0) + ran.switching
         self._tell("sample", step + 1, seconds=ran.seconds, durable=writer.durable)
 
-    def _resume_state(self, record: StepRecord) -> dict[str, Any] | None:
+    def _resume_state(self, record: StepRecord, now: float) -> dict[str, Any] | None:
         """What the next step needs, after every step; after some of them where caches inside the blocks make it so
         large that it would slow the run down: then it takes a twentieth of the time, and an interrupted run does the
         steps since the last one again."""
         state = save(self.solver, self.sessions, self.observers)
         state |= {"x": record.x_next, "x0_pred": record.x0_pred, "identity": self.identity}
-        began = time.perf_counter()
-        if size(state) > LARGE and began - self.saved < 20 * self.saving:
-            return None
-        packed = pack(state)
-        self.saved = time.perf_counter()
-        self.saving = self.saved - began
-        return packed
+        return None if size(state) > LARGE and now - self.saved < 20 * self.saving else pack(state)
 
     def _conclude(self, writer: RunWriter, x: Tensor, start: int) -> None:
         """Decode the latents and publish the file."""
@@ -350,7 +349,7 @@ def _is_done(out: Path, spec: RunSpec, weights: str) -> bool:
 
 
 def check_output(out: Path) -> None:
-    """Raise UsageError unless the run file can be written there."""
+    """Raise UsageError unless the run file can be written there, WanlabError unless its film can be encoded."""
     if out.suffix != ".h5":
         raise UsageError(f"the run file {out} does not end in .h5", f"use {out.name}.h5")
     if out.is_dir():
@@ -360,6 +359,7 @@ def check_output(out: Path) -> None:
         raise UsageError(f"cannot write to {out.parent}: {there} is a file", "choose another --out")
     if not os.access(there, os.W_OK if there.is_file() else os.W_OK | os.X_OK):
         raise UsageError(f"cannot write to {there}", "choose another --out")
+    check_encoder()
 
 
 def _write_videos(out: Path, gif: bool, again: bool, fps: int) -> None:
