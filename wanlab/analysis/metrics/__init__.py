@@ -150,8 +150,8 @@ def by_figure(metrics: Iterable[Metric] | None = None) -> dict[str, Metric]:
 
 
 def load(path: str | Path) -> list[Metric]:
-    """Take up the measures of a file of code, as it is now, and return them. Raises UsageError when it has none, or a name
-    is taken."""
+    """Take up the measures of a file of code, as it is now, and return them. Raises UsageError when it has none, or
+    when a name is taken."""
     own = [m for (kind, _), m in from_file(str(path), digest(str(path))).items() if kind == "metric"]
     if not own:
         raise UsageError(f"{path} registers no metric", "put @metric(NAME, needs=…) on its function")
