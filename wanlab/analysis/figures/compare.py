@@ -169,7 +169,7 @@ def side_by_side(pair: Pair, path: Path) -> Path:
 
 
 def _bytes(frame: NDArray[np.float64]) -> NDArray[np.uint8]:
-    return (frame.clip(0, 1) * 255).round().astype(np.uint8)
+    return (np.nan_to_num(frame, nan=0.0).clip(0, 1) * 255).round().astype(np.uint8)
 
 
 def front(comparison: Comparison, path: Path) -> Path:
