@@ -80,13 +80,12 @@ def run_all(
             watcher.begin(spec, place)
             try:
                 _run(spec, place, loaded, watcher, force=force, gif=gif)
+                watcher.finish(place)  # which may draw, and fail as a run does
             except WanlabError as error:
                 if len(specs) == 1:
                     raise
                 failed.append(place)
                 watcher.fail(place, error)
-            else:
-                watcher.finish(place)
     finally:
         watcher.end()
     return failed
