@@ -2,8 +2,8 @@
 
 resident  everything stays on the device
 swap      on the device is the part at work: text encoder, one expert, VAE. The others wait in pinned host memory, and
-          while one expert runs, the next one's files are read there (with precision reference; the others read them while
-          loading); the switch then costs one copy to the device
+          while one expert runs, the next one's files are read there (with precision reference; the others read them
+          while loading); the switch then costs one copy to the device
 offload   as swap, but of an expert only the block at work and the next one, on its way, are on the device
           (diffusers' group offloading): for cards that do not hold one expert
 
