@@ -102,9 +102,8 @@ def test_the_second_time_is_quick(monkeypatch, tmp_path):
     assert tiny_path().is_dir()
 
 
-@pytest.mark.parametrize("name", ["tokenizer.json"])
-def test_a_tokenizer_without_a_vocabulary_is_refused(copy, name):
-    (copy / "tokenizer" / name).unlink()
+def test_a_tokenizer_without_a_vocabulary_is_refused(copy):
+    (copy / "tokenizer" / "tokenizer.json").unlink()
     with pytest.raises(WanlabError, match="has no vocabulary"):
         loading.load(str(copy))
 
@@ -116,4 +115,29 @@ def test_a_vocabulary_that_knows_nothing_is_refused(copy):
         text = text.replace(f'"{word}":', f'"x{word}x":')
     path.write_text(text)
     with pytest.raises(WanlabError, match="knows no word"):
+        loading.load(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "says"),
+    [
+        ("tokenizer.json", {"post_processor": None}, "end mark"),
+        ("tokenizer_config.json", {"pad_token": None}, "cannot load"),
+        ("tokenizer_config.json", {"unk_token": ""}, "cannot load"),
+    ],
+)
+def test_a_tokenizer_that_does_something_else_is_refused(copy, file, changes, says):
+    edit(copy / "tokenizer" / file, **changes)
+    with pytest.raises(WanlabError, match=says) as error:
+        loading.load(str(copy))
+    assert "\n" not in str(error.value)
+
+
+def test_a_vocabulary_with_a_word_beyond_the_text_encoder_is_refused(copy):
+    """Twelve words, of which one has number 12: the text encoder has rows 0 to 11."""
+    path = copy / "tokenizer" / "tokenizer.json"
+    plain = json.loads(path.read_text())
+    plain["model"]["vocab"]["ball"] = 12
+    path.write_text(json.dumps(plain))
+    with pytest.raises(WanlabError, match="has 13 words, the text encoder 12"):
         loading.load(str(copy))
