@@ -305,7 +305,8 @@ def main() -> None:
 def policies(bench: Bench, texts: Sequence[str]) -> None:
     """What the meter says of what ran, beside the clock."""
     print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n\n| policy | meter | clock | a step |\n|---|---|---|---|"
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n\n"
+        "| policy | meter | clock | a step |\n|---|---|---|---|"
     )
     plain = bench.wanlab(precision="exact")
     for text in texts:
@@ -321,7 +322,8 @@ def measure(bench: Bench, layers: int, fp8_alone: bool) -> None:
     ceiling = run.operations_per_second(run.resolve(spec, found))
     print(
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {layers} layers, "
-        f"{spec.width}x{spec.height}, {spec.frames} frames, {spec.steps} steps\n\n| what | measured | bar |\n|---|---|---|"
+        f"{spec.width}x{spec.height}, {spec.frames} frames, {spec.steps} steps\n\n"
+        "| what | measured | bar |\n|---|---|---|"
     )
     row("matrix product 8192³, bfloat16", f"{ceiling / 1e12:.0f} TFLOP/s")
 

@@ -33,7 +33,8 @@ def main() -> None:
         seconds = time.perf_counter() - began
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"{FRAMES} frames of {SIZE[0]}x{SIZE[1]}: peak {peak:.2f} GiB, {seconds:.0f} s, PSNR {pair.figures['psnr']:.2f} dB"
+        f"{FRAMES} frames of {SIZE[0]}x{SIZE[1]}: peak {peak:.2f} GiB, {seconds:.0f} s, "
+        f"PSNR {pair.figures['psnr']:.2f} dB"
     )
 
 

@@ -2,7 +2,8 @@
 
 python benchmarks/continuity_io.py [GIGABYTES [ROUNDS]]
 
-One process for each measurement, so that its peak is its own (Linux lets a child begin with its parent's). The file is written just before, so it is in the page
+One process for each measurement, so that its peak is its own (Linux lets a child begin with its parent's). The file
+is written just before, so it is in the page
 cache for both. Reading is every dataset of the file, a step (of final data: all) at a time.
 """
 

@@ -38,7 +38,8 @@ def main() -> None:
                 out.unlink()
     a, b = (np.array(times[n]) for n in ("all", "metrics"))
     print(
-        f"nothing {np.median(b):.3f} s, everything {np.median(a):.3f} s: {100 * (np.median(a) / np.median(b) - 1):+.1f} %"
+        f"nothing {np.median(b):.3f} s, everything {np.median(a):.3f} s: "
+        f"{100 * (np.median(a) / np.median(b) - 1):+.1f} %"
         f" (rounds: {', '.join(f'{100 * r:+.1f}' for r in a / b - 1)})"
     )
 

@@ -80,7 +80,9 @@ def main() -> None:
                     seconds[name].append(time.perf_counter() - began)
     peer = statistics.median(seconds["WanPipeline, float32"])
     table = Table(
-        title=f"{FRAMES} frames {WIDTH}x{HEIGHT}, {STEPS} steps, load to mp4; {torch.get_num_threads()} threads, {platform.processor() or platform.machine()}, torch {torch.__version__}"
+        title=f"{FRAMES} frames {WIDTH}x{HEIGHT}, {STEPS} steps, load to mp4; "
+        f"{torch.get_num_threads()} threads, "
+        f"{platform.processor() or platform.machine()}, torch {torch.__version__}"
     )
     for column in ("", "median s", "least", "most", "against WanPipeline"):
         table.add_column(column, justify="left" if not column else "right")

@@ -1,6 +1,6 @@
 """Measure `tiny` on held-out prompts and seeds, and print the figures into its model card.
 
-    python -m training.evaluate                      # the shipped weights; about an hour on two cores, a minute on a GPU
+    python -m training.evaluate                      # the shipped weights; an hour on two cores, a minute on a GPU
     python -m training.evaluate --model runs/tiny/tiny --prompts 64
 
 The card (README.md beside the weights) is rewritten between its two markers. Pixels are in [0,1].
@@ -43,7 +43,8 @@ class Row:
     holds: bool | None
 
     def __str__(self) -> str:
-        return f"| {self.what} | {self.bar} | {self.figure} | {'' if self.holds is None else 'yes' if self.holds else '**no**'} |"
+        holds = "" if self.holds is None else "yes" if self.holds else "**no**"
+        return f"| {self.what} | {self.bar} | {self.figure} | {holds} |"
 
 
 def psnr(mse: float) -> float:
@@ -228,7 +229,8 @@ def main() -> None:
     say(Row("CFG-difference MSE, step 1 over step 20", "5", f"{ratio:.1f}", ratio >= 5))
     table = ["| what | bar | measured | holds |", "| --- | --- | --- | --- |", *map(str, rows)]
     machine = torch.cuda.get_device_name() if device.type == "cuda" else "CPU"
-    note = f"`python -m training.evaluate`, torch {torch.__version__}, {machine}, {time.strftime('%Y-%m-%d')}, {(time.monotonic() - start) / 60:.0f} minutes."
+    note = f"`python -m training.evaluate`, torch {torch.__version__}, {machine}, {time.strftime('%Y-%m-%d')}, "
+    note += f"{(time.monotonic() - start) / 60:.0f} minutes."
     card = args.model / "README.md"
     text = card.read_text() if card.exists() else f"# tiny\n\n{BEGIN}\n{END}\n"
     head, tail = text.split(BEGIN)[0], text.split(END)[1]

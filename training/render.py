@@ -23,7 +23,8 @@ STARS = 12
 # A circle begins at the top.
 BOUNCE = (20.0, 30.0)
 CIRCLE = (15.5, 44.0)
-CENTRED = 4.0  # places are drawn as Beta(CENTRED, CENTRED) over where there is room: towards the middle, as pictures are framed
+# Places are drawn as Beta(CENTRED, CENTRED) over where there is room: towards the middle, as pictures are framed.
+CENTRED = 4.0
 REACH = (1.0, 1.25, 1.4, 1.45, 1.25)  # how far a shape reaches, in its radius
 KINDS = ("shapes", "walk", "sunset")
 _SHAPES, _BACKGROUNDS = list(world.SHAPES), list(world.BACKGROUNDS)

@@ -4,8 +4,8 @@
     python -m training.train --out runs/tiny --seconds 540   # stop in time; the same command goes on
 
 Every stage counts steps, not seconds, so its result does not depend on the machine's speed, but for rounding; one that
-is stopped goes on with other noise. A stage that is stopped leaves `state-STAGE.pt`, and the same command resumes it. Finished
-stages are in `OUT/tiny`, the checkpoint. Legend: B clips, T frames, F latent frames; frames in [-1,1].
+is stopped goes on with other noise. A stage that is stopped leaves `state-STAGE.pt`, and the same command resumes it.
+Finished stages are in `OUT/tiny`, the checkpoint. Legend: B clips, T frames, F latent frames; frames in [-1,1].
 """
 
 from __future__ import annotations
@@ -258,7 +258,8 @@ class Stage:
                 said = "  ".join(f"{k} {float(v) / 100:.5f}" for k, v in seen.items())
                 now = time.monotonic()
                 print(
-                    f"{self.name} {self.step}/{self.steps}  {said}  {(now - last) * 10:.1f} ms/step  {now - start:.0f} s",
+                    f"{self.name} {self.step}/{self.steps}  {said}  "
+                    f"{(now - last) * 10:.1f} ms/step  {now - start:.0f} s",
                     flush=True,
                 )
                 seen, last = {}, now
@@ -566,7 +567,8 @@ def main() -> None:
             start = time.monotonic()
             finished = stage()
             print(
-                f"{name}: {'done' if finished else 'stopped, run again to go on'} after {time.monotonic() - start:.0f} s",
+                f"{name}: {'done' if finished else 'stopped, run again to go on'} "
+                f"after {time.monotonic() - start:.0f} s",
                 flush=True,
             )
             if not finished:

@@ -124,7 +124,8 @@ def main() -> None:
         print(f"| {a} | {sum(r)}/{len(r)} = {np.mean(r):.1%} | {sum(c)}/{len(c)} = {np.mean(c):.1%} |")
     caught = [v for values in out.caught.values() for v in values]
     print(
-        f"| all | {sum(out.whole)}/{len(out.whole)} = {np.mean(out.whole):.1%} | {sum(caught)}/{len(caught)} = {np.mean(caught):.1%} |"
+        f"| all | {sum(out.whole)}/{len(out.whole)} = {np.mean(out.whole):.1%} | "
+        f"{sum(caught)}/{len(caught)} = {np.mean(caught):.1%} |"
     )
 
 

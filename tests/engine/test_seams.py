@@ -285,7 +285,8 @@ def test_a_killed_run_ends_as_if_nothing_had_been(tmp_path, loaded, checkpoint, 
         "from wanlab.engine.run import execute\n"
         "from wanlab.spec import RunSpec\n"
         "def tell(p):\n"
-        "    if p.phase == 'sample' and p.step >= int(sys.argv[3]) and p.durable: os.kill(os.getpid(), signal.SIGKILL)\n"
+        "    if p.phase == 'sample' and p.step >= int(sys.argv[3]) and p.durable:\n"
+        "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "execute(RunSpec.from_json(sys.argv[1]), sys.argv[2], progress=tell)\n"
     )
     for k in (4, 15):
@@ -412,7 +413,14 @@ def test_a_files_policy_is_nobody_elses(checkpoint):
 
 
 def test_policies_are_judged_without_torch():
-    code = "import sys; from wanlab.engine import policies; from wanlab.registry import build; from wanlab.spec import PolicySpec\ntry: build('policy', PolicySpec('cfg', {'lst': 1}))\nexcept Exception as e: print(e, 'torch' in sys.modules)"
+    code = (
+        "import sys\n"
+        "from wanlab.engine import policies\n"
+        "from wanlab.registry import build\n"
+        "from wanlab.spec import PolicySpec\n"
+        "try: build('policy', PolicySpec('cfg', {'lst': 1}))\n"
+        "except Exception as e: print(e, 'torch' in sys.modules)"
+    )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "did you mean last" in said and said.rstrip().endswith("False")
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 from rich.text import Text
 
 from wanlab.cli import render
-from wanlab.cli.options import Form, Sampling, Shortcuts, option, with_options
+from wanlab.cli.grouping import option, with_options
+from wanlab.cli.options import Form, Sampling, Shortcuts
 from wanlab.cli.running import Watcher
 from wanlab.errors import UsageError
 from wanlab.spec import MethodSpec, PolicySpec, RecordSpec

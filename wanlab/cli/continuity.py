@@ -11,7 +11,8 @@ import typer
 from rich.text import Text
 
 from wanlab.cli import render
-from wanlab.cli.options import Form, Sampling, option, with_options
+from wanlab.cli.grouping import option, with_options
+from wanlab.cli.options import Form, Sampling
 from wanlab.cli.running import Watcher
 from wanlab.errors import UsageError
 from wanlab.spec import RecordSpec

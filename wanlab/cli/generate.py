@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from wanlab.cli import forecast, render
-from wanlab.cli.options import Form, Method, Sampling, option, with_options
+from wanlab.cli.grouping import option, with_options
+from wanlab.cli.options import Form, Method, Sampling
 from wanlab.cli.running import run_all
 from wanlab.errors import WanlabError
 from wanlab.spec import RecordSpec

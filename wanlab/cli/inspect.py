@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from wanlab.cli import render
-from wanlab.cli.options import Form, with_options
+from wanlab.cli.grouping import with_options
+from wanlab.cli.options import Form
 from wanlab.errors import WanlabError
 from wanlab.runfile import read_in_child, summary
 from wanlab.study.text import plain

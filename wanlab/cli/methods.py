@@ -14,7 +14,8 @@ from typing import Annotated, Any, get_args, get_type_hints
 import typer
 
 from wanlab.cli import render
-from wanlab.cli.options import Form, with_options
+from wanlab.cli.grouping import with_options
+from wanlab.cli.options import Form
 from wanlab.errors import UsageError
 from wanlab.registry import lookup, names, suggest
 from wanlab.study.text import plain

@@ -1,67 +1,26 @@
 """The options that commands share: what is asked for, as run specifications, and the form of the output.
 
-A command takes a group as one parameter, `sampling: Sampling`; `with_options` shows typer the group's fields.
+grouping.py shows typer the fields of a group.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import inspect
-import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-import typer
-
 from wanlab.cli import render
+from wanlab.cli.grouping import option
 from wanlab.errors import UsageError
 from wanlab.registry import suggest
 from wanlab.spec import PolicySpec, RecordSpec, RunSpec, parse_guidance, parse_size
 from wanlab.spec.presets import TASKS, TINY
-from wanlab.study.requests import Prompt, expand, parse_seeds, places, read_prompts, run_name
-
-__all__ = ["Form", "Method", "Sampling", "Shortcuts", "option", "places", "run_name", "with_options"]
+from wanlab.study.requests import Prompt, expand, parse_seeds, read_prompts
 
 _TASK_HELP = f"A model's official settings as defaults: {', '.join(name for name in TASKS if name != 'tiny')}."
 _SAMPLING, _METHOD, _OUTPUT = "Sampling", "Method", "Output"
 KEEPS = ("uncond", "cond", "reuse")
-
-
-def option(*names: str, panel: str, help: str, hidden: bool = False) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel=panel, hidden=hidden)
-
-
-def with_options(command: Callable[..., int]) -> Callable[..., int]:
-    """The command with every parameter that is a dataclass replaced by the dataclass's fields, except those that the
-    command has a parameter of its own for: these stay at their defaults."""
-    own = inspect.signature(command, eval_str=True).parameters
-    groups: dict[str, Any] = {n: p.annotation for n, p in own.items() if dataclasses.is_dataclass(p.annotation)}
-    shown: list[inspect.Parameter] = []
-    for name, parameter in own.items():
-        if name not in groups:
-            shown.append(parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY))
-            continue
-        hints = typing.get_type_hints(groups[name], include_extras=True)
-        shown += [
-            inspect.Parameter(f.name, inspect.Parameter.KEYWORD_ONLY, default=f.default, annotation=hints[f.name])
-            for f in dataclasses.fields(groups[name])
-            if f.name not in own
-        ]
-
-    @functools.wraps(command)
-    def called(**given: Any) -> int:
-        made = {
-            n: g(**{f.name: given.pop(f.name) for f in dataclasses.fields(g) if f.name not in own})
-            for n, g in groups.items()
-        }
-        return command(**made, **given)
-
-    called.__signature__ = inspect.Signature(shown, return_annotation=int)  # type: ignore[attr-defined]
-    called.__annotations__ = {p.name: p.annotation for p in shown}
-    del called.__wrapped__  # type: ignore[attr-defined]
-    return called
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -173,8 +173,8 @@ def held_out(scene: Scene) -> bool:
 def random_scene(
     rng: np.random.Generator, *, drawn: float = 0.12, pairs: float = 0.22, curved: float = 0.2, version: World = FIRST
 ) -> Scene:
-    """Draw a scene of a world version; `drawn` and `pairs` are the shares of drawn scenes and of two-object scenes, `curved` that of
-    bouncing and circling among the other ones."""
+    """Draw a scene of a world version; `drawn` and `pairs` are the shares of drawn scenes and of two-object scenes,
+    `curved` that of bouncing and circling among the other ones."""
     u = rng.random()
     if u < drawn:
         if rng.random() < 0.4:
@@ -247,7 +247,8 @@ def caption(scene: Scene, rng: np.random.Generator, *, full: bool = False) -> st
         }[scene.place]
         when = " at night" if scene.time == "night" else ("" if scene.place != "city" else _pick(rng, ["", " by day"]))
         going = f" to the {scene.direction}" if rng.random() < 0.4 else ""
-        text = f"a {adjective}{who}{clothes} {_pick(rng, ['walking', 'walking', 'walks', 'going for a walk'])} {_pick(rng, place)}{when}{going}"
+        text = f"a {adjective}{who}{clothes} {_pick(rng, ['walking', 'walking', 'walks', 'going for a walk'])} "
+        text += f"{_pick(rng, place)}{when}{going}"
     else:
         text = _shapes_caption(scene, rng, full)
     u = rng.random()

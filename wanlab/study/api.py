@@ -34,8 +34,8 @@ def specify(
     *,
     task: str = "",
     policies: Policies = (),
-    record: RecordSpec = RecordSpec(),
-    **settings: Any,  # noqa: B008 - frozen
+    record: RecordSpec = RecordSpec(),  # noqa: B008 - frozen
+    **settings: Any,
 ) -> list[RunSpec]:
     """A spec for every prompt and seed.
 

@@ -14,6 +14,7 @@ from wanlab.analysis.continuity.result import Continuity
 from wanlab.analysis.continuity.spaces import METRICS, Floats, Space
 from wanlab.analysis.continuity.switch import change_at_switch, noise_back_after
 from wanlab.analysis.continuity.text import reading
+from wanlab.analysis.continuity.theory import Theory
 
 FORMAT = "wanlab-continuity/1"
 
@@ -75,55 +76,60 @@ def _run_plain(c: Continuity, found: Recovery | None) -> dict[str, Any]:
         "spaces": {n: _space_plain(v) for n, v in c.spaces.items()},
         "final": None if c.final is None else _space_plain(c.final, single=True),
         "video": None if c.video is None else _space_plain(c.video, single=True),
-        "theory": None
-        if t is None
-        else {
-            "m0": plain(t.m0),
-            "expected": plain(t.expected),
-            "residual": plain(t.residual),
-            "relative_residual": plain(t.residual / t.expected),
-            "parts": {"signal": plain(t.signal), "noise": plain(t.noise), "cross": plain(t.cross)},
-            "noise_share": plain(t.noise_share),
-            "noise_correlation": {
-                "mean": plain(t.rho),
-                "pairs": _rows(t.correlation),
-                "sd_if_independent": plain(t.correlation_sd),
-            },
-            "independent": [bool(i) if math.isfinite(r) else None for i, r in zip(t.independent, t.rho, strict=True)],
-            "independent_again_after": noise_back_after(c),
+        "theory": None if t is None else _theory_plain(c, t),
+        "switch": None if s is None else _switch_plain(c, s),
+        "recovery": None if found is None else _recovery_plain(c, found),
+    }
+
+
+def _theory_plain(c: Continuity, t: Theory) -> dict[str, Any]:
+    return {
+        "m0": plain(t.m0),
+        "expected": plain(t.expected),
+        "residual": plain(t.residual),
+        "relative_residual": plain(t.residual / t.expected),
+        "parts": {"signal": plain(t.signal), "noise": plain(t.noise), "cross": plain(t.cross)},
+        "noise_share": plain(t.noise_share),
+        "noise_correlation": {
+            "mean": plain(t.rho),
+            "pairs": _rows(t.correlation),
+            "sd_if_independent": plain(t.correlation_sd),
         },
-        "switch": None
-        if s is None
-        else {
-            "last_high_noise_step": s,
-            "first_low_noise_step": s + 1,
-            "metrics": {
-                n: {m: {k: plain(v) for k, v in w.items()} for m, w in by.items()}
-                for n, by in change_at_switch(c).items()
-            },
-            "other_expert": [
-                {
-                    "step": o.step + 1,
-                    "used": o.used,
-                    "other": o.other,
-                    "velocity_cosine": plain(o.cosine),
-                    "velocity_difference": plain(o.difference),
-                    "would_be": {n: _space_plain(v, single=True) for n, v in o.spaces.items()},
-                }
-                for o in c.experts
-            ],
+        "independent": [bool(i) if math.isfinite(r) else None for i, r in zip(t.independent, t.rho, strict=True)],
+        "independent_again_after": noise_back_after(c),
+    }
+
+
+def _switch_plain(c: Continuity, s: int) -> dict[str, Any]:
+    return {
+        "last_high_noise_step": s,
+        "first_low_noise_step": s + 1,
+        "metrics": {
+            n: {m: {k: plain(v) for k, v in w.items()} for m, w in by.items()} for n, by in change_at_switch(c).items()
         },
-        "recovery": None
-        if found is None
-        else {
-            "from_step": found.step + 1,
-            "after": found.after,
-            "spread": found.spread,
-            "n": found.n,
-            "curve": plain(c.curve),
-            "low": plain(found.low),
-            "high": plain(found.high),
-        },
+        "other_expert": [
+            {
+                "step": o.step + 1,
+                "used": o.used,
+                "other": o.other,
+                "velocity_cosine": plain(o.cosine),
+                "velocity_difference": plain(o.difference),
+                "would_be": {n: _space_plain(v, single=True) for n, v in o.spaces.items()},
+            }
+            for o in c.experts
+        ],
+    }
+
+
+def _recovery_plain(c: Continuity, found: Recovery) -> dict[str, Any]:
+    return {
+        "from_step": found.step + 1,
+        "after": found.after,
+        "spread": found.spread,
+        "n": found.n,
+        "curve": plain(c.curve),
+        "low": plain(found.low),
+        "high": plain(found.high),
     }
 
 
