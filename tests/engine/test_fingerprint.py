@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 
 import pytest
 
 from wanlab.embedded import tiny_path
+from wanlab.engine.model import fingerprint as remembered
 from wanlab.engine.model import loading
 from wanlab.engine.run import execute, fingerprint
 from wanlab.errors import WanlabError
@@ -141,3 +143,47 @@ def test_a_vocabulary_with_a_word_beyond_the_text_encoder_is_refused(copy):
     path.write_text(json.dumps(plain))
     with pytest.raises(WanlabError, match="has 13 words, the text encoder 12"):
         loading.load(str(copy))
+
+
+def test_an_edit_that_keeps_size_and_time_counts(copy):
+    """As of a copy in place that takes over the times of what it copies; the file has been known for long."""
+    path = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    time.sleep(1.1)
+    before, times = of(copy), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
+    assert any(str(path) in key for key in remembered._remembered)
+    flip(path, -1)
+    os.utime(path, ns=times)
+    assert of(copy) != before
+
+
+def test_two_edits_within_one_tick_count(copy):
+    """A digest of what was only just written is not remembered: the next write may leave the same time."""
+    path = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    flip(path, -1)
+    before = of(copy)
+    assert not any(str(path) in key for key in remembered._remembered)
+    flip(path, -1)
+    assert of(copy) != before
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"a": 5}', bytes(200), b"{" * 100_000, None])
+def test_a_spoilt_cache_is_no_matter(monkeypatch, tmp_path, copy, content):
+    expected = of(copy)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(remembered, "_remembered", {})
+    cache = tmp_path / "cache" / "wanlab" / "fingerprints.json"
+    cache.parent.mkdir(parents=True)
+    if content is None:
+        os.mkfifo(cache)
+    else:
+        cache.write_bytes(content)
+    assert of(copy) == expected
+    assert [p.name for p in cache.parent.iterdir()] == ["fingerprints.json"]
+
+
+def test_no_place_for_a_cache_is_no_matter(monkeypatch, tmp_path, copy):
+    expected = of(copy)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    monkeypatch.setattr(remembered, "_remembered", {})
+    assert of(copy) == expected
