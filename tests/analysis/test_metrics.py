@@ -124,3 +124,23 @@ def test_schema_and_docs_are_those_of_the_registry(tmp_path):
     found = Comparison(baseline="b", results=(result,), floors=(result,)).to_dict()
     text = json.dumps(found | {"compared": "", "answer": [], "missed": []}).replace("NaN", "null")
     jsonschema.validate(json.loads(text, parse_constant=pytest.fail), schema)
+
+
+def test_a_file_is_taken_as_it_is_now(tmp_path):
+    """Edited, and back again: in a notebook nothing is started anew."""
+    path, code = tmp_path / "mine.py", EXAMPLE.read_text().replace("edge_error", "mine_as_it_is")
+    x, y = np.zeros((8, 8, 3)), np.zeros((8, 8, 3))
+    x[4:] = 1
+    values = []
+    for text in (code, code.replace(".mean())", ".mean()) + 1"), code):
+        path.write_text(text)
+        (own,) = metrics.load(path)
+        values.append(metrics.get("mine_as_it_is")(x, y))
+        assert own in metrics.chosen([str(path)])
+    assert values[0] > 0 and values == [values[0], values[0] + 1, values[0]]
+    other = tmp_path / "other.py"
+    other.write_text(code)
+    for name in ("mine_as_it_is", "psnr"):
+        other.write_text(EXAMPLE.read_text().replace("edge_error", name))
+        with pytest.raises(UsageError, match=f"there is a metric '{name}' already"):
+            metrics.load(other)

@@ -191,6 +191,22 @@ def test_a_place_for_the_analysis_that_cannot_be_is_found_first(checkpoint: Path
     assert not list(tmp_path.glob("*.h5*"))
 
 
+def test_a_report_that_cannot_be_written_leaves_the_one_before(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from wanlab.analysis import guidance
+    from wanlab.cli.app import main
+
+    report = tmp_path / "error_analysis" / "error_analysis_report.txt"
+    report.parent.mkdir()
+    report.write_text("before")
+    monkeypatch.setattr(guidance, "report", lambda *_, **__: "\ud800")  # fails while it is written
+    given = ["generate", "--model", str(checkpoint), *SMALL, "--prompt", "a ball", "--out", str(tmp_path)]
+    with pytest.raises(BaseException):  # noqa: B017 - what it is does not matter here
+        raise SystemExit(main(given))
+    assert report.read_text() == "before"
+
+
 def test_a_picture_that_cannot_be_written_stops_no_other_run(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -133,6 +134,21 @@ def test_the_page_names_nothing_outside_and_escapes_prompts(
     assert not re.search(r"(src|href)=[\"']?(https?:|//|file:)", page)
     assert page.count("<script>") == 1 and page.count("<style>") == 1 and "unsafe" not in page
     assert page.count("data:video/mp4") == 3
+
+
+@pytest.mark.parametrize("target", ["/proc/self/mem", "/dev/zero", "nowhere", "pipe"])
+def test_figures_that_cannot_be_read_are_left_out(
+    wanlab: Callable[..., Told], results: Path, tmp_path: Path, target: str
+) -> None:
+    shutil.copytree(results, tmp_path / "in")
+    figure = tmp_path / "in" / "pareto.png"
+    if target == "pipe":
+        os.mkfifo(figure)
+    else:
+        figure.symlink_to(target)
+    code, _, err = wanlab(tmp_path / "in", "--out", tmp_path / "r")
+    assert code == 0 and "Traceback" not in err
+    assert "data:image/png" not in (tmp_path / "r" / "report.html").read_text()
 
 
 def test_sixty_four_runs_make_a_small_page(results: Path) -> None:

@@ -41,3 +41,9 @@ def test_a_pass():
 def test_fewer_queries_or_keys_cost_less(n):
     cost = Cost.of(CONFIG)
     assert cost.block(n, n) < cost.block(n, n + 1) < cost.block(n + 1, n + 1)
+
+
+def test_channels_out_left_empty_are_those_in():
+    """As WanTransformer3DModel has it; left out, they are its default, 16."""
+    assert TransformerConfig.from_json({"in_channels": 48, "out_channels": None}).out_channels == 48
+    assert TransformerConfig.from_json({"in_channels": 48}).out_channels == 16

@@ -11,6 +11,7 @@ from wanlab.engine import run
 from wanlab.engine.model import loading as models
 from wanlab.engine.model import placement
 from wanlab.engine.run.forecast import decoded_at_once
+from wanlab.engine.run.resolve import fast_dtype
 from wanlab.errors import UsageError, WanlabError
 from wanlab.runfile import Run
 from wanlab.spec import MEMORY_PLANS
@@ -108,3 +109,21 @@ def test_swapping_holds_less_on_the_gpu(tmp_path):
     assert peaks["swap"][0] < peaks["resident"][0]
     assert np.array_equal(peaks["swap"][1], peaks["resident"][1])
     assert np.abs(peaks["offload"][1] - peaks["resident"][1]).max() < 1e-2
+
+
+@pytest.mark.parametrize(
+    ("processor", "dtype"),
+    [((False, False), "float32"), ((True, False), "bfloat16"), ((False, True), "bfloat16"), ((True, True), "bfloat16")],
+)
+def test_the_vae_computes_in_what_the_processor_multiplies_fast(checkpoint, monkeypatch, processor, dtype):
+    """bfloat16 with AVX512-bf16 or AMX, else float32; what is asked for by name is kept."""
+    for name, there in zip(("_is_avx512_bf16_supported", "_is_amx_tile_supported"), processor, strict=True):
+        monkeypatch.setattr(torch.cpu, name, lambda there=there: there, raising=False)
+    assert run.resolved(make_spec(checkpoint, device="cpu", vae_dtype="auto")).vae_dtype == dtype
+    assert run.resolved(make_spec(checkpoint, device="cpu", vae_dtype="bfloat16")).vae_dtype == "bfloat16"
+
+
+def test_the_vae_computes_in_float32_where_torch_cannot_tell(monkeypatch):
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+    assert fast_dtype() == "float32"

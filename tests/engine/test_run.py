@@ -80,6 +80,22 @@ def test_record_levels(tmp_path, model, loaded, checkpoint, level, names):
     assert opened["mse"][...].shape == (5,)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_video_that_is_no_numbers_is_refused(tmp_path, loaded, checkpoint, monkeypatch, value):
+    """Infinity too, which clamping to 0 and 1 would hide."""
+    decode = vae.decode
+
+    def spoiled(*given):
+        video = decode(*given).clone()
+        video[0, 0, 0, 3, 4] = value
+        return video
+
+    monkeypatch.setattr(vae, "decode", spoiled)
+    with pytest.raises(WanlabError, match="no numbers"):
+        run.execute(make_spec(checkpoint, steps=1), tmp_path / "r.h5", loaded=loaded)
+    assert not (tmp_path / "r.h5").exists()
+
+
 def test_half_frames_are_recorded_at_their_length(tmp_path, loaded, checkpoint):
     opened = execute(tmp_path, loaded, make_spec(checkpoint, policies=["half"], record=RecordSpec(level="latents")))
     assert [opened["x_t"][k].shape[1] for k in range(20)] == [3] * 13 + [5] * 7

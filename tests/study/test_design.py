@@ -118,3 +118,10 @@ def test_methods_files_that_cannot_be(tmp_path: Path, text: str) -> None:
         for method in read_methods(file).values():
             method.apply(BASE)
     assert len(str(error.value)) < 400
+
+
+def test_swept_methods_are_named_with_all_their_settings():
+    """Else those of two sweeps share one folder."""
+    for base, label in (("half+steps=7", "half+steps=7+shift="), ("shift=2", "shift=")):
+        labels = [v.method.label for v in swept(MethodSpec.parse(base), ["shift=3,5"])]
+        assert labels == [f"{label}3", f"{label}5"]

@@ -11,6 +11,7 @@ from wanlab.cli.grouping import option, with_options
 from wanlab.cli.options import Form, Method, Sampling
 from wanlab.cli.running import run_all
 from wanlab.errors import WanlabError
+from wanlab.files import write_text
 from wanlab.spec import RecordSpec
 from wanlab.study.requests import check_place, places
 from wanlab.study.text import in_words, plain
@@ -132,9 +133,9 @@ def summarise(path: Path, analysis: str, *, alone: bool) -> dict[str, Any]:
             folder = path.parent / analysis / ("" if alone else path.stem)
             folder.mkdir(parents=True, exist_ok=True)
             files["error_figure"] = figures.guidance_figure(g, folder / "cfg_error_visualization.png", title=prompt)
-            files["error_report"] = folder / "error_analysis_report.txt"
-            files["error_report"].write_text(guidance.report(g, prompt=prompt, title=path.name), encoding="utf-8")
-        predicted = run.attrs.get("predicted", {})
+            report = guidance.report(g, prompt=prompt, title=path.name)
+            files["error_report"] = write_text(folder / "error_analysis_report.txt", report)
+        predicted, cost = run.attrs.get("predicted", {}), Cost.of(run)
         return {
             "prompt": prompt,
             "seed": run.spec.seed,
@@ -145,11 +146,11 @@ def summarise(path: Path, analysis: str, *, alone: bool) -> dict[str, Any]:
             "policies": " ".join(map(str, run.spec.policies)),
             "guider": str(run.spec.guider),
             "device": str(run.attrs.get("device_name", "")),
-            "passes": int(g.passes.sum()),
+            "passes": cost.passes,
             "plain_passes": predicted.get("plain_passes"),
-            "pass_equivalents": Cost.of(run).pass_equivalents,
-            "tokens": int(np.asarray(run["tokens"]).sum()),
-            "sampling_seconds": float(np.asarray(run["seconds"]).sum()),
+            "pass_equivalents": cost.pass_equivalents,
+            "tokens": cost.tokens,
+            "sampling_seconds": cost.sampling,
             "peak_memory_bytes": run.attrs.get("peak_memory_bytes", 0),
             "resumed_from_step": run.attrs.get("resumed_from_step", 0),
             "timing_seconds": timing,

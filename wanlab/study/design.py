@@ -207,7 +207,9 @@ def _at(base: MethodSpec, setting: Mapping[str, Any]) -> MethodSpec:
     every = [PolicySpec(n, k, *((specs[n].file, specs[n].code) if n in specs else ())) for n, k in knobs.items()]
     check_names(MethodSpec("", tuple(every), tuple(settings.items())).apply(RunSpec(prompt="-")))
     policies = tuple(p for p in every if not _is_idle(p))
-    label = "+".join([*map(str, policies), *(f"{n}={setting[n]}" for n in setting if "." not in n)]) or "baseline"
+    kept = tuple((n, v) for n, v in base.settings if n not in setting)
+    parts = [str(MethodSpec("", policies, kept))] if policies or kept else []
+    label = "+".join([*parts, *(f"{n}={v}" for n, v in setting.items() if "." not in n)]) or "baseline"
     return MethodSpec(label, policies, tuple(settings.items()))
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from wanlab import __version__
 from wanlab.errors import WanlabError
+from wanlab.files import read_bytes
 from wanlab.study.design import slug
 from wanlab.study.report import counted, exact, interval, said, sources, threshold
 
@@ -170,10 +171,11 @@ def _figures(files: Sequence[Path], budget: list[int]) -> list[dict[str, str]]:
     """As data URIs, as long as the budget lasts."""
     found = []
     for file in files:
-        if not file.is_file() or file.stat().st_size > budget[0]:  # what is no regular file may never end
+        try:
+            data = read_bytes(file, budget[0])
+        except WanlabError:  # too large, no regular file, or one that cannot be read
             continue
-        data = file.read_bytes()
-        if data[:8] != b"\x89PNG\r\n\x1a\n" or len(data) > budget[0]:
+        if data[:8] != b"\x89PNG\r\n\x1a\n":
             continue
         budget[0] -= len(data)
         found.append({"name": f"{file.parent.name}: {file.stem.replace('_', ' ')}", "data": _uri("image/png", data)})

@@ -32,6 +32,8 @@ Needs = Literal["frame pair", "clip", "pair", "run", "runs", "figures"]
 OF_BOTH = ("clip", "run")  # measured of A and of B
 BASELINE = "_baseline"
 
+_of_files: dict[str, Metric] = {}  # what files named on the command line register
+
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Metric:
@@ -102,6 +104,7 @@ def metric(name: str, *, needs: Needs, title: str = "", **more: Any) -> Callable
 
     def add(function: Callable[..., float]) -> Metric:
         made = Metric(name=name, function=function, needs=needs, title=title or name.replace("_", " "), **more)
+        object.__setattr__(made, "__module__", function.__module__)  # by which the registry knows a file's own
         return register("metric", name)(made)
 
     return add
@@ -111,7 +114,7 @@ def every() -> list[Metric]:
     """All measures: those of this package in the order that figures are shown in, then those of others."""
     for module in ("pixels", "latent", "temporal", "cost"):
         import_module(f"{__name__}.{module}")
-    known = [lookup("metric", n) for n in names("metric")]
+    known = [*(lookup("metric", n) for n in names("metric")), *_of_files.values()]
     return sorted(known, key=lambda m: (not m.function.__module__.startswith(__name__), _place(m)))
 
 
@@ -147,17 +150,21 @@ def by_figure(metrics: Iterable[Metric] | None = None) -> dict[str, Metric]:
 
 
 def load(path: str | Path) -> list[Metric]:
-    """Register the measures of a file of code and return them. Raises UsageError when it has none."""
-    before = {m.name for m in every()}
-    from_file(str(path), digest(str(path)))
-    own = [
-        m
-        for m in every()
-        if m.name not in before or Path(m.function.__code__.co_filename).resolve() == Path(path).resolve()
-    ]
+    """Take up the measures of a file of code, as it is now, and return them. Raises UsageError when it has none, or
+    when a name is taken."""
+    own = [m for (kind, _), m in from_file(str(path), digest(str(path))).items() if kind == "metric"]
     if not own:
         raise UsageError(f"{path} registers no metric", "put @metric(NAME, needs=…) on its function")
+    for m in own:
+        before = _of_files.get(m.name, m)
+        if m.name in names("metric") or _place_of(before) != _place_of(m):
+            raise UsageError(f"{path}: there is a metric '{m.name}' already", "give it another name")
+    _of_files.update({m.name: m for m in own})
     return own
+
+
+def _place_of(item: Metric) -> Path:
+    return Path(item.function.__code__.co_filename).resolve()
 
 
 def table(metrics: Iterable[Metric] | None = None) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 from wanlab.engine.model import weights
@@ -108,6 +108,14 @@ class TransformerConfig(Config):
     rope_max_seq_len: int = 1024
     patch_size: tuple[int, int, int] = (1, 2, 2)
 
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Self:
+        """Channels out that are left empty, not left out, are those in."""
+        config = super().from_json(plain)
+        if plain.get("out_channels", 0) is None:
+            return replace(config, out_channels=config.in_channels)
+        return config
+
     @property
     def width(self) -> int:
         """Values of a token."""
@@ -203,8 +211,7 @@ def _scheduler_problems(scheduler: Mapping[str, Any]) -> list[str]:
 
 def _transformer_problems(config: TransformerConfig, text: int, latents: int) -> list[str]:
     """text  width of the text encoder; latents  channels of the VAE's"""
-    patch, ins = config.patch_size, config.in_channels
-    outs = config.raw.get("out_channels") or ins
+    patch, ins, outs = config.patch_size, config.in_channels, config.out_channels
     images = ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len")
     spoken = {key: config.raw.get(key) for key in ("cross_attn_norm", "qk_norm")}
     checks = {

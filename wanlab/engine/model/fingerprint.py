@@ -22,8 +22,9 @@ _remembered: dict[str, str] = {}  # a file's digest by what tells that it is sti
 def fingerprint(checkpoint: Checkpoint) -> str:
     """SHA-256 (hex) of a fetched checkpoint's configurations and of all bytes of the files that are loaded.
 
-    A file's digest is remembered, also between processes, by its place, size, times and inode. Raises WanlabError when
-    a file cannot be read.
+    A file's digest is remembered, also between processes, by its place, size, times and inode; the time of the last
+    change tells of an edit whose author set the other one back, as cp -p and rsync do. Raises WanlabError when a file
+    cannot be read.
     """
     tokenizer = checkpoint.path / checkpoint.tokenizer
     files = {f"tokenizer/{p.name}": p for p in tokenizer.iterdir() if p.suffix in _TOKENIZER and p.is_file()}

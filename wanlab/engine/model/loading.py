@@ -77,7 +77,7 @@ class Model:
 
     def tokens_in(self, prompt: str) -> int:
         """Tokens of a prompt, its end mark included, before it is cut to 512."""
-        return len(self.tokenizer(prompt_clean(prompt)).input_ids)
+        return len(self.tokenizer(prompt_clean(prompt), verbose=False).input_ids)
 
 
 def load(
@@ -127,8 +127,8 @@ def load_tokenizer(found: Checkpoint) -> Any:
     problem = ""
     if words > rows:
         problem = f"the tokenizer has {words} words, the text encoder {rows}"
-    elif set(ids) <= {unknown, end, padding}:
-        problem = f"the tokenizer knows no word of {KNOWN!r}: it is no vocabulary"
+    elif unknown in ids or set(ids) <= {end, padding}:
+        problem = f"the tokenizer knows not all words of {KNOWN!r}: it is cut short"
     elif ids[-1] != end:
         problem = "the tokenizer does not end a prompt with its end mark, as T5's does"
     if problem:

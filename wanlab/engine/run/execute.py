@@ -281,8 +281,6 @@ class _Running:
         self._tell("decode", self.env.total)
         with _timed(self.timing, "decode"):
             frames = decode(self.model, x, at_once)
-        if not np.isfinite(frames).all():
-            raise WanlabError("the video has values that are no numbers", "use --vae-dtype float32")
         self._tell("write", self.env.total)
         final: dict[Field, Any] = {LATENT: x[0].float().cpu().numpy(), VIDEO: (frames * 255).round().astype(np.uint8)}
         if self.spec.record.video == "float32":
@@ -346,8 +344,13 @@ def initial_noise(seed: int, env: Env, device: torch.device) -> Tensor:
 
 
 def decode(model: Model, latents: Tensor, at_once: int | None = None) -> np.ndarray:
-    """Frames [T,H,W,3] float32 in [0,1] of latents [1,C,F,H,W], at most `at_once` latent frames at a time."""
+    """Frames [T,H,W,3] float32 in [0,1] of latents [1,C,F,H,W], at most `at_once` latent frames at a time.
+
+    Raises WanlabError where the VAE gives what is no number.
+    """
     video = vae.decode(model.ready("vae"), latents, at_once)[0]
+    if not bool(torch.isfinite(video).all()):  # before clamping, which makes 1 of infinity
+        raise WanlabError("the video has values that are no numbers", "use --vae-dtype float32")
     frames: np.ndarray = (video.float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 3, 0).contiguous().cpu().numpy()
     return frames
 
