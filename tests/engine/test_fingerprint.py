@@ -67,18 +67,6 @@ def test_every_byte_of_every_tensor_counts(copy, checkpoint, component, share):
     assert of(copy) != of(checkpoint)
 
 
-def test_an_edit_that_keeps_size_and_time_counts(copy):
-    path = copy / "vae" / "diffusion_pytorch_model.safetensors"
-    before, stat = of(copy), path.stat()
-    with open(path, "r+b") as file:  # in its place, as rsync --inplace -t does
-        file.seek(-1, os.SEEK_END)
-        last = file.read(1)[0]
-        file.seek(-1, os.SEEK_END)
-        file.write(bytes([last ^ 1]))
-    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
-    assert of(copy) != before
-
-
 def test_the_tokenizer_counts(copy, checkpoint):
     path = copy / "tokenizer" / "tokenizer.json"
     path.write_text(path.read_text().replace('"ball"', '"bell"'))
