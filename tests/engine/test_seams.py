@@ -23,7 +23,6 @@ from wanlab.engine.run.forecast import make_env
 from wanlab.engine.solvers import Solver
 from wanlab.engine.types import Call, Session
 from wanlab.errors import UsageError, WanlabError
-from wanlab.registry import register
 from wanlab.runfile import Run
 from wanlab.spec import PolicySpec, RecordSpec
 
@@ -428,19 +427,26 @@ def test_policies_are_judged_without_torch():
 # --- numbers that are none -------------------------------------------------------------------------------------------
 
 
-@register("policy", "spoils_step_three")
-@dataclasses.dataclass(frozen=True)
-class Spoils:
-    def begin(self, env):
-        class Spoiling(Session):
-            def evaluate(self, call, inner):
-                return inner(call) * (float("nan") if call.ctx.index == 3 else 1.0)
+SPOILS = """
+from dataclasses import dataclass
+from wanlab.engine.types import Policy, Session
+from wanlab.registry import register
 
+@register("policy", "spoils")
+@dataclass(frozen=True)
+class Spoils(Policy):
+    def begin(self, env):
         return Spoiling()
+
+class Spoiling(Session):
+    def evaluate(self, call, inner):
+        return inner(call) * (float("nan") if call.ctx.index == 3 else 1.0)
+"""
 
 
 def test_a_bad_step_is_said_at_once_and_not_kept(tmp_path, loaded, checkpoint):
-    spec = make_spec(checkpoint, steps=8, policies=["spoils_step_three"])
+    (tmp_path / "spoils.py").write_text(SPOILS)
+    spec = make_spec(checkpoint, steps=8, policies=[f"{tmp_path}/spoils.py:spoils"])
     for _ in range(2):  # the second time goes on from step 3, and meets it again
         with pytest.raises(WanlabError, match="step 4: the latents are no numbers"):
             run.execute(spec, tmp_path / "a.h5", loaded=loaded)

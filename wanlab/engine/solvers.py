@@ -15,7 +15,7 @@ from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteSchedul
 from torch import Tensor
 
 from wanlab.engine.types import State, StepContext
-from wanlab.errors import UsageError
+from wanlab.errors import UsageError, WanlabError
 from wanlab.registry import lookup, register
 
 FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
@@ -41,6 +41,7 @@ def euler(config: Mapping[str, Any], shift: float) -> Any:
     return FlowMatchEulerDiscreteScheduler(num_train_timesteps=config.get("num_train_timesteps", 1000), shift=shift)
 
 
+_REMEDY = "mend scheduler/scheduler_config.json, or get the checkpoint again"
 # Everything a scheduler carries from one step to the next; the rest follows from the configuration.
 _HISTORY = ("model_outputs", "timestep_list", "lower_order_nums", "last_sample", "this_order", "_step_index")
 
@@ -54,15 +55,28 @@ class Solver:
     device    where the timesteps lie
 
     `timesteps` [N] and `sigmas` [N+1] are the schedule; sigmas stay where the scheduler keeps them.
-    Raises UsageError for an unknown name or a schedule that does not exist for the solver.
+    Raises UsageError for an unknown name or a schedule that does not exist for the solver, and WanlabError for a
+    configuration that makes no schedule of a flow.
     """
 
     def __init__(
         self, name: str, schedule: str, steps: int, shift: float, config: Mapping[str, Any], device: torch.device
     ) -> None:
-        self._scheduler = lookup("solver", name)(config, shift)
+        make = lookup("solver", name)
         self._name, self._schedule, self._steps, self._shift, self._device = name, schedule, steps, shift, device
-        self.restart(0)
+        try:
+            self._scheduler = make(config, shift)
+            self.restart(0)
+        except WanlabError:
+            raise
+        except Exception as error:  # the library's, of settings that it cannot use
+            said = " ".join(str(error).split())[:160] or type(error).__name__
+            raise WanlabError(f"solver {name} cannot use the checkpoint's scheduler: {said}", _REMEDY) from error
+        # Of NaN nothing is true.
+        if not bool(((self.sigmas >= 0) & (self.sigmas <= 1)).all() and (self.sigmas.diff() <= 0).all()):
+            raise WanlabError(
+                f"the checkpoint's scheduler gives solver {name} noise levels that do not fall from 1 to 0", _REMEDY
+            )
 
     def restart(self, index: int) -> None:
         """Go on at step `index` with no history: the next step is of first order."""

@@ -19,6 +19,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from wanlab.engine.model import names as model
 from wanlab.errors import UsageError
 from wanlab.registry import ENTRY_POINTS, suggest
 from wanlab.spec import PolicySpec, RunSpec, parse_guidance, parse_size
@@ -184,7 +185,7 @@ def check_names(spec: RunSpec) -> None:
     for policy in spec.policies:
         _check("policy", policy)
     _check("guider", spec.guider)
-    check_model(spec.model)
+    model.directory(spec.model)
 
 
 def _check(kind: str, asked: PolicySpec) -> None:
@@ -237,22 +238,6 @@ def _fields(node: ast.ClassDef, classes: Mapping[str, ast.ClassDef]) -> tuple[st
             return None
         own = inherited + own
     return own
-
-
-def check_model(name: str) -> None:
-    """Refuse what is neither "tiny", a directory, nor the form of a hub id. Raises UsageError."""
-    path = os.path.expanduser(name)
-    if name == "tiny" or os.path.isdir(path):
-        return
-    if os.path.exists(path):
-        raise UsageError(f"model {short(name)} is a file", "name the checkpoint's directory")
-    if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", name, re.ASCII):
-        return
-    if "/" in name or "\\" in name:
-        raise UsageError(f"there is no directory {short(name, 200)}", "check --model, or use --model tiny")
-    raise UsageError(
-        f"unknown model '{short(name)}'", suggest(name, ["tiny"]) + ", a directory, or a hub id OWNER/NAME"
-    )
 
 
 # --- places ----------------------------------------------------------------------------------------------------------

@@ -16,13 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from wanlab.embedded import tiny_path
 from wanlab.engine.model import config as configs_of
-from wanlab.engine.model import original, weights
+from wanlab.engine.model import names, original, weights
 from wanlab.engine.model.config import Config, TransformerConfig, VaeConfig
 from wanlab.engine.model.modules import KINDS, TIED, expected
 from wanlab.errors import UsageError, WanlabError
-from wanlab.registry import suggest
 
 _WEIGHTS = {
     "text_encoder": "model",
@@ -32,7 +30,6 @@ _WEIGHTS = {
 }
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _ORIGINAL = (original.TEXT_ENCODER, *original.VAES)  # the pickles that belong to a checkpoint
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*\Z", re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,17 +112,9 @@ def describe(name: str, revision: str = "") -> Checkpoint:
     Raises UsageError when there is no such checkpoint and WanlabError when it is not whole or not one that can be
     loaded, saying what to do.
     """
-    if name == "tiny":
-        return _read(name, tiny_path(), True, "")
-    path = Path(name).expanduser()
-    if path.is_dir():
+    path = names.directory(name)
+    if path is not None:
         return _read(name, path, True, "")
-    if path.exists():
-        raise UsageError(f"model {name} is a file", "name the checkpoint's directory")
-    if not _HUB_ID.match(name) or name.startswith((".", "/", "~")):
-        if "/" in name or "\\" in name:
-            raise UsageError(f"there is no directory {name}", "check --model, or use --model tiny")
-        raise UsageError(f"unknown model '{name}'", suggest(name, ["tiny"]) + ", a directory, or a hub id OWNER/NAME")
     return _read(name, Path(snapshot(name, revision, ["*.json", "*/*.json"])), False, revision)
 
 
@@ -139,10 +128,10 @@ def parameters(found: Checkpoint) -> dict[str, int]:
 
 def places(found: Checkpoint, component: str, held: Mapping[str, weights.Head]) -> dict[str, str]:
     """Where each tensor of the files goes: the parameter's name by the tensor's, without those that have no place."""
-    names = original.names(component, held) if found.layout == "original" else {name: name for name in held}
-    names = {old: new if TIED.get(new) in held else TIED.get(new, new) for old, new in names.items()}
+    known = original.names(component, held) if found.layout == "original" else {name: name for name in held}
+    known = {old: new if TIED.get(new) in held else TIED.get(new, new) for old, new in known.items()}
     shapes = expected(found.name, component, found.configs[component])
-    return {old: new for old, new in names.items() if new in shapes}
+    return {old: new for old, new in known.items() if new in shapes}
 
 
 def fit(found: Checkpoint, held: Mapping[str, Mapping[str, weights.Head]]) -> None:
@@ -151,18 +140,18 @@ def fit(found: Checkpoint, held: Mapping[str, Mapping[str, weights.Head]]) -> No
     wrong: dict[str, list[str]] = {"missing": [], "unexpected": [], "of another shape": [], "not in floating point": []}
     for component, heads in held.items():
         shapes = expected(found.name, component, found.configs[component])
-        names = places(found, component, heads)
-        times = Counter(names.values())
+        to = places(found, component, heads)
+        times = Counter(to.values())
         wrong["missing"] += [f"{component}: {name}" for name in shapes if name not in times]
         for name, head in heads.items():
             said = f"{component}: {weights.shown(name)}"
-            if name not in names:
+            if name not in to:
                 if not _is_surplus(component, name):
                     wrong["unexpected"].append(said)
-            elif times[names[name]] > 1:
+            elif times[to[name]] > 1:
                 wrong["unexpected"].append(f"{said}, twice")
-            elif head.shape != shapes[names[name]]:
-                wrong["of another shape"].append(f"{said} {_by(head.shape)}, not {_by(shapes[names[name]])}")
+            elif head.shape != shapes[to[name]]:
+                wrong["of another shape"].append(f"{said} {_by(head.shape)}, not {_by(shapes[to[name]])}")
             elif not head.is_float:
                 wrong["not in floating point"].append(f"{said} {head.dtype}")
     listed = [f"{len(them)} {what} ({_first(them)})" for what, them in wrong.items() if them]
@@ -204,7 +193,7 @@ def _read(name: str, path: Path, local: bool, revision: str) -> Checkpoint:
             f"{path} holds no checkpoint: no model_index.json",
             "name a directory in diffusers' layout or in the original one",
         )
-    if wrong := configs_of.problems(found.configs, found.scheduler, found.boundary):
+    if wrong := configs_of.problems(found.configs, found.scheduler, found.boundary, found.expand_timesteps):
         listed = configs_of.shown_problems(wrong)
         raise UsageError(f"{found.path} is no Wan text-to-video checkpoint: {listed}", "use a T2V checkpoint")
     if "auto_map" in _json(path / found.tokenizer / "tokenizer_config.json"):
@@ -218,16 +207,18 @@ def _read_diffusers(name: str, path: Path, local: bool, revision: str) -> Checkp
     index = _json(path / "model_index.json")
     kind = index.get("_class_name")
     if kind != "WanPipeline":
-        raise UsageError(f"{path} is a {kind}, not a Wan text-to-video checkpoint", "use a T2V checkpoint")
+        raise UsageError(
+            f"{path} is a {weights.shown(str(kind))}, not a Wan text-to-video checkpoint", "use a T2V checkpoint"
+        )
     boundary = index.get("boundary_ratio")
-    names = ["text_encoder", "vae", "transformer"] + (["transformer_2"] if boundary is not None else [])
+    components = ["text_encoder", "vae", "transformer"] + (["transformer_2"] if boundary is not None else [])
     needed = [
         "tokenizer/tokenizer_config.json",
         "scheduler/scheduler_config.json",
-        *(f"{n}/config.json" for n in names),
+        *(f"{n}/config.json" for n in components),
     ]
     _there(path, needed)
-    configs = {n: configs_of.read(n, _json(path / n / "config.json")) for n in names}
+    configs = {n: configs_of.read(n, _json(path / n / "config.json")) for n in components}
     return Checkpoint(
         name=name,
         path=path,
@@ -236,7 +227,7 @@ def _read_diffusers(name: str, path: Path, local: bool, revision: str) -> Checkp
         configs=configs,
         scheduler=_json(path / "scheduler" / "scheduler_config.json"),
         boundary=boundary,
-        expand_timesteps=bool(index.get("expand_timesteps")),
+        expand_timesteps=index.get("expand_timesteps") or False,
         files=weight_files(path, configs) if local else {},
     )
 
@@ -287,23 +278,25 @@ def weight_files(path: Path, components: Mapping[str, Any]) -> dict[str, tuple[P
 def _shards(where: Path, stem: str) -> tuple[Path, ...]:
     """The safetensors of one module. Raises UsageError when some are missing, or are pickles."""
     index = where / f"{stem}.safetensors.index.json"
-    names = [f"{stem}.safetensors"]
+    files = [f"{stem}.safetensors"]
     if index.is_file():
         listed = _json(index).get("weight_map")
         if not isinstance(listed, dict) or not all(isinstance(n, str) for n in listed.values()):
             raise UsageError(f"cannot read {index}: it has no weight_map", "get the checkpoint again")
-        names = sorted(set(listed.values()))
-    if any("/" in n or "\\" in n or not n.endswith(".safetensors") for n in names):
+        files = sorted(set(listed.values()))
+    if any("/" in n or "\\" in n or not n.endswith(".safetensors") for n in files):
         raise UsageError(f"{index} names files elsewhere", "get the checkpoint again")
-    absent = [n for n in names if not (where / n).is_file()]
+    absent = [n for n in files if not (where / n).is_file()]
+    if not where.is_dir():
+        raise UsageError(f"{where} is no directory", "get the checkpoint again")
     pickles = sorted(f.name for f in where.iterdir() if f.suffix in _PICKLES and f.name not in _ORIGINAL)
     if absent and pickles:
         raise UsageError(
             f"{where / pickles[0]} is a pickle, which can run code when it is loaded",
-            f"convert it to {names[0]}, or get the checkpoint's safetensors",
+            f"convert it to {files[0]}, or get the checkpoint's safetensors",
         )
-    _there(where, names)
-    return tuple(where / n for n in names)
+    _there(where, files)
+    return tuple(where / n for n in files)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -319,14 +312,14 @@ def _json(path: Path) -> dict[str, Any]:
 def snapshot(name: str, revision: str, patterns: list[str]) -> str:
     """The hub's files, downloaded unless they are in its cache."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 
     try:
         return str(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except (RepositoryNotFoundError, RevisionNotFoundError) as error:
         raise UsageError(f"the hub has no model {name} {revision}".rstrip(), "check its name, or log in") from error
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except Exception as error:  # of the hub's library, of the one below it, of a proxy's scheme, of the disk
         said = " ".join(str(error).split())[:160]
         raise WanlabError(
-            f"cannot get {name} from the hub: {said}", "check the network, or name a directory"
+            f"cannot get {name} from the hub: {said}", "check the network and proxy, or name a directory"
         ) from error

@@ -3,8 +3,9 @@ of them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 from wanlab.engine.model import weights
@@ -46,6 +47,36 @@ LIMITS = {
         "relative_attention_max_distance": (2, 2**16),
     },
 }
+# What a scheduler's configuration may say, where the libraries would fail late or go on with something else.
+_SWITCHES = (
+    "thresholding",
+    "predict_x0",
+    "lower_order_final",
+    "euler_at_final",
+    "rescale_betas_zero_snr",
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "use_lu_lambdas",
+)
+_CHOICES: dict[str, tuple[object, ...]] = {
+    "solver_order": (1, 2, 3),
+    "timestep_spacing": ("linspace", "leading", "trailing"),
+    "beta_schedule": ("linear", "scaled_linear", "squaredcos_cap_v2"),
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "time_shift_type": ("exponential", "linear"),
+    "trained_betas": (None,),
+    "solver_p": (None,),
+    "use_dynamic_shifting": (False, None),
+}
+_RANGES = {
+    "beta_start": (0.0, 1.0),
+    "beta_end": (0.0, 1.0),
+    "dynamic_thresholding_ratio": (0.0, 1.0),
+    "sample_max_value": (0.0, 1e6),
+    "steps_offset": (0, 1000),
+}
+_RANGES_OR_NONE = {"shift_terminal": (0.0, 0.999), "sigma_min": (0.0, 1.0), "sigma_max": (0.0, 1.0)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +107,14 @@ class TransformerConfig(Config):
     num_layers: int = 40
     rope_max_seq_len: int = 1024
     patch_size: tuple[int, int, int] = (1, 2, 2)
+
+    @classmethod
+    def from_json(cls, plain: Mapping[str, Any]) -> Self:
+        """Channels out that are left empty, not left out, are those in."""
+        config = super().from_json(plain)
+        if plain.get("out_channels", 0) is None:
+            return replace(config, out_channels=config.in_channels)
+        return config
 
     @property
     def width(self) -> int:
@@ -115,7 +154,9 @@ def read(component: str, plain: Mapping[str, Any]) -> Config:
     return KINDS[component.removesuffix("_2")].from_json(plain)
 
 
-def problems(configs: Mapping[str, Config], scheduler: Mapping[str, Any], boundary: float | None) -> list[str]:
+def problems(
+    configs: Mapping[str, Config], scheduler: Mapping[str, Any], boundary: float | None, per_token: bool
+) -> list[str]:
     """What no text-to-video model has, and what does not go together, in words: before modules are made of them, and
     before the sizes in them are trusted."""
     wrong = [
@@ -135,23 +176,47 @@ def problems(configs: Mapping[str, Config], scheduler: Mapping[str, Any], bounda
         epsilon = config.raw.get("layer_norm_epsilon" if component == "text_encoder" else "eps")
         if epsilon is not None and not _is_number(epsilon, 0, 0.1):
             wrong.append(f"{component}: epsilon {epsilon!r}, not 0 to .1")
-    trained = scheduler.get("num_train_timesteps", TRAIN_TIMESTEPS)
-    if trained != TRAIN_TIMESTEPS:
-        wrong.append(f"scheduler: {trained!r} timesteps, not {TRAIN_TIMESTEPS}")
-    shift = scheduler.get("flow_shift", scheduler.get("shift"))
-    if shift is not None and not _is_number(shift, 0.01, 1000):
-        wrong.append(f"scheduler: flow shift {shift!r}, not .01 to 1000")
+    wrong += [f"scheduler: {said}" for said in _scheduler_problems(scheduler)]
     if boundary is not None and not _is_number(boundary, 0, 1):
         wrong.append(f"boundary_ratio {boundary!r}, not 0 to 1")
+    if type(per_token) is not bool:
+        wrong.append(f"expand_timesteps is {per_token!r}")
+    return wrong
+
+
+def _scheduler_problems(scheduler: Mapping[str, Any]) -> list[str]:
+    """What no scheduler of a flow with a thousand timesteps says."""
+    wrong = []
+    trained = scheduler.get("num_train_timesteps", TRAIN_TIMESTEPS)
+    if trained != TRAIN_TIMESTEPS:
+        wrong.append(f"{trained!r} timesteps, not {TRAIN_TIMESTEPS}")
+    shift = scheduler.get("flow_shift", scheduler.get("shift"))
+    if shift is not None and not _is_number(shift, 0.01, 1000):
+        wrong.append(f"flow shift {shift!r}, not .01 to 1000")
+    for key, value in scheduler.items():
+        low, high = _RANGES.get(key) or _RANGES_OR_NONE.get(key) or (-math.inf, math.inf)
+        if key in _SWITCHES and type(value) is not bool:
+            wrong.append(f"{key} is {value!r}, not true or false")
+        elif key in _CHOICES and not any(type(value) is type(one) and value == one for one in _CHOICES[key]):
+            wrong.append(f"{key} is {value!r}, not one of {_CHOICES[key]}")
+        elif (key in _RANGES or (key in _RANGES_OR_NONE and value is not None)) and not _is_number(value, low, high):
+            wrong.append(f"{key} is {value!r}, not {low} to {high}")
+    if sum(scheduler.get(key) is True for key in _SWITCHES if key.endswith("_sigmas")) > 1:
+        wrong.append("more than one spacing of sigmas")
+    corrected = scheduler.get("disable_corrector", [])
+    if not isinstance(corrected, list) or not all(type(n) is int and n >= 0 for n in corrected):
+        wrong.append(f"disable_corrector is {corrected!r}, not a list of steps")
     return wrong
 
 
 def _transformer_problems(config: TransformerConfig, text: int, latents: int) -> list[str]:
     """text  width of the text encoder; latents  channels of the VAE's"""
-    patch, ins = config.patch_size, config.in_channels
-    outs = config.raw.get("out_channels") or ins
+    patch, ins, outs = config.patch_size, config.in_channels, config.out_channels
     images = ("image_dim", "added_kv_proj_dim", "pos_embed_seq_len")
+    spoken = {key: config.raw.get(key) for key in ("cross_attn_norm", "qk_norm")}
     checks = {
+        f"cross_attn_norm is {spoken['cross_attn_norm']!r}": spoken["cross_attn_norm"] not in (True, False, None),
+        f"qk_norm is {spoken['qk_norm']!r}": spoken["qk_norm"] not in ("rms_norm_across_heads", None),
         f"patches are {patch!r}, not 1x2x2": not isinstance(patch, list | tuple) or tuple(patch) != (1, 2, 2),
         f"heads of {config.attention_head_dim} are not even": config.attention_head_dim % 2,
         "it takes images too": any(config.raw.get(k) for k in images),
@@ -169,6 +234,8 @@ def _vae_problems(vae: VaeConfig) -> list[str]:
     if strides is None or len(strides) != len(levels) - 1 or not all(type(b) is bool for b in strides):
         return [f"temperal_downsample is {vae.temperal_downsample!r} for {len(levels)} levels"]
     wrong = []
+    if type(vae.is_residual) is not bool:
+        wrong.append(f"is_residual is {vae.is_residual!r}")
     spatial, temporal = 2 ** len(strides) * (vae.patch_size or 1), 2 ** sum(strides)
     said = vae.scale_factor_spatial, vae.scale_factor_temporal
     if said != (spatial, temporal):
@@ -199,4 +266,4 @@ def _is_number(value: object, low: float, high: float) -> bool:
 def shown_problems(wrong: list[str]) -> str:
     """The first of them, fit for one line."""
     more = f", and {len(wrong) - 8} more" if len(wrong) > 8 else ""
-    return weights.shown(", ".join(wrong[:8]) + more, 800)
+    return weights.shown(", ".join(weights.shown(said) for said in wrong[:8]) + more, 800)

@@ -6,13 +6,14 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from wanlab.engine.model.checkpoint import Checkpoint
 from wanlab.errors import WanlabError
+from wanlab.files import make_folder, write_text
 
 _TOKENIZER = (".json", ".model", ".txt")
 _remembered: dict[str, str] = {}  # a file's digest by what tells that it is still the same
@@ -55,14 +56,25 @@ def digests(files: Iterable[Path]) -> list[str]:
 
 def _digest(path: Path) -> str:
     try:
-        stat = path.stat()
-        key = f"{path} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_dev} {stat.st_ino}"
-        if key not in _remembered:
-            with open(path, "rb") as file:
-                _remembered[key] = hashlib.file_digest(file, "sha256").hexdigest()
+        with open(path, "rb") as file:
+            key, is_settled = _identity(path, file.fileno())
+            if key not in _remembered:
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+                if not is_settled or _identity(path, file.fileno())[0] != key:
+                    return digest
+                _remembered[key] = digest
         return _remembered[key]
     except OSError as error:
         raise WanlabError(f"cannot read {path}: {error.strerror or error}", "get the checkpoint again") from error
+
+
+def _identity(path: Path, file: int) -> tuple[str, bool]:
+    """What tells that an open file is still the same, and whether it can be told: another write within the tick of
+    the file system's clock would leave no trace."""
+    stat = os.fstat(file)
+    changed = max(stat.st_mtime_ns, stat.st_ctime_ns)
+    key = f"{path} {stat.st_size} {stat.st_mtime_ns} {stat.st_ctime_ns} {stat.st_dev} {stat.st_ino}"
+    return key, time.time_ns() - changed > 10**9
 
 
 def _cache() -> Path | None:
@@ -85,9 +97,7 @@ def _read(cache: Path) -> dict[str, str]:
 
 def _write(cache: Path) -> None:
     """Best effort: without it files are read again next time."""
-    with contextlib.suppress(OSError):
-        cache.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(WanlabError):
+        make_folder(cache.parent)
         newest = dict(list((_read(cache) | _remembered).items())[-1000:])
-        with tempfile.NamedTemporaryFile("w", dir=cache.parent, delete=False) as part:
-            json.dump(newest, part)
-        os.replace(part.name, cache)
+        write_text(cache, json.dumps(newest))

@@ -69,15 +69,7 @@ class Model:
     @torch.no_grad()
     def encode(self, prompt: str) -> Tensor:
         """Prompt embeddings [1,512,D]: cleaned, tokenized and zero after the prompt's end as WanPipeline has them."""
-        given = self.tokenizer(
-            [prompt_clean(prompt)],
-            padding="max_length",
-            max_length=TEXT_TOKENS,
-            truncation=True,
-            add_special_tokens=True,
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
+        given = tokenize(self.tokenizer, prompt)
         ids, mask = given.input_ids.to(self.device), given.attention_mask.to(self.device)
         hidden = self.ready("text_encoder")(ids, mask).last_hidden_state
         embeds: Tensor = hidden.masked_fill(mask.unsqueeze(-1) == 0, 0).to(self.dtype)
@@ -127,16 +119,34 @@ def load_tokenizer(found: Checkpoint) -> Any:
         raise WanlabError(f"{where} has no vocabulary: {' or '.join(VOCABULARIES)} missing", "get the checkpoint again")
     with loading(found.name):
         tokenizer = AutoTokenizer.from_pretrained(where, local_files_only=True, trust_remote_code=False)
-        ids = tokenizer(KNOWN).input_ids
-    known = expected(found.name, "text_encoder", found.configs["text_encoder"])["shared.weight"][0]
-    if len(tokenizer) > known:
-        raise WanlabError(
-            f"{found.path}: the tokenizer has {len(tokenizer)} words, the text encoder {known}",
-            "get the checkpoint again",
-        )
-    if tokenizer.unk_token_id in ids or set(ids) <= {tokenizer.eos_token_id, tokenizer.pad_token_id}:
-        raise WanlabError(f"{where} knows not all words of {KNOWN!r}: it is cut short", "get the checkpoint again")
+        given = tokenize(tokenizer, KNOWN)
+        ids = given.input_ids[given.attention_mask.bool()].tolist()
+        words = max(tokenizer.get_vocab().values(), default=0) + 1
+        unknown, end, padding = tokenizer.unk_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id
+    rows = expected(found.name, "text_encoder", found.configs["text_encoder"])["shared.weight"][0]
+    problem = ""
+    if words > rows:
+        problem = f"the tokenizer has {words} words, the text encoder {rows}"
+    elif unknown in ids or set(ids) <= {end, padding}:
+        problem = f"the tokenizer knows not all words of {KNOWN!r}: it is cut short"
+    elif ids[-1] != end:
+        problem = "the tokenizer does not end a prompt with its end mark, as T5's does"
+    if problem:
+        raise WanlabError(f"{where}: {problem}", "get the checkpoint again")
     return tokenizer
+
+
+def tokenize(tokenizer: Any, prompt: str) -> Any:
+    """A prompt's input_ids and attention_mask, each [1,512], as WanPipeline has them."""
+    return tokenizer(
+        [prompt_clean(prompt)],
+        padding="max_length",
+        max_length=TEXT_TOKENS,
+        truncation=True,
+        add_special_tokens=True,
+        return_attention_mask=True,
+        return_tensors="pt",
+    )
 
 
 def fetched(found: Checkpoint) -> Checkpoint:
