@@ -15,7 +15,6 @@ from wanlab.errors import UsageError, WanlabError
 from wanlab.video import FPS, read_mp4
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
-VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")
 
 
 def frames_in(folder: Path) -> list[Path]:

@@ -86,7 +86,7 @@ def test_untrusted_files_are_read_in_a_child(
             raise WanlabError(f"{path} takes more than {memory} bytes to read", "it is damaged, or made to harm")
         return runfile.summary(path, check)
 
-    monkeypatch.setattr(inspect, "read_in_child", child)
+    monkeypatch.setattr(runfile, "read_in_child", child)
     code, out, err = run_inspect("--untrusted", "bomb.h5", str(sound), "--json")
     assert code == 3 and len(json.loads(out)) == 1 and "made to harm" in err
     assert asked == [

@@ -211,9 +211,10 @@ def test_a_reader_that_has_enough_changes_no_exit_code() -> None:
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_an_encoding_that_lacks_letters_is_no_error(encoding: str) -> None:
-    done = wanlab("methods", "--format", "human", env={**os.environ, "PYTHONIOENCODING": encoding})
+    env = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = wanlab("methods", "--format", "human", env=env, encoding=encoding)
     assert done.returncode == 0 and done.stderr == "" and "Euler's method" in done.stdout
-    refused = wanlab("methods", "уни", env={**os.environ, "PYTHONIOENCODING": encoding})
+    refused = wanlab("methods", "уни", env=env, encoding=encoding)
     assert refused.returncode == 2 and refused.stderr.count("\n") == 1
 
 

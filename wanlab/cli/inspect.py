@@ -12,7 +12,6 @@ from wanlab.cli import render
 from wanlab.cli.grouping import with_options
 from wanlab.cli.options import Form
 from wanlab.errors import WanlabError
-from wanlab.runfile import read_in_child, summary
 from wanlab.study.text import plain
 
 MEMORY = 2**30  # bytes and …
@@ -37,12 +36,16 @@ def inspect(
     form: Form,
 ) -> int:
     """Show what a run file holds; with --verify, read all of it and say what is damaged."""
+    from wanlab import runfile
+
     shown_as = form.choose()
     contents: list[dict[str, Any]] = []
     bad = 0
     for path in runs:
         try:
-            content = read_in_child(path, MEMORY, SECONDS, check=check) if untrusted else summary(path, check)
+            content = (
+                runfile.read_in_child(path, MEMORY, SECONDS, check=check) if untrusted else runfile.summary(path, check)
+            )
         except WanlabError as error:
             if len(runs) == 1:
                 raise

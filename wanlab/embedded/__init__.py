@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from wanlab.embedded.world import FIRST, WORLDS, World
+if TYPE_CHECKING:  # numpy takes a tenth of a second, and where the checkpoint lies is asked by every command
+    from wanlab.embedded.world import World
 
 WORLD_FILE = "world.json"  # beside the weights: the version of the world that they were trained on
 
@@ -20,6 +22,8 @@ def world_of(checkpoint: Path) -> World:
 
     Raises ValueError for a version that this wanlab does not have.
     """
+    from wanlab.embedded.world import FIRST, WORLDS
+
     said = checkpoint / WORLD_FILE
     version = json.loads(said.read_text())["version"] if said.exists() else FIRST.version
     if version not in WORLDS:

@@ -6,6 +6,7 @@ from os import PathLike
 from pathlib import PurePath
 
 RUN_FILES = (".h5", ".hdf5")
+VIDEOS = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif")
 
 
 def is_run_file(path: str | PathLike[str]) -> bool:

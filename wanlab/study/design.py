@@ -17,10 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from wanlab.errors import UsageError
-from wanlab.images import VIDEOS
 from wanlab.registry import suggest
 from wanlab.spec import METHOD_SETTINGS, MethodSpec, PolicySpec, RunSpec, parse_guidance
-from wanlab.spec.paths import is_run_file
+from wanlab.spec.paths import VIDEOS, is_run_file
 from wanlab.spec.run import short
 from wanlab.study.requests import check_names, known, run_name
 

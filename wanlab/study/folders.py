@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from wanlab.errors import UsageError
-from wanlab.images import VIDEOS, frames_in
-from wanlab.spec.paths import is_run_file
+from wanlab.images import frames_in
+from wanlab.spec.paths import VIDEOS, is_run_file
 
 
 @dataclass(frozen=True)

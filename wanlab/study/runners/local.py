@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from wanlab.errors import WanlabError
-from wanlab.runfile import part_directory
 from wanlab.spec import RunSpec
 from wanlab.study.requests import check_place
 
@@ -117,6 +116,8 @@ def _run(spec: RunSpec, place: Path, loaded: object, watcher: Watcher, *, force:
 def is_being_written(place: Path) -> bool:
     """Whether another process is writing a run file."""
     try:
+        from wanlab.runfile import part_directory
+
         lock = os.open(part_directory(place) / "lock", os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         return False
