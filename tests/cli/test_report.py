@@ -248,3 +248,13 @@ def test_the_page_in_a_browser(
 def test_a_command_that_another_begins_with_is_not_said() -> None:
     claims = [SimpleNamespace(run=run) for run in ("a", "", "b --x", "a && c", "a && c")]
     assert commands(claims) == ["b --x", "a && c"]  # type: ignore[arg-type]
+
+
+def test_a_measure_that_somebody_registered_has_a_column_on_the_page(tmp_path: Path) -> None:
+    from wanlab.study.page import _comparison
+
+    summary = {"psnr": {"mean": 30.0, "low": 29.0, "high": 31.0}, "edge_error": {"mean": 0.25, "low": 0.2, "high": 0.3}}
+    content = {"methods": [{"label": "a", "summary": summary, "n": 4, "verdict": "loss"}]}
+    shown = _comparison(tmp_path / "comparison.json", content, [0])
+    assert shown["columns"][-3:] == ("edge error", "n", "verdict")
+    assert shown["rows"] == [["a", "–", "–", "30.0 dB (29.0–31.0)", "–", "0.25 (0.2–0.3)", 4, "loss"]]

@@ -110,33 +110,40 @@ def _claim(c: Claim) -> dict[str, Any]:
     }
 
 
+COLUMNS = {
+    "predicted": ("speedup_predicted", ".2f", "x"),
+    "measured": ("speedup", ".2f", "x"),
+    "PSNR": ("psnr", ".1f", " dB"),
+    "SSIM": ("ssim", ".3f", ""),
+}
+
+
 def _comparison(path: Path, content: Any, budget: list[int]) -> dict[str, Any]:
+    columns = COLUMNS | {name.replace("_", " "): (name, ".4g", "") for name in _others(content)}
     rows = []
     for m in content["methods"]:
         s = m.get("summary") or {}
         rows.append(
-            [
-                m.get("label"),
-                *(
-                    _of(s, *k)
-                    for k in (
-                        ("speedup_predicted", ".2f", "x"),
-                        ("speedup", ".2f", "x"),
-                        ("psnr", ".1f", " dB"),
-                        ("ssim", ".3f", ""),
-                    )
-                ),
-                m.get("n", "–"),
-                m.get("verdict"),
-            ]
+            [m.get("label"), *(_of(s, *column) for column in columns.values()), m.get("n", "–"), m.get("verdict")]
         )
     return {
         "title": content.get("compared") or "comparison",
         "path": str(path),
         "rows": rows,
-        "columns": ("method", "predicted", "measured", "PSNR", "SSIM", "n", "verdict"),
+        "columns": ("method", *columns, "n", "verdict"),
         "figures": _figures(_drawn(path, content), budget),
     }
+
+
+def _others(content: Any) -> list[str]:
+    """The figures that are not wanlab's own: measures that somebody registered."""
+    from wanlab.analysis import metrics
+
+    own = {
+        name for name, m in metrics.by_figure().items() if getattr(m.function, "__module__", "").startswith("wanlab.")
+    }
+    names = dict.fromkeys(name for m in content["methods"] for name in m.get("summary") or {})
+    return [name for name in names if name not in own and not name.endswith("_baseline")]
 
 
 def _drawn(path: Path, content: Any) -> list[Path]:
