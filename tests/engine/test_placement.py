@@ -67,7 +67,7 @@ def test_one_part_at_a_time_is_on_the_device(checkpoint, tmp_path, monkeypatch):
 
 
 def test_host_memory_holds_the_same_values_in_as_few_pieces_as_they_fit(monkeypatch):
-    """Pieces of 1 KiB here: 500 and 300 bytes share one (the second begins at 512), 600 more need a second, and 5000 one
+    """Pieces of 1 KiB here: 500 and 300 bytes share one (the second begins at 512), 600 more need another, 5000 one
     of their own."""
     pieces = []
 

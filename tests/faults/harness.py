@@ -1,11 +1,12 @@
-"""Every write, fsync, rename, open, mkdir, unlink, truncate and fork of a command fails in turn, or the command ends there.
+"""Every call by which a command reaches the disk, and every fork, fails in turn, or the command ends there.
 
     LD_PRELOAD=shim.so python -m tests.faults.harness CHECKPOINT FOLDER COMMAND [--all] [--faults EIO SIGKILL …]
 
-The command runs in a child that is forked after the imports, once for each call and each fault. After each: one line
-of error and no traceback, what stood there before unharmed, nothing half-written under its final name, no finished
-step lost; and the same command run again ends well, with the latents of an undisturbed run. Of equal calls in a row the first, the middle and the last are tried, or with --all every one. Prints
-what does not hold, one JSON line each, and last {"calls": n, "trials": n}.
+The command runs in a child that is forked after the imports, once for each call and each fault: write, fsync, rename,
+open, mkdir, unlink, truncate, fork. After each: one line of error and no traceback, what stood there before unharmed,
+nothing half-written under its final name, no finished step lost; and the same command run again ends well, with the
+latents of an undisturbed run. Of equal calls in a row the first, the middle and the last are tried, or with --all every
+one. Prints what does not hold, one JSON line each, and last {"calls": n, "trials": n}.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ def judge(code: int, said: str, fault: str) -> Iterator[str]:
         yield "a traceback"
     if code == 70 or (code < 0 and fault != "SIGKILL"):
         yield f"exit code {code}"
-    errors = [line for line in said.splitlines() if line.startswith("wanlab: ") or line.startswith("error")]
+    errors = [line for line in said.splitlines() if line.startswith(("wanlab: ", "error"))]
     if code in (1, 2, 3) and not errors:
         yield f"exit code {code} and no line that says why"
 
