@@ -135,7 +135,9 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
             params, state = group["params"], self.state[group["params"][0]]
-            grad = torch.stack([p.grad.flatten(1) for p in params])  # [n,rows,columns]
+            # A convolution over time has no part in single frames, and no gradient.
+            grads = (torch.zeros_like(p) if p.grad is None else p.grad for p in params)
+            grad = torch.stack([g.flatten(1) for g in grads])  # [n,rows,columns]
             kept = state.setdefault("momentum", torch.zeros_like(grad)).lerp_(grad, 1 - group["momentum"])
             x = grad.lerp(kept, group["momentum"])  # Nesterov
             tall = x.shape[1] > x.shape[2]
