@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +158,10 @@ class Result:
             value, *ends = (metric({metric.mean: v}) for v in (base.mean, base.low, base.high))
             low, high = (math.nan, math.nan) if any(map(math.isnan, ends)) else sorted(ends)
             return Interval(value, low, high, base.n)
-        return grouped(self.values(name), self.prompts, metric.bounds, factor=factor)[0]
+        values = self.values(name)
+        counted = metric.counted(values)
+        prompts = list(compress(self.prompts, counted))
+        return grouped(list(compress(values, counted)), prompts, metric.bounds, factor=factor)[0]
 
     def median(self, name: str) -> float:
         """A figure of the pair in the middle."""
