@@ -62,7 +62,7 @@ def float32(frames):
 
 def decoded(films):
     """The frames as the evaluation scripts read them: imageio's ffmpeg reader, 8 bits over 255."""
-    return [np.stack(list(imageio.get_reader(c.path, "ffmpeg"))) / 255.0 for c in films]
+    return [np.stack([f for f in imageio.get_reader(c.path, "ffmpeg")]) / 255.0 for c in films]  # noqa: C416
 
 
 def magcache_psnr(a, b):
@@ -215,8 +215,8 @@ def test_equal_clips(runs):
             assert found[name] == pytest.approx(1, abs=1e-12)
 
 
-def test_equal_pairs_are_left_out_of_the_mean_of_frames(runs):
-    pairs = tuple(measure(a.path, runs[1].path, metrics=ASKED, prompt="p") for a in runs)
+def test_equal_pairs_are_left_out_of_the_mean_of_frames(films):
+    pairs = tuple(measure(a.path, films[1].path, metrics=ASKED, prompt="p") for a in films)
     result = Result(label="a", pairs=pairs)
     assert result.summary["psnr.frames"].mean == pairs[0].figures["psnr.frames"]
     assert result.summary["psnr.frames100"].mean == pytest.approx((pairs[0].figures["psnr.frames100"] + 100) / 2)
@@ -224,11 +224,11 @@ def test_equal_pairs_are_left_out_of_the_mean_of_frames(runs):
     assert result.summary["psnr.8bit"].mean == pytest.approx(-10 * math.log10(sum(mse) / 2))
 
 
-def test_nan_is_no_equal_frame(frames, tmp_path):
-    a = frames[0].copy()
-    a[1, 0, 0, 0] = math.nan
-    found = compare(run_of(tmp_path / "a.h5", a), run_of(tmp_path / "b.h5", frames[1]), metrics=metrics.chosen(ASKED))
-    assert math.isnan(found["psnr.frames"]) and math.isnan(found["psnr.frames100"])
+def test_nan_is_no_equal_frame(frames):
+    a = frames[0][1].copy()
+    a[0, 0, 0] = math.nan
+    for name in ("psnr.frames", "psnr.frames100"):
+        assert math.isnan(metrics.get(name)(a, frames[1][1]))
 
 
 def test_they_are_measured_where_they_are_asked_for():

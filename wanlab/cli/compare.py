@@ -82,6 +82,12 @@ class Judging:
     vmaf: Annotated[bool, option("--vmaf", panel=_HOW, help="--metric vmaf, where ffmpeg has it: similarity only.")] = (
         False
     )
+    conventions: Annotated[
+        str | None,
+        option(
+            "--conventions", panel=_HOW, help="published: PSNR and SSIM as other projects compute them, side by side."
+        ),
+    ] = None
     max_loss: Annotated[
         str | None,
         option("--max-loss", panel=_HOW, help="The loss that a sweep may cost, as ssim=.98.  [default: psnr=35]"),
@@ -97,13 +103,16 @@ class Judging:
         """The same for a study. Raises UsageError."""
         from wanlab.analysis.compare import parse_condition, parse_loss
         from wanlab.analysis.metrics import chosen
+        from wanlab.analysis.metrics.conventions import PUBLISHED
         from wanlab.study.compare import Asked
 
-        metrics = [*(self.metric or []), *["vmaf"] * self.vmaf]
-        chosen(metrics)  # what a file registers is known from here on
+        if self.conventions not in (None, "published"):
+            raise UsageError(
+                f"--conventions '{render.plain(self.conventions, 40)}' is unknown", "write --conventions published"
+            )
         if self.max_loss is not None and not is_sweep:
             raise UsageError("--max-loss is for a sweep", 'give --sweep, or --fail-if "psnr<35"')
-        metrics = [*(self.metric or []), *["vmaf"] * self.vmaf]
+        metrics = [*(self.metric or []), *["vmaf"] * self.vmaf, *(PUBLISHED if self.conventions else [])]
         chosen(metrics)  # files register theirs before conditions name them
         loss = parse_loss(self.max_loss or "psnr=35")
         conditions = [parse_condition(c) for c in self.fail_if or []]
@@ -238,7 +247,7 @@ def _finish(result: ComparisonResult, form: str) -> int:
     if form in ("json", "csv"):
         render.emit(result.rows, form, result.content)
     elif form == "md":
-        render.emit(table.rows(result.comparison), form)
+        render.write("\n".join(map(render.markdown, table.tables(result.comparison))))
     else:
         _show(result)
     for text in result.missed:
@@ -266,7 +275,9 @@ def _show(result: ComparisonResult) -> None:
         lines = [*(f"{r['method']}: {r['verdict']}" for r in rows if r["verdict"]), *lines]
         rows = [{k: v for k, v in r.items() if k not in ("end to end", "verdict")} for r in rows]
     shown = render.table(rows, left=("method", "verdict"), styles=styles)
-    render.show(Text(""), Text(title, style="bold"), Text(result.description), shown, Text("\n".join(lines)))
+    more = [render.table(t, left=("convention", "who prints it")) for t in table.tables(comparison)[1:]]
+    above = (Text(""), Text(title, style="bold"), Text(result.description), shown)
+    render.show(*above, *(x for t in more for x in (Text(""), t)), Text("\n".join(lines)))
 
 
 def _style(verdict: str) -> str:

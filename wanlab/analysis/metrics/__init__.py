@@ -31,7 +31,8 @@ from wanlab.registry import digest, from_file, lookup, names, register, suggest
 Needs = Literal["frame pair", "clip", "pair", "run", "runs", "figures"]
 OF_BOTH = ("clip", "run")  # measured of A and of B
 BASELINE = "_baseline"
-MODULES = ("pixels", "conventions", "latent", "temporal", "cost")  # in the order that figures are shown in
+# In the order that figures are shown in.
+MODULES = ("pixels", "conventions", "learned.distances", "learned.video", "latent", "temporal", "cost")
 
 _of_files: dict[str, Metric] = {}  # what files named on the command line register
 
