@@ -355,7 +355,7 @@ def test_the_time_embeddings_are_the_transformers_own(model, projected):
 
 
 def test_taylorseer_computes_as_diffusers_counts():
-    """Each expert's steps 0 to before - 1, and k with (k - before - 1) divisible by the interval: of 13 and 7 steps
+    """Each expert's steps 0 to warmup - 1, and k with (k - warmup - 1) divisible by the interval: of 13 and 7 steps
     0 1 2 4 9 and 0 1 2 4."""
     env, _ = toy_env()
     taylor = policies.forecasts.TaylorSeer()

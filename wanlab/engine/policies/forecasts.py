@@ -17,7 +17,7 @@ class TaylorSeer(Policy):
     polynomial.
 
     interval  steps from one computed step to the next
-    before    first steps of each expert that are always computed
+    warmup    first steps of each expert that are always computed
     order     of the polynomial
 
     Cost: none at forecast steps.
@@ -26,14 +26,14 @@ class TaylorSeer(Policy):
     """
 
     interval: int = 5
-    before: int = 3
+    warmup: int = 3
     order: int = 1
 
     def begin(self, env: Env) -> Session:
         """Raises UsageError when a knob is out of range."""
-        at_least("taylorseer", interval=(self.interval, 1), before=(self.before, 1), order=(self.order, 0))
+        at_least("taylorseer", interval=(self.interval, 1), warmup=(self.warmup, 1), order=(self.order, 0))
         forecast = {
-            s.index for s in env.steps if (k := env.since(s)) >= self.before and (k - self.before - 1) % self.interval
+            s.index for s in env.steps if (k := env.since(s)) >= self.warmup and (k - self.warmup - 1) % self.interval
         }
         return VelocityCache(env, forecast, order=self.order)
 

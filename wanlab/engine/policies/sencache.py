@@ -25,7 +25,8 @@ class SenCache(Policy):
 
     threshold    of the score, 0 for never
     consecutive  steps reused in a row at most
-    start, stop  shares of the run between which steps may be reused
+    start        share of the run before which no step is reused
+    stop         share of the run from which on none is
     calibration  a file of `wanlab calibrate`, or tiny, for a_x and a_t; by default both are 1
 
     Cost: none at reused steps.
