@@ -36,21 +36,22 @@ def test_sensitivities_of_a_linear_network_are_its_slopes(batched):
 
 
 def hooked(model):
-    """What goes into each expert's stack and its timestep embedding, and what comes out: [(in, out, temb)] a call."""
-    calls, handles = [], []
+    """By call: what goes into the expert's stack and what comes out; and its timestep embedding [1,D]."""
+    calls, embedded, handles = [], [], []
     for expert in {id(e): e for e in model.experts.values()}.values():
         first, last = expert.blocks[0], expert.blocks[-1]
         handles += [
-            first.register_forward_pre_hook(lambda _, args: calls.append([args[0], None, args[2]])),
+            first.register_forward_pre_hook(lambda _, args: calls.append([args[0], None])),
             last.register_forward_hook(lambda _, args, out: calls[-1].__setitem__(1, out)),
+            expert.condition_embedder.register_forward_hook(lambda _, args, out: embedded.append(out[0][:1])),
         ]
-    return calls, handles
+    return calls, embedded, handles
 
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_ratios_are_those_of_the_stack_and_cross_the_switch(model, checkpoint, batched):
     """8 steps of shift 12, 6 of the high-noise expert; the ratio at step 6 is between the two experts' residuals."""
-    calls, handles = hooked(model)
+    calls, embedded, handles = hooked(model)
     try:
         records = sample(model, make_spec(checkpoint, steps=8, policies=["measure"]), batched=batched)
     finally:
@@ -59,10 +60,10 @@ def test_ratios_are_those_of_the_stack_and_cross_the_switch(model, checkpoint, b
     norms, embeddings = [], []
     for k in range(8):
         extra = k not in (0, 6)
-        own = [calls.pop(0) for _ in range((1 if batched else 2) + extra)][extra:]
-        residuals = torch.cat([out - into for into, out, _ in own])
-        norms.append(residuals.norm(dim=-1).double())
-        embeddings.append(own[0][2][:1])
+        count = (1 if batched else 2) + extra
+        own = [(calls.pop(0), embedded.pop(0)) for _ in range(count)][extra:]
+        norms.append(torch.cat([out - into for (into, out), _ in own]).norm(dim=-1).double())
+        embeddings.append(own[0][1])
     assert not calls
     assert np.isnan(noted(records[0]).get("magnitude", np.nan)).all()
     for k in range(1, 8):

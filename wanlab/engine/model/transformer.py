@@ -83,11 +83,6 @@ class Blocks:
     def __len__(self) -> int:
         return len(self._blocks)
 
-    @property
-    def modulation(self) -> Tensor:
-        """The timestep's embedding as it modulates the blocks: [B,6,D], or [B,N,6,D] where each token has its own."""
-        return self._arguments[1]
-
     def __getitem__(self, which: slice) -> Blocks:
         """A run of neighbouring blocks."""
         start, _, step = which.indices(len(self))

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from wanlab.engine.policies.teacache import changes
 from wanlab.engine.types import COND, Call, Env, Inner, Policy, Session, StepContext, StepPlan
 from wanlab.errors import UsageError
 from wanlab.registry import register
@@ -31,7 +34,8 @@ class Measure(Policy):
         """Raises UsageError where the guide needs one branch only."""
         if any(env.guidance[ctx.expert] in (0, 1) for ctx in env.steps):
             raise UsageError("guidance 0 or 1 evaluates one branch, and both are measured", "use another --guidance")
-        return _Session(env)
+        embedded = env.read_time_embeddings(False)
+        return _Session(env, None if embedded is None else changes(embedded.numpy()))
 
 
 class _Session(Session):
@@ -39,13 +43,14 @@ class _Session(Session):
         Field(
             "magnitude", ("branch",), "float64", "1", "mean over tokens of the stack residual's norm to the last one's"
         ),
-        Field("embedding", (), "float64", "1", "relative change (L1) of the projected timestep embedding; per expert"),
+        Field("embedding", (), "float64", "1", "relative change (L1) of the timestep embedding, within an expert"),
         Field("sensitivity_x", (), "float64", "1", "change of the velocity by the latents' alone, over theirs (RMS)"),
         Field("sensitivity_t", (), "float64", "1", "change of the velocity (RMS) by the timestep's alone, over t/1000"),
     )
 
-    def __init__(self, env: Env) -> None:
-        self._env = env
+    def __init__(self, env: Env, embedding: np.ndarray | None) -> None:
+        """embedding  its change by step; None in a forecast without weights"""
+        self._env, self._embedding = env, embedding
         self._step = 0
 
     def plan(self, plan: StepPlan, ctx: StepContext) -> StepPlan:
@@ -62,6 +67,7 @@ class _Session(Session):
             velocities = inner(call)
             velocity = _of(velocities, call, COND)
             self.note(
+                embedding=np.nan if self._embedding is None else self._embedding[ctx.index],
                 sensitivity_x=_rms(moved - last["velocity"]) / _rms(call.x - last["x"]),
                 sensitivity_t=_rms(velocity - moved) / (abs(ctx.timestep - before.timestep) / 1000),
             )
@@ -81,11 +87,6 @@ class _Session(Session):
             if last:
                 self.note((branch,), magnitude=float((norms[k] / last["norms"]).mean()))
             last["norms"] = norms[k]
-        embedding, last = blocks.modulation[:1].float(), self.memory(call.ctx, call.x.shape[2], ("embedding",))
-        if "step" in last and last["step"] < call.ctx.index:
-            difference = (embedding - last["embedding"]).abs().mean() / last["embedding"].abs().mean()
-            self.note(embedding=float(difference))
-        last |= {"embedding": embedding, "step": call.ctx.index}
         return after
 
     def forget(self, ctx: StepContext, frames: int) -> None:
