@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,7 +25,15 @@ BRANCHES = ("cond", "uncond")
 EXPERTS = ("high", "low", "single")
 SHARED = Path(__file__).with_name("calibrations")
 MAX_BYTES = 2**22  # 1000 steps of everything are a tenth of it
+SIGMA = 1e-3  # how far noise levels of one schedule may be apart
 REMEDY = "make one: wanlab calibrate --model MODEL --out FILE"
+
+
+class Step(Protocol):
+    """A step of a schedule (types.StepContext)."""
+
+    @property
+    def sigma(self) -> float: ...
 
 
 class Run(Protocol):
@@ -43,6 +51,8 @@ class Run(Protocol):
     def shape(self) -> tuple[int, int, int, int]:
         """C, F, H, W of the latents."""
 
+    @property
+    def steps(self) -> Sequence[Step]: ...
     @property
     def total(self) -> int: ...
     @property
@@ -83,6 +93,8 @@ class Calibration:
     shift: float | None
     switch: int | None
     """Index of the first low-noise step; None for one expert."""
+    sigmas: tuple[float, ...] | None
+    """Noise level before each step."""
     size: tuple[int, int, int] | None
     """Width, height, frames of the video."""
     source: str
@@ -117,6 +129,10 @@ class Calibration:
             raise self._other("steps", str(self.steps), str(run.total))
         if steps and run.switch != self.switch:
             raise self._other("expert switch", f"step {self.switch}", f"step {run.switch}")
+        if steps and self.sigmas is not None:
+            for k, (its, step) in enumerate(zip(self.sigmas, run.steps, strict=True)):
+                if abs(its - step.sigma) > SIGMA:
+                    raise self._other("another schedule: sigma", f"{its:.4f} at step {k}", f"{step.sigma:.4f}")
 
     def magnitude(self, branch: str, total: int, switch: int | None) -> np.ndarray:
         """The ratio [total] of each step's residual to the one before, 1 at step 0 (MagCache).
@@ -212,6 +228,7 @@ def parse(name: str, plain: Mapping[str, Any]) -> Calibration:
         steps=steps,
         shift=None if schedule["shift"] is None else _number("shift", schedule["shift"], 0),
         switch=switch,
+        sigmas=_sigmas(schedule.get("sigmas"), steps),
         size=None if size is None else tuple(_whole(k, size[k], 1, 2**20) for k in ("width", "height", "frames")),  # type: ignore[arg-type]
         source=str(plain["source"]),
         ratios={b: _ratios(plain["magnitude"][b]["mean"], steps) for b in BRANCHES if plain.get("magnitude")},
@@ -236,6 +253,12 @@ def _ratios(values: list[Any], steps: int) -> np.ndarray:
     if ratios[0] != 1:
         raise ValueError(f"the first magnitude ratio is {ratios[0]:g}, not 1: step 0 has none before it")
     return ratios
+
+
+def _sigmas(values: list[Any] | None, steps: int) -> tuple[float, ...] | None:
+    if values is not None and len(values) != steps:
+        raise ValueError(f"{len(values)} sigmas for {steps} steps")
+    return None if values is None else tuple(_number("sigma", v, 0) for v in values)
 
 
 def _plan(keys: list[Any], budget: int, steps: int, switch: int | None) -> tuple[int, ...]:
