@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,11 +74,9 @@ def summarise(paths: Sequence[Path], watcher: Watcher) -> tuple[dict[str, Any], 
         with Run(path) as run:
             measured.append(calibration.read(run))
             signatures.append(_signature(run.spec, run.attrs, measured[-1], run["sigma"][...].tolist()))
-            seeds_of = run.spec.seed
         if signatures[-1] != signatures[0]:
             raise WanlabError(f"{path} was made with other weights than {paths[0]}", "use --force, or another --out")
         watcher.measure(k, len(paths))
-        del seeds_of
     parts, remarks = calibration.summarise(measured)
     prompts = len({m.prompt for m in measured})
     source = {"prompts": prompts, "seeds": len(measured) // prompts, "source": f"wanlab {__version__} calibrate"}
@@ -99,3 +97,59 @@ def _signature(spec: RunSpec, attrs: dict[str, Any], measured: Any, sigmas: list
         "size": {"width": spec.width, "height": spec.height, "frames": spec.frames},
         "guidance": list(spec.guidance),
     }
+
+
+# --- as tables ---------------------------------------------------------------------------------------------------
+
+
+def step_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row a step: magnitude ratios with their spread over prompts, the embedding's change."""
+    ratios, switch = content["magnitude"], content["schedule"]["switch"]
+    rows = []
+    for k, change in enumerate(content["embedding_change"]):
+        row: dict[str, Any] = {"step": k, "expert": "single" if switch is None else "high" if k < switch else "low"}
+        for branch, given in ratios.items():
+            row |= {branch: given["mean"][k], f"{branch} sd": given["sd"][k] if given["sd"] else None}
+        rows.append(row | {"embedding": change})
+    return rows
+
+
+def expert_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row an expert: TeaCache's fit and SenCache's sensitivities."""
+    rows = []
+    for expert, given in content["sensitivity"].items():
+        fit = content["teacache"].get(expert, {})
+        own = fit.get("r2_prompts", {})
+        rows.append(
+            {
+                "expert": expert,
+                "R2": fit.get("r2"),
+                "R2 of a prompt": own.get("mean"),
+                "R2 sd": own.get("sd"),
+                "threshold": fit.get("threshold"),
+                "sensitivity x": given["x"],
+                "x sd": given["x_sd"],
+                "sensitivity t": given["t"],
+                "t sd": given["t_sd"],
+            }
+        )
+    return rows
+
+
+def plan_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row a budget: DPCache's plan and what it misses of the velocities."""
+    return [
+        {"computed": int(k), "missed": error["mean"], "sd": error["sd"], "steps": in_short(content["plans"][k])}
+        for k, error in content["plan_errors"].items()
+    ]
+
+
+def in_short(steps: Sequence[int]) -> str:
+    """Steps as 0-3/7/9-11, as `steps:skip=` takes them; "none" for none."""
+    rows: list[list[int]] = []
+    for k in steps:
+        if rows and k == rows[-1][-1] + 1:
+            rows[-1].append(k)
+        else:
+            rows.append([k])
+    return "/".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in rows) or "none"
