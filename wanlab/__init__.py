@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from wanlab.errors import UsageError, WanlabError
     from wanlab.spec import MethodSpec as Method
     from wanlab.spec import RunSpec
-    from wanlab.study.api import calibrate, compare, continuity, generate, open_run, report
+    from wanlab.study.api import calibrate, compare, continuity, generate, open_run, report, what_if
 
 __version__ = "0.1.0.dev0"
 
 __all__ = ["Method", "RunSpec", "UsageError", "WanlabError", "__version__"]
-__all__ += ["calibrate", "compare", "continuity", "generate", "open_run", "report"]
+__all__ += ["calibrate", "compare", "continuity", "generate", "open_run", "report", "what_if"]
 
 _PLACES = {
     "Method": ("wanlab.spec", "MethodSpec"),

@@ -17,7 +17,14 @@ from wanlab.spec import MethodSpec, PolicySpec, RecordSpec, RunSpec, parse_guida
 from wanlab.spec.presets import TASKS, TINY
 from wanlab.study import design as designs
 from wanlab.study.requests import Prompt, expand, places
-from wanlab.study.results import CalibrationResult, ComparisonResult, ContinuityResult, ReportResult, RunResult
+from wanlab.study.results import (
+    CalibrationResult,
+    ComparisonResult,
+    ContinuityResult,
+    ReportResult,
+    RunResult,
+    WhatIfResult,
+)
 from wanlab.study.runners.local import Watcher, run_all
 
 if TYPE_CHECKING:
@@ -205,6 +212,23 @@ def calibrate(
     record = RecordSpec(level="all", dtype=record_dtype)
     specs = specify(designs.builtin_prompts(True) if prompts is None else prompts, seeds, record=record, **settings)
     return run(specs, Path(out), force=force, watcher=_watcher(progress))
+
+
+def what_if(
+    methods: str | Sequence[str], runs: Place | Iterable[Place], *, progress: bool | Watcher = True
+) -> WhatIfResult:
+    """What methods would have done in runs recorded with record="all": an estimate, without weights.
+
+    methods  as "easycache:threshold=.05"
+    runs     run files, or folders of them
+
+    Raises UsageError and WanlabError.
+    """
+    from wanlab.study.what_if import what_if as replay
+
+    chosen = [_method(m) for m in ([methods] if isinstance(methods, str) else methods)]
+    given = [Path(p) for p in ([runs] if isinstance(runs, str | PathLike) else runs)]
+    return replay(given, chosen, watcher=_watcher(progress))
 
 
 def report(

@@ -15,6 +15,7 @@ from wanlab.spec import PolicySpec, RecordSpec, RunSpec
 from wanlab.study.requests import check_names, check_place, places
 from wanlab.study.results import CalibrationResult
 from wanlab.study.runners.local import Watcher, run_all
+from wanlab.study.text import steps_in_short
 
 POLICY = PolicySpec("measure")
 OWN = ("prompt", "negative_prompt", "seed")  # what the runs of a calibration may differ in
@@ -139,17 +140,6 @@ def expert_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 def plan_rows(content: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A row a budget: DPCache's plan and what it misses of the velocities."""
     return [
-        {"computed": int(k), "missed": error["mean"], "sd": error["sd"], "steps": in_short(content["plans"][k])}
+        {"computed": int(k), "missed": error["mean"], "sd": error["sd"], "steps": steps_in_short(content["plans"][k])}
         for k, error in content["plan_errors"].items()
     ]
-
-
-def in_short(steps: Sequence[int]) -> str:
-    """Steps as 0-3/7/9-11, as `steps:skip=` takes them; "none" for none."""
-    rows: list[list[int]] = []
-    for k in steps:
-        if rows and k == rows[-1][-1] + 1:
-            rows[-1].append(k)
-        else:
-            rows.append([k])
-    return "/".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in rows) or "none"

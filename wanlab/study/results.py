@@ -329,6 +329,31 @@ class CalibrationResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WhatIfResult:
+    """What methods would have done in recorded runs: an estimate, for the latents are those of the full runs."""
+
+    content: dict[str, Any]
+    """Every method, run and step."""
+    rows: list[dict[str, Any]]
+    """A row a method: the share of passes saved (mean, least, most over runs), the error of the guided velocity where
+    something is reused or left out (mean, worst), and at which steps that is so in all and in some of the runs."""
+
+    @cached_property
+    def steps(self) -> list[dict[str, Any]]:
+        """A row a method and step."""
+        from wanlab.study.what_if import step_rows
+
+        return step_rows(self.content)
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of `steps`. Raises WanlabError without pandas."""
+        return _frame(self.steps)
+
+    def _repr_html_(self) -> str:
+        return table(self.rows) + f"<p>{html.escape(self.content['estimate'])}</p>"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportResult:
     """Hypotheses decided from what was measured."""
 
