@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,8 @@ class MagCache(Policy):
     threshold    of the summed |1 - product of ratios|, 0 for never
     consecutive  steps reused in a row at most
     retention    share of each expert's steps, the first ones, that is always computed
+    carry        go on with the sums over always computed steps and the expert switch, as the original program does; by
+                 default they begin anew there, with the residual
     calibration  a file of `wanlab calibrate` or a name such as wan2.2-t2v-a14b; by default the model's
 
     Cost: embeddings and head at reused steps.
@@ -32,6 +35,7 @@ class MagCache(Policy):
     threshold: float = 0.04
     consecutive: int = 2
     retention: float = 0.2
+    carry: bool = False
     calibration: str = ""
 
     def begin(self, env: Env) -> Session:
@@ -42,7 +46,8 @@ class MagCache(Policy):
         measured = calibration.load(self.calibration or calibration.of_model(env.model))
         measured.refuse(env, steps=False)
         ratios = np.stack([measured.magnitude(b, env.total, env.switch) for b in BOTH])
-        skipped, errors = schedule(ratios, self._allowed(env), self.threshold, self.consecutive)
+        allowed = self._allowed(env)
+        skipped, errors = schedule(ratios, allowed, self.threshold, self.consecutive, carry=self.carry)
         return _MagCache(env, skipped, measured=errors)
 
     def _allowed(self, env: Env) -> set[int]:
@@ -59,15 +64,23 @@ class _MagCache(ResidualCache):
     fields = (indicator("sum of |1 - product of the magnitude ratios|, the greater of both branches'"),)
 
 
-def schedule(ratios: np.ndarray, allowed: set[int], threshold: float, consecutive: int) -> tuple[set[int], list[float]]:
-    """The steps that are reused, and each step's error; ratios [branch, step]. Both branches go together: a step is
-    reused where both errors are below the threshold."""
+def schedule(
+    ratios: np.ndarray, allowed: set[int], threshold: float, consecutive: int, *, carry: bool = False
+) -> tuple[set[int], list[float]]:
+    """The steps that are reused, and each allowed one's error (NaN at others); ratios [branch, step].
+
+    Both branches go together: a step is reused where both errors are below the threshold. With `carry` the steps that
+    are not allowed change no sum.
+    """
     skipped, errors = set(), []
     product, error, row = np.ones(len(ratios)), np.zeros(len(ratios)), 0
     for k in range(ratios.shape[1]):
+        if carry and k not in allowed:
+            errors.append(math.nan)
+            continue
         product, row = product * ratios[:, k], row + 1
         error = error + abs(1 - product)
-        errors.append(float(error.max()))
+        errors.append(float(error.max()) if k in allowed else math.nan)
         if k in allowed and errors[-1] < threshold and row <= consecutive:
             skipped.add(k)
         else:

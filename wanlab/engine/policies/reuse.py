@@ -50,7 +50,7 @@ class StepCache(Session):
     ) -> None:
         """steps        that are reused; with a threshold, that may be
         threshold    reuse where `measure` is below; None: `steps` are known to be reused
-        measured     of known steps, what `measure` would have said, for the record; by step
+        measured     where the steps are known, what decided it, for the record; by step, NaN where nothing was decided
         order        of the Taylor polynomial through the computed values: 0 for the last one
         consecutive  steps reused in a row at most, 0 for any number
         most         steps reused of an expert at most, 0 for any number
@@ -100,7 +100,7 @@ class StepCache(Session):
             value = self.measure(call, shared, given) + (shared.get("sum", 0.0) if self.accumulates else 0.0)
             below = value < self._threshold
         reuse = there and below and self._room(shared)
-        if self._may and self.fields:
+        if self.fields and (self._may or self._threshold is None):
             self.note(indicator=value)
         shared["sum"] = value if reuse else 0.0
         shared["row"] = shared.get("row", 0) + 1 if reuse else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -14,12 +15,14 @@ from wanlab.engine.types import Env, Policy, Session
 from wanlab.errors import UsageError
 from wanlab.registry import register
 
-# Highest power first. ali-vilab/TeaCache, TeaCache4Wan2.1/teacache_generate.py.
+# Highest power first. ali-vilab/TeaCache, TeaCache4Wan2.1/teacache_generate.py; that of the 5B is LightX2V's,
+# configs/caching/teacache/wan_ti2v_tea_720p.json.
 PUBLISHED: Mapping[tuple[str, str], tuple[float, ...]] = {
     ("wan2.1-t2v-1.3b", "ret"): (-5.21862437e4, 9.23041404e3, -5.28275948e2, 1.36987616e1, -4.99875664e-2),
     ("wan2.1-t2v-1.3b", "plain"): (2.39676752e3, -1.31110545e3, 2.01331979e2, -8.29855975, 1.37887774e-1),
     ("wan2.1-t2v-14b", "ret"): (-3.03318725e5, 4.90537029e4, -2.65530556e3, 5.87365115e1, -3.15583525e-1),
     ("wan2.1-t2v-14b", "plain"): (-5784.54975374, 5449.50911966, -1811.16591783, 256.27178429, -13.02252404),
+    ("wan2.2-ti2v-5b", "plain"): (1.57472669e5, -1.15702395e5, 3.10761669e4, -3.83116651e3, 2.21608777e2, -4.81179567),
 }
 
 
@@ -30,17 +33,17 @@ class TeaCache(Policy):
     computed step, is below the threshold. It depends on the timesteps alone: `--dry-run` prints the steps.
 
     threshold    of the sum, 0 for never; published: .05 to .08 for the 1.3B, .14 or .2 for the 14B
-    mode         "plain": the embedding, first and last step computed; "ret": what it becomes for the blocks, the first
-                 five steps computed
-    calibration  whose polynomial: wan2.1-t2v-1.3b or -14b as published, or a file of `wanlab calibrate`; by default
-                 the model's
+    mode         "ret": of the embedding as it modulates the blocks, the first five steps computed; "plain": of the
+                 embedding itself, the first step and the last computed
+    calibration  whose polynomial: wan2.1-t2v-1.3b, wan2.1-t2v-14b or wan2.2-ti2v-5b (plain) as published, or a file of
+                 `wanlab calibrate` (ret); by default the model's
 
     Cost: embeddings and head at reused steps.
     Source: F. Liu et al., "Timestep Embedding Tells: It's Time to Cache for Video Diffusion Model", 2024.
     """
 
     threshold: float = 0.2
-    mode: Literal["plain", "ret"] = "plain"
+    mode: Literal["ret", "plain"] = "ret"
     calibration: str = ""
 
     def begin(self, env: Env) -> Session:
@@ -61,11 +64,15 @@ class TeaCache(Policy):
         name = self.calibration or calibration.of_model(env.model)
         if (name, self.mode) in PUBLISHED and expert == "single":
             return PUBLISHED[name, self.mode]
+        if expert == "single" and any(known == name for known, _ in PUBLISHED):
+            raise UsageError(
+                f"no polynomial of {name} is published for teacache:mode={self.mode}", "use the other mode"
+            )
         measured = calibration.load(name)
         coefficients = measured.fit(expert).coefficients
         measured.refuse(env)
-        if self.mode != "plain":
-            raise UsageError("teacache:mode=ret has no polynomial of a calibration", "use mode=plain")
+        if self.mode != "ret":
+            raise UsageError(f"calibration {name} has no polynomial for teacache:mode=plain", "use mode=ret")
         return coefficients
 
 
@@ -81,12 +88,12 @@ def changes(embedded: np.ndarray) -> np.ndarray:
 
 
 def schedule(values: Sequence[float], allowed: set[int], threshold: float) -> tuple[set[int], list[float]]:
-    """The steps that are reused, and each step's sum: of the values since the last computed step, itself included. A
-    step is reused where it is allowed and the sum is below the threshold."""
+    """The steps that are reused, and each allowed one's sum: of the values since the last computed step, itself
+    included (NaN at others). A step is reused where it is allowed and the sum is below the threshold."""
     skipped, sums, total = set(), [], 0.0
     for k, value in enumerate(values):
         total += value
-        sums.append(total)
+        sums.append(total if k in allowed else math.nan)
         if k in allowed and total < threshold:
             skipped.add(k)
         else:
