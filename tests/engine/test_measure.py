@@ -36,14 +36,14 @@ def test_sensitivities_of_a_linear_network_are_its_slopes(batched):
 
 
 def hooked(model):
-    """By call: what goes into the expert's stack and what comes out; and its timestep embedding [1,D]."""
+    """By call: what goes into the expert's stack and what comes out; and its timestep embedding [1,6 D]."""
     calls, embedded, handles = [], [], []
     for expert in {id(e): e for e in model.experts.values()}.values():
         first, last = expert.blocks[0], expert.blocks[-1]
         handles += [
             first.register_forward_pre_hook(lambda _, args: calls.append([args[0], None])),
             last.register_forward_hook(lambda _, args, out: calls[-1].__setitem__(1, out)),
-            expert.condition_embedder.register_forward_hook(lambda _, args, out: embedded.append(out[0][:1])),
+            expert.condition_embedder.register_forward_hook(lambda _, args, out: embedded.append(out[1][:1])),
         ]
     return calls, embedded, handles
 

@@ -189,8 +189,8 @@ def env_of(run: Run) -> Env:
 
 def _embeddings(run: Run, projected: bool) -> Tensor:
     """Numbers [steps,1] whose relative change is the recorded one of the embeddings: all that TeaCache asks of them."""
-    if projected or EMBEDDING not in run:
-        what = "what the timestep embedding becomes for the blocks" if projected else "the timestep embedding's change"
+    if not projected or EMBEDDING not in run:
+        what = "the change of the timestep embedding" + " as it modulates the blocks" * projected
         raise UsageError(f"{run.path} does not hold {what}", "use --dry-run: it is the same for every prompt")
     change = np.nan_to_num(np.asarray(run[EMBEDDING][...], dtype=float))
     return torch.from_numpy(np.cumprod(1 + change))[:, None]

@@ -34,7 +34,7 @@ class Measure(Policy):
         """Raises UsageError where the guide needs one branch only."""
         if any(env.guidance[ctx.expert] in (0, 1) for ctx in env.steps):
             raise UsageError("guidance 0 or 1 evaluates one branch, and both are measured", "use another --guidance")
-        embedded = env.read_time_embeddings(False)
+        embedded = env.read_time_embeddings(True)
         return _Session(env, None if embedded is None else changes(embedded.numpy()))
 
 
@@ -43,7 +43,7 @@ class _Session(Session):
         Field(
             "magnitude", ("branch",), "float64", "1", "mean over tokens of the stack residual's norm to the last one's"
         ),
-        Field("embedding", (), "float64", "1", "relative change (L1) of the timestep embedding, within an expert"),
+        Field("embedding", (), "float64", "1", "relative change (L1) of the timestep embedding as it modulates the blocks"),
         Field("sensitivity_x", (), "float64", "1", "change of the velocity by the latents' alone, over theirs (RMS)"),
         Field("sensitivity_t", (), "float64", "1", "change of the velocity (RMS) by the timestep's alone, over t/1000"),
     )
