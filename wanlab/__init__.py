@@ -32,7 +32,7 @@ _PLACES = {
     "WanlabError": ("wanlab.errors", "WanlabError"),
     **{
         name: ("wanlab.study.api", name)
-        for name in ("calibrate", "compare", "continuity", "generate", "open_run", "report")
+        for name in ("calibrate", "compare", "continuity", "generate", "open_run", "report", "what_if")
     },
 }
 

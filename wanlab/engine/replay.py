@@ -25,6 +25,7 @@ from wanlab.runfile import Run
 from wanlab.spec import RunSpec
 
 EMBEDDING = "measure_embedding"
+LAYERS = 1000  # of which a policy may leave out as many as it is asked to
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +110,7 @@ class _Tape:
             call.through(torch.zeros(len(call.branches), 1, 1), cast(Any, blocks))
         if call.through is None or blocks.ran:
             if call.count is not None:
-                call.count(len(call.branches), self.env.tokens(), self.env.tokens())
+                call.count(LAYERS * len(call.branches), self.env.tokens(), self.env.tokens())
             self._held |= {b: self.read(f"velocity_{b}", self._step) for b in call.branches}
         return torch.cat([self._held[b] for b in call.branches])
 
@@ -139,14 +140,11 @@ class _Blocks:
         self.ran = True
         return hidden
 
-    def __len__(self) -> int:
-        return 1
-
 
 class _Pass:
     """Cost in passes."""
 
-    layers = 1
+    layers = LAYERS
     width = 1
 
     def block(self, queries: int, keys: int) -> float:

@@ -43,7 +43,9 @@ class _Session(Session):
         Field(
             "magnitude", ("branch",), "float64", "1", "mean over tokens of the stack residual's norm to the last one's"
         ),
-        Field("embedding", (), "float64", "1", "relative change (L1) of the timestep embedding as it modulates the blocks"),
+        Field(
+            "embedding", (), "float64", "1", "relative change (L1) of the timestep embedding as it modulates the blocks"
+        ),
         Field("sensitivity_x", (), "float64", "1", "change of the velocity by the latents' alone, over theirs (RMS)"),
         Field("sensitivity_t", (), "float64", "1", "change of the velocity (RMS) by the timestep's alone, over t/1000"),
     )
