@@ -58,7 +58,7 @@ def test_the_file_says_to_what_it_belongs(made: Path) -> None:
             "switch": 6,
             "sigmas": run["sigma"][...].tolist(),
         }
-    assert content["size"] == {"width": 32, "height": 16, "frames": 9}
+    assert content["size"] == {"width": 32, "height": 16, "frames": 9, "latents": [3, 2, 4]}
 
 
 def test_ratios_and_their_spread_are_those_of_the_runs(made: Path) -> None:

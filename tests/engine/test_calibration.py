@@ -36,7 +36,7 @@ def plain() -> dict[str, Any]:
         "format": 1,
         "model": {"name": "tiny", "fingerprint": "f" * 64},
         "schedule": {"solver": "unipc", "steps": 6, "shift": 5.0, "switch": 4, "sigmas": [1, 0.9, 0.8, 0.7, 0.5, 0.3]},
-        "size": {"width": 144, "height": 80, "frames": 49},
+        "size": {"width": 144, "height": 80, "frames": 49, "latents": [13, 10, 18]},
         "guidance": [3.0, 4.0],
         "prompts": 2,
         "seeds": 1,
@@ -151,7 +151,8 @@ def spoiled(path: str, value: Any) -> dict[str, Any]:
         ("plans/3", [0, 1, 2], "leaves out an expert's first step"),
         ("plans/3", [0, 4], "the plan of 3 steps"),
         ("plans/3", [0, 4, 9], "step of a plan 9"),
-        ("size/width", -1, "width -1"),
+        ("size/latents", [13, 0, 18], "size of the latents 0"),
+        ("size/latents", [13, 10], "not enough values"),
         ("schedule/sigmas", [1.0], "1 sigmas for 6 steps"),
     ],
 )

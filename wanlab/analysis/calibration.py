@@ -21,6 +21,7 @@ BRANCHES = ("cond", "uncond")
 DEGREE = 4
 FLAT = 0.01  # a slope below it is none, for the threshold that is suggested
 FALLBACK = 0.2  # the threshold where the change is nowhere flat
+ENOUGH = 2**18  # values of a velocity that plans are made from: of more, evenly spread ones
 MANDATORY = 3  # first steps of a run that every plan computes
 
 Array = np.ndarray
@@ -55,17 +56,19 @@ class Measured:
 def read(run: Run) -> Measured:
     """What one run says. Raises WanlabError where it lacks something."""
     experts = tuple(str(e) for e in run["expert"][...])
-    output = np.full((2, len(experts)), np.nan)
-    misses, sizes = {}, []
-    for expert in dict.fromkeys(experts):
-        steps = [k for k, e in enumerate(experts) if e == expert]
-        values = np.stack([np.stack([run[f"velocity_{b}"][k] for b in BRANCHES]) for k in steps]).astype(np.float32)
-        if not np.isfinite(values).all():
+    output, sizes = np.full((2, len(experts)), np.nan), []
+    kept: dict[str, list[Array]] = {}
+    before: Array | None = None
+    for k, expert in enumerate(experts):
+        now = np.stack([run[f"velocity_{b}"][k] for b in BRANCHES]).astype(np.float32)
+        if not np.isfinite(now).all():
             raise WanlabError(f"{run.path} has velocities that are no numbers", "make it again")
-        sizes += [float(np.abs(v).mean()) for v in values]
-        for before, k in zip(values, steps[1:], strict=False):
-            output[:, k] = [relative_change(a, b) for a, b in zip(before, values[steps.index(k)], strict=True)]
-        misses[expert] = misses_of(values)
+        if before is not None and expert in kept:
+            output[:, k] = [relative_change(a, b) for a, b in zip(before, now, strict=True)]
+        sizes.append(float(np.abs(now).mean()))
+        flat = now.reshape(2, -1)
+        kept.setdefault(expert, []).append(flat[:, :: flat.shape[1] // ENOUGH | 1])  # odd: no multiple of a row
+        before = now
     magnitude = np.array(run["measure_magnitude"][...], dtype=float).T
     magnitude[:, 0] = 1.0
     return Measured(
@@ -75,7 +78,7 @@ def read(run: Run) -> Measured:
         embedding=np.asarray(run["measure_embedding"][...]),
         output=output,
         sensitivity=np.stack([run["measure_sensitivity_x"][...], run["measure_sensitivity_t"][...]]),
-        misses=misses,
+        misses={expert: misses_of(np.stack(values)) for expert, values in kept.items()},
         size=float(np.mean(sizes)),
     )
 

@@ -18,7 +18,7 @@ import numpy as np
 from wanlab.errors import UsageError, WanlabError
 from wanlab.files import read_bytes
 from wanlab.registry import suggest
-from wanlab.spec.run import MAX_STEPS, short
+from wanlab.spec.run import MAX_SIZE, MAX_STEPS, short
 
 FORMAT = 1
 BRANCHES = ("cond", "uncond")
@@ -95,8 +95,8 @@ class Calibration:
     """Index of the first low-noise step; None for one expert."""
     sigmas: tuple[float, ...] | None
     """Noise level before each step."""
-    size: tuple[int, int, int] | None
-    """Width, height, frames of the video."""
+    latents: tuple[int, int, int] | None
+    """Frames, height, width of the latents."""
     source: str
     ratios: Mapping[str, np.ndarray]
     """[steps] by branch: mean over tokens of the norm of the block stack's residual to that at the step before."""
@@ -117,8 +117,8 @@ class Calibration:
             raise self._other("solver", self.solver, run.solver)
         if self.shift is not None and not math.isclose(run.shift, self.shift, rel_tol=1e-6):
             raise self._other("shift", f"{self.shift:g}", f"{run.shift:g}")
-        if self.size is not None and run.shape[1:] != (latent := _latent(*self.size)):
-            raise self._other("latents", "x".join(map(str, latent)), "x".join(map(str, run.shape[1:])))
+        if self.latents is not None and run.shape[1:] != self.latents:
+            raise self._other("latents", "x".join(map(str, self.latents)), "x".join(map(str, run.shape[1:])))
         if (self.switch is None) is not (run.switch is None):
             raise UsageError(
                 f"calibration {self.name} has {'no' if self.switch is None else 'an'} expert switch, and this run "
@@ -229,7 +229,7 @@ def parse(name: str, plain: Mapping[str, Any]) -> Calibration:
         shift=None if schedule["shift"] is None else _number("shift", schedule["shift"], 0),
         switch=switch,
         sigmas=_sigmas(schedule.get("sigmas"), steps),
-        size=None if size is None else tuple(_whole(k, size[k], 1, 2**20) for k in ("width", "height", "frames")),  # type: ignore[arg-type]
+        latents=None if size is None else _latents(size["latents"]),
         source=str(plain["source"]),
         ratios={b: _ratios(plain["magnitude"][b]["mean"], steps) for b in BRANCHES if plain.get("magnitude")},
         fits=fits,
@@ -276,8 +276,9 @@ def _nearest(values: np.ndarray, total: int) -> np.ndarray:
     return np.take(values, at)
 
 
-def _latent(width: int, height: int, frames: int) -> tuple[int, int, int]:
-    return (frames - 1) // 4 + 1, height // 8, width // 8
+def _latents(values: list[Any]) -> tuple[int, int, int]:
+    frames, height, width = (_whole("size of the latents", v, 1, MAX_SIZE) for v in values)
+    return frames, height, width
 
 
 def _expert(name: str) -> str:

@@ -6,16 +6,20 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wanlab import __version__
+from wanlab.engine.calibration import FORMAT
 from wanlab.errors import UsageError, WanlabError
 from wanlab.files import write_text
 from wanlab.spec import PolicySpec, RecordSpec, RunSpec
 from wanlab.study.requests import check_names, check_place, places
 from wanlab.study.results import CalibrationResult
 from wanlab.study.runners.local import Watcher, run_all
-from wanlab.study.text import steps_in_short
+from wanlab.study.text import finite, steps_in_short
+
+if TYPE_CHECKING:
+    from wanlab.runfile import Run
 
 POLICY = PolicySpec("measure")
 OWN = ("prompt", "negative_prompt", "seed")  # what the runs of a calibration may differ in
@@ -58,8 +62,10 @@ def calibrate(
     disk = len(specs) * expected.disk_bytes / 1e9
     watcher.say(f"{len(specs)} full runs of {expected.passes} passes, {disk:.2g} GB in {out.with_suffix('')}")
     failed = run_all(specs, runs, force=force, watcher=watcher)
+    if len(failed) == len(runs):
+        raise WanlabError("every run failed: there is nothing to calibrate with", "see the failures above")
     content, remarks = summarise([r for r in runs if r not in failed], watcher)
-    write_text(out, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_text(out, json.dumps(finite(content), indent=1, allow_nan=False) + "\n")
     return CalibrationResult(path=out, content=content, runs=tuple(runs), remarks=tuple(remarks), failed=tuple(failed))
 
 
@@ -74,7 +80,7 @@ def summarise(paths: Sequence[Path], watcher: Watcher) -> tuple[dict[str, Any], 
     for k, path in enumerate(paths, 1):
         with Run(path) as run:
             measured.append(calibration.read(run))
-            signatures.append(_signature(run.spec, run.attrs, measured[-1], run["sigma"][...].tolist()))
+            signatures.append(_signature(run, measured[-1].switch))
         if signatures[-1] != signatures[0]:
             raise WanlabError(f"{path} was made with other weights than {paths[0]}", "use --force, or another --out")
         watcher.measure(k, len(paths))
@@ -84,18 +90,15 @@ def summarise(paths: Sequence[Path], watcher: Watcher) -> tuple[dict[str, Any], 
     return signatures[0] | source | parts, remarks
 
 
-def _signature(spec: RunSpec, attrs: dict[str, Any], measured: Any, sigmas: list[float]) -> dict[str, Any]:
+def _signature(run: Run, switch: int | None) -> dict[str, Any]:
+    """To what a calibration of this run belongs."""
+    spec, schedule = run.spec, {"solver": run.spec.solver, "steps": run.steps, "shift": run.attrs["shift"]}
+    size = {"width": spec.width, "height": spec.height, "frames": spec.frames}
     return {
-        "format": 1,
-        "model": {"name": spec.model, "fingerprint": attrs["weights_fingerprint"]},
-        "schedule": {
-            "solver": spec.solver,
-            "steps": spec.steps,
-            "shift": attrs["shift"],
-            "switch": measured.switch,
-            "sigmas": sigmas,
-        },
-        "size": {"width": spec.width, "height": spec.height, "frames": spec.frames},
+        "format": FORMAT,
+        "model": {"name": spec.model, "fingerprint": run.attrs["weights_fingerprint"]},
+        "schedule": schedule | {"switch": switch, "sigmas": run["sigma"][...].tolist()},
+        "size": size | {"latents": list(run["x_t"].shape[2:])},
         "guidance": list(spec.guidance),
     }
 
