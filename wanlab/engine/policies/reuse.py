@@ -57,7 +57,7 @@ class StepCache(Session):
         """
         self.env, self.order = env, order
         self._steps = {s.index for s in env.steps if s.index in steps and env.since(s)}
-        self._threshold, self._measured = threshold, measured
+        self._threshold, self.indicator = threshold, measured
         self._consecutive, self._most = consecutive, most
         self._where: tuple[str, int] = ("", 0)
         self._computed: tuple[str, ...] = ()  # branches of the last step planned that is sure to be computed
@@ -95,7 +95,7 @@ class StepCache(Session):
         shared = self.memory(call.ctx, call.x.shape[2])
         there = self._may and all(self.of(call, b).get("at") == shared.get("at", -1) for b in call.together)
         if self._threshold is None:
-            value, below = self._measured[call.ctx.index] if self._measured else math.nan, True
+            value, below = self.indicator[call.ctx.index] if self.indicator else math.nan, True
         else:
             value = self.measure(call, shared, given) + (shared.get("sum", 0.0) if self.accumulates else 0.0)
             below = value < self._threshold
