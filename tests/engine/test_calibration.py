@@ -193,3 +193,14 @@ def test_resampling_keeps_the_ends() -> None:
         assert len(resampled) == total
         assert resampled[[0, -1]].tolist() == load("wan2.1-t2v-14b").ratios["uncond"][[0, -1]].tolist()
     assert np.array_equal(load("wan2.1-t2v-14b").magnitude("cond", 50, None), load("wan2.1-t2v-14b").ratios["cond"])
+
+
+@pytest.mark.skipif("tiny" not in packaged(), reason="tiny has no calibration: docs/caches.md makes it")
+def test_tinys_own_belongs_to_its_weights() -> None:
+    from wanlab.engine.model import loading
+    from wanlab.engine.run import fingerprint
+
+    tiny = load("tiny")
+    assert tiny.fingerprint == fingerprint(loading.fetched(loading.describe("tiny", "")))
+    assert set(tiny.fits) == set(tiny.sensitivities) == {"high", "low"}
+    assert set(tiny.plans) == set(range(4, tiny.steps + 1))

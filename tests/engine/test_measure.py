@@ -89,7 +89,7 @@ def test_it_changes_nothing_and_the_forecast_knows_its_passes(tmp_path, loaded, 
 def test_killed_and_resumed_it_measures_the_same(tmp_path, loaded, checkpoint):
     spec = make_spec(checkpoint, steps=8, policies=["measure"])
     whole = run.execute(spec, tmp_path / "whole.h5", loaded=loaded)
-    for stop in (1, 5, 6, 7):
+    for stop in (5, 6):
         out = tmp_path / f"{stop}.h5"
 
         def kill(progress, stop=stop):
