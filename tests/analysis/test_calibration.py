@@ -133,6 +133,7 @@ def test_a_summary_by_hand() -> None:
     assert np.polyval(fit["coefficients"], 0.2) == pytest.approx(0.4)
     assert (fit["pairs"], fit["r2"]) == (24, pytest.approx(1.0))
     assert remarks == ["no TeaCache fit of the low expert: 2 steps, 7 are needed"]
-    # high: x 1 and 3, t (2*5 + 5)/6 = 2.5 and 7.5
+    # medians of the high expert's: x 1 and 3, t 2 and 6; means over prompts by step: t 4 and, at step 6, 10
     root = 2**0.5
-    assert parts["sensitivity"]["high"] == pytest.approx({"x": 2, "t": 5, "x_sd": root, "t_sd": 2.5 * root})
+    assert parts["sensitivity"]["high"] == pytest.approx({"x": 2, "t": 4, "x_sd": root, "t_sd": 2 * root})
+    assert parts["sensitivity_by_step"]["t"] == [None, 4, 4, 4, 4, 4, 10, None, 16]

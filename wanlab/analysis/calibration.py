@@ -228,13 +228,15 @@ def summarise(runs: Sequence[Measured]) -> tuple[dict[str, Any], list[str]]:
     """(the measured part of a calibration file, what is lacking in it and why)."""
     prompts, experts = [r.prompt for r in runs], runs[0].experts
     mean, sd = over_prompts([r.magnitude for r in runs], prompts)
+    slopes, _ = over_prompts([r.sensitivity for r in runs], prompts)
     parts: dict[str, Any] = {
         "magnitude": {
             b: {"mean": mean[k].tolist(), "sd": None if sd is None else sd[k].tolist()} for k, b in enumerate(BRANCHES)
         },
-        "embedding_change": [None if np.isnan(v) else float(v) for v in runs[0].embedding],
+        "embedding_change": _listed(runs[0].embedding),
         "teacache": {},
         "sensitivity": {},
+        "sensitivity_by_step": {"x": _listed(slopes[0]), "t": _listed(slopes[1])},
     }
     remarks = []
     for expert in dict.fromkeys(experts):
@@ -244,13 +246,17 @@ def summarise(runs: Sequence[Measured]) -> tuple[dict[str, Any], list[str]]:
         else:
             parts["teacache"][expert] = _teacache(runs, at)
         if at.any():
-            means, deviations = over_prompts([r.sensitivity[:, at].mean(axis=1) for r in runs], prompts)
+            means, deviations = over_prompts([np.median(r.sensitivity[:, at], axis=1) for r in runs], prompts)
             parts["sensitivity"][expert] = {"x": float(means[0]), "t": float(means[1])} | (
                 {"x_sd": None, "t_sd": None}
                 if deviations is None
                 else {"x_sd": float(deviations[0]), "t_sd": float(deviations[1])}
             )
     return parts | _plans(runs), remarks
+
+
+def _listed(values: Array) -> list[float | None]:
+    return [None if np.isnan(v) else float(v) for v in values]
 
 
 def _teacache(runs: Sequence[Measured], at: Array) -> dict[str, Any]:

@@ -80,16 +80,21 @@ class _Session(Session):
         return velocities
 
     def through(self, call: Call, hidden: Tensor, blocks: Blocks) -> Tensor:
+        import torch
+
         after = blocks(hidden)
         if call.ctx.index != self._step:  # this step's latents at the timestep before
             return after
-        norms = (after - hidden).float().norm(dim=-1)
+        norms = (after - hidden).norm(dim=-1, dtype=torch.float32)
         for k, branch in enumerate(call.branches):
             last = self._across(call, branch)
             if last:
                 self.note((branch,), magnitude=float((norms[k] / last["norms"]).mean()))
             last["norms"] = norms[k]
         return after
+
+    def kept_hidden(self, branches: int) -> int:
+        return 2  # what the blocks were given, and the difference
 
     def forget(self, ctx: StepContext, frames: int) -> None:
         """The residual's norms are kept over the expert switch: the ratio there is measured too."""
