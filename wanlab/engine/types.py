@@ -166,7 +166,7 @@ class Call:
     ctx: StepContext
     branches: tuple[str, ...]
     x: Tensor
-    together: tuple[str, ...] = ()
+    step_branches: tuple[str, ...] = ()
     """All branches of the step, of this and its other calls: what decides for the step decides for all of them."""
     positions: int = 1
     """Distance of neighbouring latent frames in temporal rotary positions."""
