@@ -134,5 +134,5 @@ def _show_what_if(result: WhatIfResult, form: str) -> None:
             | {k: n(s[k], ".2%") for k in ("error", "worst")}
             for s in result.steps
         ]
-        parts.append(render.table(steps, left=("expert",), title="Where something is reused or left out"))
+        parts.append(render.table(steps, left=("expert",), title="Share of runs that do less, and what is off"))
     render.show(*parts, Text(result.content["estimate"]))

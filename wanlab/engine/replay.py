@@ -40,12 +40,12 @@ class Replayed:
     reused: tuple[str, ...]
     """Branches whose value is an earlier step's."""
     left_out: tuple[str, ...]
-    """Branches that the recorded run's guided velocity has and this one's has not."""
+    """Branches that the run's own guider has and this method has not."""
     errors: dict[str, float]
     """|reused - recorded| / |recorded| of each reused branch; of a policy that reuses the blocks' residual that of the
     last velocity instead, for residuals are not recorded."""
     error: float
-    """The same of the guided velocity."""
+    """The same of the guided velocity, by the run's own guider."""
 
 
 def replay(run: Run, spec: RunSpec) -> list[Replayed]:
@@ -83,7 +83,7 @@ class _Tape:
         self.env = env_of(run)
         self._held: dict[str, Tensor] = {}
         self.read = cache(self._read)
-        self._branches = [str(b).split(",") for b in run["branches"][...]]
+        self._guider = build("guider", run.spec.guider)
 
     def _read(self, name: str, k: int) -> Tensor:
         value = torch.from_numpy(np.ascontiguousarray(self.run[name][k], dtype=np.float32))[None]
@@ -117,17 +117,19 @@ class _Tape:
     def compare(self, record: StepRecord) -> Replayed:
         """What a step did, against the recorded one."""
         k = record.ctx.index
+        guide = self._guider.guide(self.env.guidance[record.ctx.expert], record.ctx)
+        own = guide({b: self.read(f"velocity_{b}", k) for b in guide.branches})
         reused = tuple(b for b in BOTH if record.status(b) == REUSED)
         errors = {b: _relative(record.reused[b], self.read(f"velocity_{b}", k)) for b in reused}
         return Replayed(
             step=k,
             expert=record.ctx.expert,
             passes=record.ran.passes,
-            of=len(self._branches[k]),
+            of=len(guide.branches),
             reused=reused,
-            left_out=tuple(b for b in self._branches[k] if record.status(b) not in (FRESH, REUSED)),
+            left_out=tuple(b for b in guide.branches if record.status(b) not in (FRESH, REUSED)),
             errors=errors,
-            error=_relative(record.velocity, self.read("velocity", k)),
+            error=_relative(record.velocity, own),
         )
 
 

@@ -62,7 +62,7 @@ def what_if(runs: Sequence[Path], methods: Sequence[MethodSpec], *, watcher: Wat
 def _row(method: str, runs: Sequence[Sequence[Replayed]]) -> dict[str, Any]:
     """A method over all runs."""
     saved = [1 - sum(s.passes for s in steps) / sum(s.of for s in steps) for steps in runs]
-    errors = [s.error for steps in runs for s in steps if s.reused or s.left_out]
+    errors = [s.error for steps in runs for s in steps if s.error or s.reused or s.left_out]
     row: dict[str, Any] = {"method": method, "runs": len(runs), "saved": sum(saved) / len(saved)}
     row |= {"least": min(saved), "most": max(saved)}
     row |= {"error": sum(errors) / len(errors) if errors else None, "worst": max(errors, default=None)}
@@ -79,13 +79,14 @@ def step_rows(content: dict[str, Any]) -> list[dict[str, Any]]:
     rows = []
     for method in content["methods"]:
         for at in zip(*(run["steps"] for run in method["runs"]), strict=True):
-            off = [s["error"] for s in at if s["reused"] or s["left_out"]]
+            less = [s for s in at if s["reused"] or s["left_out"]]
+            off = [s["error"] for s in at if s["error"] or s in less]
             rows.append(
                 {
                     "method": method["method"],
                     "step": at[0]["step"],
                     "expert": at[0]["expert"],
-                    "share of runs": len(off) / len(at),
+                    "share of runs": len(less) / len(at),
                     "error": sum(off) / len(off) if off else None,
                     "worst": max(off, default=None),
                 }
