@@ -139,3 +139,11 @@ def test_runs_that_do_not_hold_enough_are_refused(checkpoint, loaded, tmp_path):
         path = run.execute(make_spec(checkpoint, steps=3, **given), tmp_path / f"{k}.h5", loaded=loaded)
         with pytest.raises(UsageError, match=said):
             held_against(path, "steps:skip=1")
+
+
+def test_a_velocity_of_zero_is_met_or_not(checkpoint, loaded, tmp_path):
+    """CFG-Zero* gives no velocity at its first step: the same guider is off by nothing there, another by all."""
+    spec = make_spec(checkpoint, steps=2, guider="cfgzero", record=EVERY)
+    path = run.execute(spec, tmp_path / "zero.h5", loaded=loaded)
+    assert [s.error for s in held_against(path, guider="cfgzero")] == [0.0, 0.0]
+    assert held_against(path)[0].error == np.inf

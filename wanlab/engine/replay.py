@@ -7,6 +7,7 @@ stays an estimate: in a run of its own the method would have come to other laten
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cache
 from typing import Any, cast
@@ -197,5 +198,5 @@ def _embeddings(run: Run, projected: bool) -> Tensor:
 
 
 def _relative(value: Tensor, true: Tensor) -> float:
-    length = float(true.norm())
-    return float((value.float() - true).norm()) / length if length else float("nan")
+    length, off = float(true.norm()), float((value.float() - true).norm())
+    return off / length if length else math.inf if off else 0.0

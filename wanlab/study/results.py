@@ -336,7 +336,7 @@ class WhatIfResult:
     """Every method, run and step."""
     rows: list[dict[str, Any]]
     """A row a method: the share of passes saved (mean, least, most over runs), the error of the guided velocity where
-    something is reused or left out (mean, worst), and at which steps that is so in all and in some of the runs."""
+    it is off (mean, worst), and where something is reused or left out, in all and in some of the runs."""
 
     @cached_property
     def steps(self) -> list[dict[str, Any]]:
