@@ -323,6 +323,15 @@ def test_teacache_with_the_published_polynomials_of_the_14b(single_checkpoint, m
     assert planned(tea, env) == expected
 
 
+def test_teacache_by_hand():
+    """Sums .1, .2, .3 (computed), .1; below 0 a sum is still below the threshold, unless that is 0."""
+    allowed = {1, 2, 3, 4}
+    skipped, sums = teacache.schedule([0.0, 0.1, 0.1, 0.1, 0.1], allowed, 0.25)
+    assert skipped == {1, 2, 4} and sums[1:] == pytest.approx([0.1, 0.2, 0.3, 0.1]) and math.isnan(sums[0])
+    assert teacache.schedule([0.0, -0.1, -0.1, 0.1, 0.1], allowed, 0.05)[0] == {1, 2, 3, 4}
+    assert teacache.schedule([0.0, -0.1, -0.1, 0.1, 0.1], allowed, 0.0)[0] == set()
+
+
 def test_a_schedule_is_not_known_without_weights(checkpoint, calibrated, monkeypatch):
     """As of a model on the hub: bounds, from the steps that are computed in any case to the plain run."""
     monkeypatch.setattr("wanlab.engine.run.forecast.time_embeddings", lambda *_: None)

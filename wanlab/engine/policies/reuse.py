@@ -114,10 +114,8 @@ class StepCache(Session):
         reuse = there and below and room
         if self.fields and (self._may or self._threshold is None):
             self.note(indicator=value)
-        counted = (
-            {"sum": value, "row": row + 1, "count": count + 1} if reuse else {"sum": 0.0, "row": 0, "count": count}
-        )
-        return reuse, told | (counted if self._threshold is not None else {})
+        told |= {"sum": value if reuse and self._threshold else 0.0, "row": (row + 1) * reuse, "count": count + reuse}
+        return reuse, told
 
     def of(self, call: Call, branch: str) -> dict[str, Any]:
         """The memory of one branch: "at", the step computed last, and the polynomial's factors "0", "1", …"""

@@ -94,7 +94,7 @@ def schedule(values: Sequence[float], allowed: set[int], threshold: float) -> tu
     for k, value in enumerate(values):
         total += value
         sums.append(total if k in allowed else math.nan)
-        if k in allowed and total < threshold:
+        if k in allowed and total < threshold and threshold:  # the sum can be below 0, and 0 is for never
             skipped.add(k)
         else:
             total = 0.0
