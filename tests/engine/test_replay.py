@@ -147,3 +147,46 @@ def test_a_velocity_of_zero_is_met_or_not(checkpoint, loaded, tmp_path):
     path = run.execute(spec, tmp_path / "zero.h5", loaded=loaded)
     assert [s.error for s in held_against(path, guider="cfgzero")] == [0.0, 0.0]
     assert held_against(path)[0].error == np.inf
+
+
+STOP = """
+from dataclasses import dataclass, replace
+from torch.nn.functional import cosine_similarity
+from wanlab.engine.guiders import Alone
+from wanlab.engine.types import Policy, Session
+from wanlab.registry import register
+
+
+@register("policy", "stop")
+@dataclass(frozen=True)
+class Stop(Policy):
+    above: float = 1.0
+
+    def begin(self, env):
+        session = Stopping()
+        session.above, session.stopped = self.above, False
+        return session
+
+
+class Stopping(Session):
+    def plan(self, plan, ctx):
+        return replace(plan, branches=("cond",), guide=Alone("cond")) if self.stopped else plan
+
+    def after(self, record):
+        if not self.stopped:
+            c, u = (record.predictions[b].double().flatten() for b in ("cond", "uncond"))
+            self.stopped = float(cosine_similarity(c, u, dim=0)) > self.above
+"""
+
+
+def test_where_a_rule_that_looks_at_both_branches_would_stop(whole, tmp_path):
+    """As adaptive guidance (arXiv:2312.12487): one branch from the step after the cosine first exceeds a bound, for
+    bounds between any two steps' cosines; a method of one's own, from a file."""
+    path = tmp_path / "stop.py"
+    path.write_text(STOP)
+    with Run(whole) as file:
+        cosine = file["cosine"][...]
+    for bound in (np.sort(cosine)[:-1] + 1e-9).tolist():
+        expected = int(np.argmax(cosine > bound)) + 1
+        estimate = held_against(whole, f"{path}:stop:above={bound}")
+        assert [s.step for s in estimate if s.left_out] == list(range(expected, STEPS))
