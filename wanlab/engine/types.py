@@ -147,6 +147,8 @@ class StepPlan:
     """Applied to the latents before they are evaluated."""
     reused: tuple[str, ...] = ()
     """Those of `branches` that will not be evaluated: their values are from an earlier step."""
+    extra: int = 0
+    """Passes besides, that no velocity is made of."""
     least: float = 1.0
     """The least share of the blocks' operations, in the other branches, that will run: below 1 where a policy decides
     while it runs, 0 where the network may not be asked at all."""

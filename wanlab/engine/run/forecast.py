@@ -208,7 +208,7 @@ def _sums(bounds: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
 
 def _row(plan: StepPlan, ctx: StepContext, env: Env) -> Row:
     tokens, cost = env.tokens(plan.frames), env.costs[ctx.expert]
-    passes = len(set(plan.branches) - set(plan.reused))
+    passes = len(set(plan.branches) - set(plan.reused)) + plan.extra
     around, whole = cost.around(tokens), cost.whole(tokens)
 
     def operations(share: float) -> float:
