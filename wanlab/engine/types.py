@@ -133,6 +133,8 @@ class StepPlan:
     """Applied to the latents before they are evaluated."""
     reused: tuple[str, ...] = ()
     """Those of `branches` that will not be evaluated: their values are from an earlier step."""
+    optional: tuple[str, ...] = ()
+    """Those of `branches` that the step may turn out not to need: a policy decides it while it runs."""
     least: float = 1.0
     """The least share of the blocks' operations, in the other branches, that will run: below 1 where a policy decides
     while it runs, 0 where the network may not be asked at all."""
@@ -284,6 +286,10 @@ class Session:
 
 class Policy:
     """A frozen set of knobs (a frozen dataclass, one field a knob)."""
+
+    cost_knob: ClassVar[tuple[str, float, float] | None] = None
+    """The knob that trades cost for quality, its value at which all is evaluated, and the one at which least is
+    (`inf` for the number of steps): what `wanlab compare --at-cost` turns. None when there is no such knob."""
 
     def begin(self, env: Env) -> Session:
         """A session for one run. Raises UsageError when the knobs do not fit the run."""

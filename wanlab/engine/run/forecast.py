@@ -188,10 +188,12 @@ def _row(plan: StepPlan, ctx: StepContext, env: Env) -> Row:
     passes = len(set(plan.branches) - set(plan.reused))
     around, whole = cost.around(tokens), cost.whole(tokens)
 
-    def operations(share: float) -> float:
-        return passes * (around + share * (whole - around)) if share else 0.0  # with 0 the network is not asked
+    fewest = len(set(plan.branches) - set(plan.reused) - set(plan.optional))
 
-    least, most = operations(plan.least), operations(plan.most)
+    def operations(count: int, share: float) -> float:
+        return count * (around + share * (whole - around)) if share else 0.0  # with 0 the network is not asked
+
+    least, most = operations(fewest, plan.least), operations(passes, plan.most)
     return Row(
         step=ctx.index,
         timestep=ctx.timestep,
@@ -204,7 +206,7 @@ def _row(plan: StepPlan, ctx: StepContext, env: Env) -> Row:
         frames=plan.frames,
         tokens=tokens,
         passes=passes if plan.most else 0,
-        passes_bounds=(passes if plan.least else 0, passes if plan.most else 0),
+        passes_bounds=(fewest if plan.least else 0, passes if plan.most else 0),
         flops=most,
         flops_bounds=(least, most),
         jump=plan.jump is not None,
