@@ -154,14 +154,15 @@ def _loses_least(results: Sequence[Result]) -> str:
     against = []
     for other in others:
         ratio = paired_ratio(errors[other], errors[best], prompts, factor=factor)
-        mean, low, high = (_decibels(v) for v in (ratio.mean, ratio.low, ratio.high))
+        mean, low, high = (decibels(v) for v in (ratio.mean, ratio.low, ratio.high))
         spread = f" ({low:.2f} to {high:.2f})" if ratio.known else ""
         apart = "" if ratio.known and low > 0 else ", which is not enough to tell them apart"
         against.append(f"{mean:.2f} dB{spread} above {other.label}{apart}")
     return f"{best.label} loses least: PSNR {'; '.join(against)}"
 
 
-def _decibels(ratio: float) -> float:
+def decibels(ratio: float) -> float:
+    """A ratio of squared errors in dB."""
     return 10 * math.log10(ratio) if ratio > 0 else -math.inf if ratio == 0 else math.nan
 
 

@@ -37,6 +37,8 @@ class Asked:
     """The loss that a sweep may cost, as ("psnr", 35.0); None without a sweep."""
     metrics: Sequence[str] = ()
     """Measures beyond those that always are: names, or files that register some."""
+    remarks: Sequence[str] = ()
+    """What was found before anything was compared."""
 
     @property
     def bounds(self) -> list[tuple[str, ...] | tuple[str, str, float]]:
@@ -232,9 +234,10 @@ def conclude(
     comparison.json, .csv, .md and error_comparison.txt (the latest), and figures. Raises WanlabError."""
     from wanlab.analysis import table
     from wanlab.analysis.compare import failures
+    from wanlab.analysis.controls import against_even
 
-    said = [*remarks, *comparison.remarks()]
-    answer = table.answer(comparison, asked.loss) if asked.loss else []
+    said = [*asked.remarks, *remarks, *comparison.remarks()]
+    answer = against_even(comparison.results) + (table.answer(comparison, asked.loss) if asked.loss else [])
     missed = failures(comparison.results, asked.conditions)
     content = comparison.to_dict() | {"compared": description, "remarks": said, "answer": answer, "missed": missed}
     texts = {

@@ -25,6 +25,7 @@ from wanlab.study.requests import check_names, known, run_name
 
 MODES = ("cfg_vs_baseline", "half_vs_baseline", "improved_vs_baseline", "combined_vs_baseline", "cfg_vs_half")
 MAX_METHODS = 10_000  # of a sweep
+BUILTIN = "builtin:"
 MAX_NAME = 80  # characters of a method's folder
 
 
@@ -115,8 +116,18 @@ def parse_method(text: str, named: Mapping[str, MethodSpec]) -> MethodSpec:
     return MethodSpec.parse(text)
 
 
+def builtin_methods(name: str) -> dict[str, MethodSpec]:
+    """The methods of a list in the package, by name. Raises UsageError when there is no such list."""
+    lists = {p.stem: p for p in sorted((Path(__file__).parent / "methods").glob("*.toml"))}
+    if name not in lists:
+        raise UsageError(f"there is no list of methods 'builtin:{short(name, 40)}'", suggest(name, lists))
+    return read_methods(lists[name])
+
+
 def read_methods(path: Path) -> dict[str, MethodSpec]:
-    """The methods of a TOML file by name. Raises UsageError."""
+    """The methods of a TOML file by name; `builtin:NAME` is a list in the package. Raises UsageError."""
+    if str(path).startswith(BUILTIN):
+        return builtin_methods(str(path).removeprefix(BUILTIN))
     try:
         plain = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # not UTF-8, no TOML, too deep, a number too long
