@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +17,9 @@ from wanlab.engine.guiders import Cfg, Guider
 from wanlab.engine.loop import nest, plans
 from wanlab.engine.model import loading, vae
 from wanlab.engine.model.cost import BYTES, Cost
+from wanlab.engine.model.fingerprint import fingerprint
 from wanlab.engine.model.loading import Checkpoint
+from wanlab.engine.model.time import time_embeddings
 from wanlab.engine.observers.latents import OTHER_EXPERT
 from wanlab.engine.solvers import Solver, step_contexts
 from wanlab.engine.types import BOTH, Env, Session, StepContext, StepPlan
@@ -82,7 +85,7 @@ class Forecast:
     """By component."""
     memory_bytes: Mapping[str, int]
     """By component, weights in their dtypes; and estimates of the transformers' "activations", of "decoding" one
-    latent frame and, where a policy keeps them, of "keys" and values."""
+    latent frame and, where a policy keeps them, of "keys" and values and of "caches": hidden states."""
     memory_plans: Mapping[str, int]
     """The predicted peak on the device under each plan of placement.py."""
     disk_bytes: int
@@ -131,14 +134,20 @@ def make_env(spec: RunSpec, checkpoint: Checkpoint, solver: Solver) -> Env:
     """The run's schedule, guidance and cost by expert, and full-length latent shape. Raises UsageError for a size that
     the model cannot make."""
     low, high = spec.guidance
+    steps = step_contexts(solver, checkpoint.boundary, loading.TRAIN_TIMESTEPS)
     return Env(
-        steps=step_contexts(solver, checkpoint.boundary, loading.TRAIN_TIMESTEPS),
+        steps=steps,
         guidance={"low": low, "high": high, "single": low},
         shape=checkpoint.latent_shape(spec.frames, spec.width, spec.height),
         costs={
             expert: Cost.of(checkpoint.expert_config(expert), checkpoint.expand_timesteps)
             for expert in checkpoint.experts
         },
+        model=spec.model,
+        solver=spec.solver,
+        shift=float(spec.shift or 0),
+        read_fingerprint=lambda: fingerprint(checkpoint) if checkpoint.files else "",
+        read_time_embeddings=partial(time_embeddings, checkpoint, steps),
     )
 
 
@@ -158,6 +167,8 @@ def forecast(spec: RunSpec, checkpoint: Checkpoint) -> Forecast:
     memory = _memory(spec, checkpoint, env, parameters)
     if any(session.keeps_keys for session in sessions):
         memory["keys"] = _kept_keys(spec, env, rows)
+    if caches := _kept_hidden(spec, env, rows, sessions):
+        memory["caches"] = caches
     return Forecast(
         spec=spec,
         model_path=str(checkpoint.path),
@@ -191,7 +202,8 @@ def _row(plan: StepPlan, ctx: StepContext, env: Env) -> Row:
     fewest = len(set(plan.branches) - set(plan.reused) - set(plan.optional))
 
     def operations(count: int, share: float) -> float:
-        return count * (around + share * (whole - around)) if share else 0.0  # with 0 the network is not asked
+        asked = len(plan.branches) if plan.around else count if share else 0  # else the network is not asked
+        return asked * around + count * share * (whole - around)
 
     least, most = operations(fewest, plan.least), operations(passes, plan.most)
     return Row(
@@ -217,6 +229,13 @@ def _kept_keys(spec: RunSpec, env: Env, rows: Sequence[Row]) -> int:
     """Bytes of the keys and values of every block and branch, of the expert that has most."""
     widths = (cost.layers * cost.width for cost in env.costs.values())
     return max(2 * max(widths) * len(r.branches) * r.tokens * BYTES[spec.dtype] for r in rows)
+
+
+def _kept_hidden(spec: RunSpec, env: Env, rows: Sequence[Row], sessions: Sequence[Session]) -> int:
+    """Bytes of the hidden states that policies keep, at most."""
+    width = max(cost.width for cost in env.costs.values())
+    most = max(r.tokens * sum(s.kept_hidden(len(r.branches)) for s in sessions) for r in rows)
+    return most * width * BYTES[spec.dtype]
 
 
 def _memory(spec: RunSpec, checkpoint: Checkpoint, env: Env, counted: Mapping[str, int]) -> dict[str, int]:
@@ -253,7 +272,7 @@ def decoded_at_once(held: Mapping[str, int]) -> int:
 def _peaks(held: Mapping[str, int], checkpoint: Checkpoint, frames: int) -> dict[str, int]:
     """Bytes on the device at most, by plan."""
     experts = {component: held[component] for component in checkpoint.experts.values()}
-    working = held["activations"] + held.get("keys", 0)
+    working = held["activations"] + held.get("keys", 0) + held.get("caches", 0)
     decoding = min(decoded_at_once(held), frames) * held["decoding"]
     blocks = max(size / checkpoint.transformer.num_layers for size in experts.values())
     weights = held["text_encoder"] + held["vae"] + sum(experts.values())
