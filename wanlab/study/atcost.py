@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -59,9 +60,9 @@ class Knob:
         return abs(self.cheapest - self.dearest)
 
     def at(self, distance: float) -> float | int:
-        """The value at a distance, to six digits."""
-        value = self.dearest + math.copysign(distance, self.cheapest - self.dearest)
-        return round(value) if self.whole else float(f"{value:.6g}")
+        """The value at a distance, which is taken to three digits."""
+        value = self.dearest + math.copysign(float(f"{distance:.3g}"), self.cheapest - self.dearest)
+        return round(value) if self.whole else round(value, 12)
 
     def between(self, dear: float | None, cheap: float | None) -> float | None:
         """The distance to try next, between one that costs too much and one that costs too little (None for one that is
@@ -70,9 +71,10 @@ class Knob:
             low, high = -1 if dear is None else int(dear), int(self.span) + 1 if cheap is None else int(cheap)
             return (low + high) // 2 if high - low > 1 else None
         if cheap is None:
-            return min(2 * (dear or self.first), self.span) if dear != self.span else None
-        middle = cheap / 2 if dear is None else (dear + cheap) / 2
-        return middle if cheap - (dear or 0.0) > 1e-4 * cheap else None
+            return min(4 * (dear or self.first), self.span) if dear != self.span else None
+        if dear is None:
+            return cheap / 4
+        return math.sqrt(dear * cheap) if cheap > 1.001 * dear else None
 
 
 def search(knob: Knob, cost: Callable[[float], float], target: float, most: int) -> dict[float, float]:
@@ -99,6 +101,15 @@ def search(knob: Knob, cost: Callable[[float], float], target: float, most: int)
         distance = knob.between(dear, cheap)
     if not costs:
         raise refusal
+    return costs
+
+
+def every_value(knob: Knob, cost: Callable[[float], float]) -> dict[float, float]:
+    """The costs of all values of a knob of whole numbers, without those that `cost` refuses with a UsageError."""
+    costs: dict[float, float] = {}
+    for distance in range(int(knob.span) + 1):
+        with suppress(UsageError):
+            costs[knob.at(distance)] = cost(knob.at(distance))
     return costs
 
 
@@ -138,25 +149,28 @@ class Costs:
     watcher: Watcher
     loaded: Any = None
     _done: set[Path] = field(default_factory=set)
-    _known: dict[tuple[str, int], float] = field(default_factory=dict)
+    _planned: dict[str, float | None] = field(default_factory=dict)
+    _sampled: dict[tuple[str, int], float] = field(default_factory=dict)
 
     def forecast(self, method: MethodSpec) -> float | None:
         """Of all runs; None where it is not known beforehand. Raises UsageError as the runs would."""
         from wanlab.engine.run import plan
 
+        if (name := str(method)) in self._planned:
+            return self._planned[name]
         alike: dict[str, list[RunSpec]] = {}  # prompts and seeds cost nothing
         for spec in (replace(s, prompt="-", seed=0) for s in self.specs):
             alike.setdefault(spec.digest(), []).append(spec)
         plans = [(plan(method.apply(s)), plan(self.baseline.apply(s)), 1 + len(more)) for s, *more in alike.values()]
-        if not all(a.exact and b.exact for a, b, _ in plans):
-            return None
-        return sum(n * a.flops for a, _, n in plans) / sum(n * b.flops for _, b, n in plans)
+        share = sum(n * a.flops for a, _, n in plans) / sum(n * b.flops for _, b, n in plans)
+        self._planned[name] = share if all(a.exact and b.exact for a, b, _ in plans) else None
+        return self._planned[name]
 
     def sampled(self, method: MethodSpec, specs: Sequence[RunSpec]) -> float:
         """Of the runs of some specs, which are sampled and kept. Raises UsageError and WanlabError."""
         from wanlab.engine.run import Models
 
-        if (known := self._known.get((str(method), len(specs)))) is not None:
+        if (known := self._sampled.get((str(method), len(specs)))) is not None:
             return known
         self.loaded = self.loaded or Models()
         design = arrange(specs, self.baseline, [Variant(method)], [], self.out)
@@ -174,7 +188,7 @@ class Costs:
             raise WanlabError(f"all runs of {method.label} failed", "run the same command again")
         share = sum(_operations(a) for a, _ in pairs) / sum(_operations(b) for _, b in pairs)
         self.watcher.say(f"{method.label}: {share:.3f} of the operations in {len(pairs)} runs")
-        self._known[str(method), len(specs)] = share
+        self._sampled[str(method), len(specs)] = share
         return share
 
 
@@ -199,25 +213,22 @@ def find(
     for method in (*controls(), *methods):
         every.setdefault((method.policies, method.settings), method)
     variants: list[Variant] = []
-    said: list[str] = []
+    out: dict[str, list[float]] = {}
     for target in targets:
         for method in every.values():
             try:
                 variants.append(_at(method, target, costs, sample=sample))
-            except _LeftOut as reason:
-                said.append(str(reason))
+            except UsageError as reason:
+                out.setdefault(f"{method.label}: {reason}", []).append(target)
+    said = [f"left out at {', '.join(f'{t:g}' for t in at)} of the operations, {why}" for why, at in out.items()]
     asked = {m.label for m in methods}
-    if not any(v.setting["rule"] in asked for v in variants) and sample:
-        raise UsageError(said[0], "ask for another cost" + f"; {len(said) - 1} more like this" * (len(said) > 1))
+    if sample and not any(v.setting["rule"] in asked for v in variants):
+        raise UsageError("; ".join(said))
     return variants, said
 
 
-class _LeftOut(Exception):
-    """A method cannot have a cost."""
-
-
 def _at(method: MethodSpec, target: float, costs: Costs, *, sample: bool) -> Variant:
-    """The method at the value of its knob whose cost is nearest to the target. Raises _LeftOut."""
+    """The method at the value of its knob whose cost is nearest to the target. Raises UsageError when there is none."""
     knob, place = Knob.of(method, method.apply(costs.specs[0]).steps)
     firsts: dict[str, RunSpec] = {}
     for spec in costs.specs:
@@ -230,15 +241,19 @@ def _at(method: MethodSpec, target: float, costs: Costs, *, sample: bool) -> Var
     def cost(value: float) -> float:
         known = costs.forecast(turned(value))
         if known is None and not sample:
-            raise _LeftOut(
-                f"{method.label} decides while it runs: its {knob.name} for {target:g} will be found by sampling "
-                f"{len(specs)} prompts {SAMPLED} times at most, then all"
+            raise UsageError(
+                f"it decides while it runs: its {knob.name} will be looked for by sampling {len(specs)} prompts, "
+                f"{SAMPLED} times at most, then all",
+                "leave out --dry-run",
             )
         return costs.sampled(turned(value), specs) if known is None else known
 
     decided = costs.forecast(turned(knob.at(knob.first))) is not None
-    tried = search(knob, cost, target, PLANNED if decided else SAMPLED)
-    _check_reach(method, knob, tried, target)
+    if decided and knob.whole:
+        tried = every_value(knob, cost)
+    else:
+        tried = search(knob, cost, target, PLANNED if decided else SAMPLED)
+    _check_reach(knob, tried, target)
     value = nearest(tried, target)
     if costs.forecast(turned(value)) is None and len(specs) < len(costs.specs):
         value = _corrected(knob, cost, tried, target, lambda v: costs.sampled(turned(v), costs.specs))
@@ -259,16 +274,17 @@ def _corrected(
     return again if again != value and abs(every(again) - target) < abs(whole - target) else value
 
 
-def _check_reach(method: MethodSpec, knob: Knob, tried: Mapping[float, float], target: float) -> None:
-    """Raises _LeftOut when every value costs more than the target, or every one less."""
+def _check_reach(knob: Knob, tried: Mapping[float, float], target: float) -> None:
+    """Raises UsageError when every value costs more than the target, or every one less."""
     value = nearest(tried, target)
     if min(tried.values()) - TOLERANCE <= target <= max(tried.values()) + TOLERANCE:
         return
     end = "least" if tried[value] > target else "most"
     final = knob.whole or value in (knob.at(0.0), knob.at(knob.span))
-    raise _LeftOut(
-        f"{method.label} cannot cost {target:g} of the operations: {knob.name}={value:g} costs {tried[value]:.3f}, "
-        f"the {end} {'that it can' if final else f'of {len(tried)} values tried'}"
+    raise UsageError(
+        f"{knob.name}={value:g} costs {tried[value]:.3f} of the operations, the {end} "
+        f"{'that it can' if final else f'of {len(tried)} values tried'}",
+        f"ask for {tried[value]:.3f}",
     )
 
 
@@ -277,6 +293,14 @@ def _turn(method: MethodSpec, place: int, knob: str, value: float) -> MethodSpec
     policy = method.policies[place]
     changed = PolicySpec(policy.name, {**policy.options, knob: value}, policy.file, policy.code)
     policies = (*method.policies[:place], changed, *method.policies[place + 1 :])
-    if method.label != MethodSpec.parse(str(method)).label:
-        return MethodSpec(f"{method.label}, {knob}={value:g}", policies, method.settings)
-    return MethodSpec.parse(str(MethodSpec("", policies, method.settings)))
+    turned = MethodSpec.parse(str(MethodSpec("", policies, method.settings)))
+    return turned if _is_plain(method) else replace(turned, label=f"{method.label}, {knob}={value:g}")
+
+
+def _is_plain(method: MethodSpec) -> bool:
+    """Whether a method is called by its own text."""
+    try:
+        said = MethodSpec.parse(method.label)
+    except UsageError:
+        return False
+    return [(p.name, p.knobs) for p in said.policies] == [(p.name, p.knobs) for p in method.policies]

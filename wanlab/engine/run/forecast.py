@@ -196,16 +196,16 @@ def _sums(bounds: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
 
 def _row(plan: StepPlan, ctx: StepContext, env: Env) -> Row:
     tokens, cost = env.tokens(plan.frames), env.costs[ctx.expert]
-    passes = len(set(plan.branches) - set(plan.reused))
     around, whole = cost.around(tokens), cost.whole(tokens)
+    every, sure = set(plan.branches), set(plan.branches) - set(plan.optional)
+    passes, fewest = (len(branches - set(plan.reused)) for branches in (every, sure))
 
-    fewest = len(set(plan.branches) - set(plan.reused) - set(plan.optional))
-
-    def operations(count: int, share: float) -> float:
-        asked = len(plan.branches) if plan.around else count if share else 0  # else the network is not asked
+    def operations(branches: set[str], share: float) -> float:
+        count = len(branches - set(plan.reused))
+        asked = len(branches) if plan.around else count if share else 0  # else the network is not asked
         return asked * around + count * share * (whole - around)
 
-    least, most = operations(fewest, plan.least), operations(passes, plan.most)
+    least, most = operations(sure, plan.least), operations(every, plan.most)
     return Row(
         step=ctx.index,
         timestep=ctx.timestep,
