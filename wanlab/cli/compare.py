@@ -14,7 +14,7 @@ from wanlab.cli.grouping import option, with_options
 from wanlab.cli.options import Form, Sampling, Shortcuts
 from wanlab.cli.running import Watcher
 from wanlab.errors import UsageError
-from wanlab.spec import MethodSpec, PolicySpec, RecordSpec, RunSpec
+from wanlab.spec import MethodSpec, RecordSpec, RunSpec
 from wanlab.study import design as designs
 from wanlab.study.design import MODES, Variant
 
@@ -208,7 +208,7 @@ def _methods(subject: Subject, named: dict[str, MethodSpec], given: Shortcuts) -
     if subject.at_cost and not (subject.a or named):
         raise UsageError("--at-cost is there for methods", "give --a METHOD, or --methods builtin:caches")
     if not (subject.sweep or subject.a or subject.b or named):
-        first, baseline = of_mode(subject.mode or MODES[0], given)
+        first, baseline = given.of_mode(subject.mode or MODES[0])
         return baseline, [first]
     baseline = designs.parse_method(subject.b or "baseline", named)
     texts = subject.a or ([n for n in named if n != subject.b] if not subject.sweep else [])
@@ -237,27 +237,6 @@ def _variants(
         raise UsageError(f"{least} runs or more", "add --yes to go ahead, or take fewer costs, prompts or seeds")
     costs = atcost.Costs(specs, baseline, out, force, Watcher())
     return atcost.find(methods, targets, costs, sample=not dry_run)
-
-
-def of_mode(mode: str, given: Shortcuts) -> tuple[MethodSpec, MethodSpec]:
-    """A and B of a mode, with the guide's defaults. Raises UsageError, for an option that is no part of it too."""
-    cfg = given.cfg(last=5, high=3)
-    methods = designs.methods_of(mode, cfg or PolicySpec("cfg"))
-    first = mode.replace("-", "_").partition("_vs_")[0]
-    uses_cfg = first in ("cfg", "combined")
-    used = {
-        "--cfg-truncate-steps": given.cfg_truncate_steps is None or uses_cfg,
-        "--cfg-truncate-high-noise-steps": given.cfg_truncate_high_noise_steps is None or uses_cfg,
-        "--enable-half-frame-generation": not given.enable_half_frame_generation or "half" in mode,
-        "--enable-improved-frame-completion": not given.enable_improved_frame_completion
-        or first in ("improved", "combined"),
-    }
-    for name, fits in used.items():
-        if not fits:
-            raise UsageError(f"{name} is no part of {mode}", "leave it out, or choose another --mode or --a")
-    if uses_cfg and cfg is None:
-        raise UsageError(f"{mode} truncates no step", "give --cfg-truncate-steps 1 or more")
-    return methods
 
 
 # --- what is shown -----------------------------------------------------------------------------------------------
