@@ -130,7 +130,8 @@ def at_equal_cost(results: Sequence[Result]) -> list[str]:
     groups: dict[float, list[Result]] = {}
     for result in results:
         cost = result.summary["speedup_predicted"].mean
-        if math.isfinite(cost) and cost > 1 and math.isfinite(result.summary["mse"].mean):
+        asked = "at_cost" in result.setting  # those are held against the controls (controls.py)
+        if math.isfinite(cost) and cost > 1 and math.isfinite(result.summary["mse"].mean) and not asked:
             groups.setdefault(round(1 / cost, 6), []).append(result)
     return [
         f"at {share:.3f} of the operations {_loses_least(own)}" for share, own in sorted(groups.items()) if len(own) > 1

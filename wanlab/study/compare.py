@@ -269,11 +269,12 @@ def conclude(
 def _figures(comparison: Comparison, out: Path) -> dict[str, Path]:
     from wanlab.analysis.compare import pareto
     from wanlab.analysis.figures import compare as figures
+    from wanlab.analysis.figures.pareto import front
 
     files: dict[str, Path] = {}
     results = list(comparison.results)
     if len(results) > 1:
-        files["front"] = figures.front(comparison, out / "pareto.png")
+        files["front"] = front(comparison, out / "pareto.png")
     if len(results) > DETAILED:
         points = [(1 / r.summary["speedup_predicted"].mean, r.summary["psnr"].mean) for r in results]
         results = [results[k] for k in pareto(points)][:DETAILED]
