@@ -227,8 +227,14 @@ def _variants(
     yes: bool,
 ) -> tuple[list[Variant], list[str]]:
     """The methods as they are compared, and what there is to say of the choice. Raises UsageError."""
+    from wanlab.study import compare as study
+
+    if subject.sweep:
+        return designs.swept(methods[0], subject.sweep), []
     if not subject.at_cost:
-        return designs.swept(methods[0], subject.sweep) if subject.sweep else [Variant(m) for m in methods], []
+        listed = str(subject.methods).startswith(designs.BUILTIN) and not subject.a
+        kept, said = study.fitting(methods, specs[0]) if listed else (methods, [])
+        return [Variant(m) for m in kept], said
     from wanlab.study import atcost
 
     targets = atcost.parse_costs(subject.at_cost)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wanlab.analysis.controls import EVEN, RANDOM
 from wanlab.errors import UsageError, WanlabError
@@ -19,6 +18,9 @@ from wanlab.spec import MethodSpec, PolicySpec, RunSpec
 from wanlab.spec.run import short
 from wanlab.study.design import Variant, arrange, builtin_methods
 from wanlab.study.runners.local import Watcher, run_all
+
+if TYPE_CHECKING:
+    from wanlab.engine.run.forecast import Forecast
 
 TOLERANCE = 0.01  # of the baseline's operations: nearer than this is not searched for
 FEW = 4  # prompts on which a knob is looked for before all are sampled
@@ -105,11 +107,17 @@ def search(knob: Knob, cost: Callable[[float], float], target: float, most: int)
 
 
 def every_value(knob: Knob, cost: Callable[[float], float]) -> dict[float, float]:
-    """The costs of all values of a knob of whole numbers, without those that `cost` refuses with a UsageError."""
+    """The costs of all values of a knob of whole numbers, without those that `cost` refuses with a UsageError. Raises
+    that error when it refuses all."""
     costs: dict[float, float] = {}
+    refusals: list[UsageError] = []
     for distance in range(int(knob.span) + 1):
-        with suppress(UsageError):
+        try:
             costs[knob.at(distance)] = cost(knob.at(distance))
+        except UsageError as error:
+            refusals.append(error)
+    if not costs:
+        raise refusals[0]
     return costs
 
 
@@ -149,6 +157,8 @@ class Costs:
     watcher: Watcher
     loaded: Any = None
     _done: set[Path] = field(default_factory=set)
+    _alike: dict[str, list[RunSpec]] = field(default_factory=dict)
+    _usual: list[Forecast] = field(default_factory=list)
     _planned: dict[str, float | None] = field(default_factory=dict)
     _sampled: dict[tuple[str, int], float] = field(default_factory=dict)
 
@@ -158,12 +168,16 @@ class Costs:
 
         if (name := str(method)) in self._planned:
             return self._planned[name]
-        alike: dict[str, list[RunSpec]] = {}  # prompts and seeds cost nothing
-        for spec in (replace(s, prompt="-", seed=0) for s in self.specs):
-            alike.setdefault(spec.digest(), []).append(spec)
-        plans = [(plan(method.apply(s)), plan(self.baseline.apply(s)), 1 + len(more)) for s, *more in alike.values()]
-        share = sum(n * a.flops for a, _, n in plans) / sum(n * b.flops for _, b, n in plans)
-        self._planned[name] = share if all(a.exact and b.exact for a, b, _ in plans) else None
+        if not self._alike:
+            for spec in (replace(s, prompt="-", seed=0) for s in self.specs):  # which cost nothing
+                self._alike.setdefault(spec.digest(), []).append(spec)
+            self._usual = [plan(self.baseline.apply(s[0])) for s in self._alike.values()]
+        plans = [plan(method.apply(s[0])) for s in self._alike.values()]
+        own, usual = (
+            sum(len(s) * p.flops for s, p in zip(self._alike.values(), those, strict=True))
+            for those in (plans, self._usual)
+        )
+        self._planned[name] = own / usual if all(p.exact for p in (*plans, *self._usual)) else None
         return self._planned[name]
 
     def sampled(self, method: MethodSpec, specs: Sequence[RunSpec]) -> float:
@@ -248,7 +262,10 @@ def _at(method: MethodSpec, target: float, costs: Costs, *, sample: bool) -> Var
             )
         return costs.sampled(turned(value), specs) if known is None else known
 
-    decided = costs.forecast(turned(knob.at(knob.first))) is not None
+    try:
+        decided = costs.forecast(turned(knob.at(knob.first))) is not None
+    except UsageError:  # which is known beforehand, too
+        decided = True
     if decided and knob.whole:
         tried = every_value(knob, cost)
     else:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from wanlab.errors import UsageError, WanlabError
 from wanlab.files import make_folder, write_text
+from wanlab.spec import MethodSpec, RunSpec
 from wanlab.spec.paths import is_run_file
 from wanlab.study import folders
 from wanlab.study.design import Design, Variant, slug
@@ -47,6 +48,24 @@ class Asked:
 
 
 NOTHING = Asked()
+
+
+def fitting(methods: Sequence[MethodSpec], spec: RunSpec) -> tuple[list[MethodSpec], list[str]]:
+    """The methods that a run of `spec` can use, and which are left out, and why: of a list that is the package's.
+    Raises UsageError when there is none."""
+    from wanlab.engine.run import plan
+
+    kept: list[MethodSpec] = []
+    said: list[str] = []
+    for method in methods:
+        try:
+            plan(method.apply(spec))
+            kept.append(method)
+        except UsageError as reason:
+            said.append(f"left out, {method.label}: {reason}")
+    if not kept:
+        raise UsageError("; ".join(said))
+    return kept, said
 
 
 def forecast(design: Design) -> list[dict[str, Any]]:
