@@ -65,7 +65,8 @@ def _standing(target: float, control: Result, others: Sequence[Result]) -> list[
             where = BETTER if mean > 0 else WORSE if mean < 0 else NEAR
             text = f"{other.label} ({mean:+.2f} dB)"
         groups[where].append((-mean, text))
-    few = "" if enough else f" (by the means of {len(set(prompts))} prompts alone)"
+    count = len(set(prompts))
+    few = "" if enough else f" (by the means of {count} prompt{'s' * (count > 1)} alone)"
     return [
         f"at {target:g} of the operations{few} {where} {control.label} ({share(control):.3f}): "
         f"{', '.join(text for _, text in sorted(texts))}"
