@@ -122,7 +122,7 @@ def _number(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
     places = [tuple(ax.transData.transform(p)) for p in points]
     taken = [Bbox.from_bounds(x - 3 * scale, y - 3 * scale, 6 * scale, 6 * scale) for x, y in places]
     for k, (x, y) in enumerate(places):
-        width, height = 0.68 * SIZE * len(str(k + 1)) * scale, SIZE * scale
+        width, height = 0.68 * SIZE * len(str(k + 1)) * scale, 1.2 * SIZE * scale
         boxes = [
             (reach, Bbox.from_bounds(x + dx * scale - width / 2, y + dy * scale - height / 2, width, height))
             for reach in range(9, 200, 3)
