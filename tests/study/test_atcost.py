@@ -72,7 +72,7 @@ def test_the_knob_can_fall_and_its_end_can_be_refused() -> None:
 def test_a_cost_that_is_none_is_refused(text: str) -> None:
     with pytest.raises(UsageError, match=r"write --at-cost 0\.6"):
         parse_costs(text)
-    assert parse_costs("0.75, .6,0.6") == [0.75, 0.6]
+    assert parse_costs("0.75, .6,0.6") == [0.75, 0.6] == parse_costs([0.75, 0.6]) and parse_costs(0.6) == [0.6]
 
 
 # --- methods ----------------------------------------------------------------------------------------------------------

@@ -126,15 +126,16 @@ def nearest(costs: Mapping[float, float], target: float) -> float:
     return min(costs, key=lambda value: abs(costs[value] - target))
 
 
-def parse_costs(text: str) -> list[float]:
-    """The shares of `0.75,0.6`. Raises UsageError."""
+def parse_costs(given: str | float | Sequence[float]) -> list[float]:
+    """The shares of `0.75,0.6`, or of numbers. Raises UsageError."""
+    values = given.split(",") if isinstance(given, str) else given if isinstance(given, Sequence) else [given]
     try:
-        costs = list(dict.fromkeys(float(part) for part in text.split(",")))
+        costs = list(dict.fromkeys(float(value) for value in values))
     except ValueError:
         costs = []
     if not costs or not all(0 < c < 1 for c in costs):
         raise UsageError(
-            f"--at-cost '{short(text, 40)}' is no share of the baseline's operations",
+            f"--at-cost '{short(str(given), 40)}' is no share of the baseline's operations",
             "write --at-cost 0.6, or 0.75,0.6 for several; above 0 and below 1",
         )
     return costs
