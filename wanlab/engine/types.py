@@ -9,7 +9,7 @@ and Fast", 2022).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
 
@@ -166,7 +166,7 @@ class Call:
     ctx: StepContext
     branches: tuple[str, ...]
     x: Tensor
-    together: tuple[str, ...] = ()
+    step_branches: tuple[str, ...] = ()
     """All branches of the step, of this and its other calls: what decides for the step decides for all of them."""
     positions: int = 1
     """Distance of neighbouring latent frames in temporal rotary positions."""
@@ -226,6 +226,8 @@ class Session:
     fields: ClassVar[tuple[Field, ...]] = ()
     """What `note` reports, one value a step, and with dims ("branch",) one a branch. In the run file each is called
     POLICY_NAME."""
+    indicator: Sequence[float] = ()
+    """What the session compares with its threshold, by step, NaN where it does not: if it is known beforehand."""
     keeps_keys: ClassVar[bool] = False
     """Whether `through` runs blocks on some tokens that attend to all of them (`Blocks.__call__`, `keys`)."""
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from wanlab.engine.policies.reuse import VelocityCache, at_least, indicator, lead
+from wanlab.engine.policies.reuse import VelocityCache, at_least, indicator
 from wanlab.engine.types import Call, Env, Policy, Session
 from wanlab.errors import UsageError
 from wanlab.registry import register
@@ -49,29 +50,27 @@ class EasyCache(Policy):
 class _EasyCache(VelocityCache):
     fields = (indicator("predicted relative change of the velocity, summed"),)
 
-    def measure(self, call: Call, shared: dict[str, Any], given: Tensor | None) -> float:
-        before, shared["x_before"] = shared.get("x_before"), call.x
-        if before is None or "slope" not in shared:
+    def measure(self, call: Call, memory: Mapping[str, Any], told: dict[str, Any], given: Tensor | None) -> float:
+        told["x_before"] = call.x
+        if "slope" not in memory:
             return math.nan
-        moved = float((call.x.float() - before.float()).abs().mean())
-        change: float = shared["slope"] * moved / float(self.of(call, lead(call))["0"].float().abs().mean())
+        change: float = memory["slope"] * size(call.x, memory["x_before"]) / size(memory["0"])
         return change
 
     def keep(self, call: Call, values: Tensor) -> None:
-        shared, branch = self.memory(call.ctx, call.x.shape[2]), lead(call)
-        if branch in call.branches:
-            last = self.of(call, branch)
-            if last and last["at"] == shared["x_at"]:
-                i = call.branches.index(branch)
-                moved = (call.x.float() - shared["x"].float()).abs().mean()
-                shared["slope"] = float((values[i : i + 1].float() - last["0"].float()).abs().mean() / moved)
-            else:
-                shared.pop("slope", None)
-            shared |= {"x": call.x, "x_at": call.ctx.index}
+        for i, branch in enumerate(call.branches):
+            memory = self.of(call, branch)
+            if "x" in memory:
+                memory["slope"] = size(values[i : i + 1], memory["0"]) / size(call.x, memory["x"])
+            memory["x"] = call.x
         super().keep(call, values)
 
     def predict(self, call: Call) -> Tensor:
         velocity = super().predict(call)
-        shared = self.memory(call.ctx, call.x.shape[2])
-        moved: Tensor = velocity.float() + (call.x.float() - shared["x"].float())
+        moved: Tensor = velocity.float() + (call.x.float() - self.of(call, call.branches[0])["x"].float())
         return moved.to(velocity.dtype)
+
+
+def size(x: Tensor, y: Tensor | None = None) -> float:
+    """mean |x - y|, or mean |x|."""
+    return float((x.float() if y is None else x.float() - y.float()).abs().mean())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -80,14 +81,14 @@ class _FirstBlock(ResidualCache):
             last = blocks[self._front : back](front)
             self.keep(call, last - front)
             if lead(call) in call.branches:
-                self.memory(call.ctx, call.x.shape[2])["front"] = _of_lead(call, residual)
+                self.of(call, lead(call))["front"] = _of_lead(call, residual)
         return blocks[back:](last)
 
-    def measure(self, call: Call, shared: dict[str, Any], given: Tensor | None) -> float:
-        if "front" not in shared or lead(call) not in call.branches:
+    def measure(self, call: Call, memory: Mapping[str, Any], told: dict[str, Any], given: Tensor | None) -> float:
+        if "front" not in memory or lead(call) not in call.branches:
             return math.nan
         assert given is not None
-        return difference(_of_lead(call, given), shared["front"])
+        return difference(_of_lead(call, given), memory["front"])
 
     def kept_hidden(self, branches: int) -> int:
         return super().kept_hidden(branches) + 2  # the front's residual, of the last computed step and of this one

@@ -51,7 +51,8 @@ class DpCache(Policy):
     calibration  a file of `wanlab calibrate`, or tiny; by default the model's
 
     Cost: none at forecast steps.
-    Source: "DPCache", arXiv 2602.22654, 2026; as in github.com/sgl-project/sglang.
+    Source: "Denoising as Path Planning: Training-Free Acceleration of Diffusion Models with DPCache", 2026; as in
+    github.com/sgl-project/sglang.
     """
 
     keep: int = 10

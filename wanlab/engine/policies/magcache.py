@@ -69,8 +69,11 @@ class _MagCache(ResidualCache):
 def schedule(
     ratios: np.ndarray, allowed: set[int], threshold: float, consecutive: int, *, carry: bool = False
 ) -> tuple[set[int], list[float]]:
-    """The steps that are reused, and each step's error; ratios [branch, step]. Both branches go together: a step is
-    reused where both errors are below the threshold. With `carry` the other steps change no sum."""
+    """The steps that are reused, and each allowed one's error (NaN at others); ratios [branch, step].
+
+    Both branches go together: a step is reused where both errors are below the threshold. With `carry` the steps that
+    are not allowed change no sum.
+    """
     skipped, errors = set(), []
     product, error, row = np.ones(len(ratios)), np.zeros(len(ratios)), 0
     for k in range(ratios.shape[1]):
@@ -79,7 +82,7 @@ def schedule(
             continue
         product, row = product * ratios[:, k], row + 1
         error = error + abs(1 - product)
-        errors.append(float(error.max()))
+        errors.append(float(error.max()) if k in allowed else math.nan)
         if k in allowed and errors[-1] < threshold and row <= consecutive:
             skipped.add(k)
         else:

@@ -8,7 +8,7 @@ of an expert, or of a number of frames, is always computed.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -50,23 +50,28 @@ class StepCache(Session):
     ) -> None:
         """steps        that are reused; with a threshold, that may be
         threshold    reuse where `measure` is below; None: `steps` are known to be reused
-        measured     of known steps, what `measure` would have said, for the record; by step
+        measured     where the steps are known, what decided it, for the record; by step, NaN where nothing was decided
         order        of the Taylor polynomial through the computed values: 0 for the last one
         consecutive  steps reused in a row at most, 0 for any number
         most         steps reused of an expert at most, 0 for any number
         """
         self.env, self.order = env, order
         self._steps = {s.index for s in env.steps if s.index in steps and env.since(s)}
-        self._threshold, self._measured = threshold, measured
+        self._threshold, self.indicator = threshold, measured
         self._consecutive, self._most = consecutive, most
         self._where: tuple[str, int] = ("", 0)
         self._computed: tuple[str, ...] = ()  # branches of the last step planned that is sure to be computed
         self._may = False  # whether the step that was planned last may be reused
-        self._decided: tuple[int, bool] = (-1, False)  # a step, and whether it is reused
+        self._decided: tuple[int, bool, dict[str, Any]] = (-1, False, {})  # a step, and what was decided
 
-    def measure(self, call: Call, shared: dict[str, Any], given: Tensor | None) -> float:
+    def measure(self, call: Call, memory: Mapping[str, Any], told: dict[str, Any], given: Tensor | None) -> float:
         """How far the step is from what would be used again, NaN where that cannot be told. Asked once in every step,
-        at its first call; `shared` is the memory of all branches, `given` what `reuses` was given."""
+        at its first call.
+
+        memory  that of the branch which decides (`lead`)
+        told    what every branch is to remember of this step
+        given   what `reuses` was given
+        """
         raise NotImplementedError
 
     def least(self, ctx: StepContext) -> float:
@@ -88,30 +93,29 @@ class StepCache(Session):
     def reuses(self, call: Call, given: Tensor | None = None) -> bool:
         """Whether the step of this call is reused: decided at its first call."""
         if self._decided[0] != call.ctx.index:
-            self._decided = (call.ctx.index, self._decide(call, given))
-        return self._decided[1]
-
-    def _decide(self, call: Call, given: Tensor | None) -> bool:
-        shared = self.memory(call.ctx, call.x.shape[2])
-        there = self._may and all(self.of(call, b).get("at") == shared.get("at", -1) for b in call.together)
-        if self._threshold is None:
-            value, below = self._measured[call.ctx.index] if self._measured else math.nan, True
-        else:
-            value = self.measure(call, shared, given) + (shared.get("sum", 0.0) if self.accumulates else 0.0)
-            below = value < self._threshold
-        reuse = there and below and self._room(shared)
-        if self._may and self.fields:
-            self.note(indicator=value)
-        shared["sum"] = value if reuse else 0.0
-        shared["row"] = shared.get("row", 0) + 1 if reuse else 0
-        shared["count"] = shared.get("count", 0) + reuse
-        if not reuse:
-            shared["at"] = call.ctx.index
+            self._decided = (call.ctx.index, *self._decide(call, given))
+        _, reuse, told = self._decided
+        for branch in call.branches:
+            self.of(call, branch).update(told)
         return reuse
 
-    def _room(self, shared: dict[str, Any]) -> bool:
-        in_a_row, in_all = shared.get("row", 0), shared.get("count", 0)
-        return (not self._consecutive or in_a_row < self._consecutive) and (not self._most or in_all < self._most)
+    def _decide(self, call: Call, given: Tensor | None) -> tuple[bool, dict[str, Any]]:
+        """Whether to reuse, and what every branch is to remember of it: the decision is then found in any of them."""
+        memory, told = self.of(call, lead(call)), dict[str, Any]()
+        at = memory.get("at")
+        there = self._may and at is not None and all(self.of(call, b).get("at") == at for b in call.step_branches)
+        if self._threshold is None:
+            value, below = self.indicator[call.ctx.index] if self.indicator else math.nan, True
+        else:
+            value = self.measure(call, memory, told, given) + (memory.get("sum", 0.0) if self.accumulates else 0.0)
+            below = value < self._threshold
+        row, count = memory.get("row", 0), memory.get("count", 0)
+        room = (not self._consecutive or row < self._consecutive) and (not self._most or count < self._most)
+        reuse = there and below and room
+        if self.fields and (self._may or self._threshold is None):
+            self.note(indicator=value)
+        told |= {"sum": value if reuse and self._threshold else 0.0, "row": (row + 1) * reuse, "count": count + reuse}
+        return reuse, told
 
     def of(self, call: Call, branch: str) -> dict[str, Any]:
         """The memory of one branch: "at", the step computed last, and the polynomial's factors "0", "1", …"""
@@ -126,7 +130,6 @@ class StepCache(Session):
                 if str(j) not in memory:
                     break
                 factors.append((factors[j] - memory[str(j)]) / (call.ctx.index - memory["at"]))
-            memory.clear()
             memory |= {"at": call.ctx.index, **{str(j): factor for j, factor in enumerate(factors)}}
 
     def predict(self, call: Call) -> Tensor:
@@ -173,7 +176,7 @@ class ResidualCache(StepCache):
 
 def lead(call: Call) -> str:
     """The branch that decides for the step: the conditional one where it is evaluated."""
-    return COND if COND in call.together else call.together[0]
+    return COND if COND in call.step_branches else call.step_branches[0]
 
 
 def difference(x: Tensor, y: Tensor) -> float:

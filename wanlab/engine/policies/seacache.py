@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -47,9 +48,9 @@ class SeaCache(Policy):
 class _SeaCache(ResidualCache):
     fields = (indicator("relative change of the filtered latents, summed"),)
 
-    def measure(self, call: Call, shared: dict[str, Any], given: Tensor | None) -> float:
-        before, shared["filtered"] = shared.get("filtered"), filtered(call.x, call.ctx.sigma)
-        return math.nan if before is None else difference(shared["filtered"], before)
+    def measure(self, call: Call, memory: Mapping[str, Any], told: dict[str, Any], given: Tensor | None) -> float:
+        told["filtered"] = filtered(call.x, call.ctx.sigma)
+        return difference(told["filtered"], memory["filtered"]) if "filtered" in memory else math.nan
 
 
 def filtered(x: Tensor, sigma: float, power: float = 3.0) -> Tensor:

@@ -64,15 +64,15 @@ class _SenCache(VelocityCache):
         super().__init__(env, steps, **options)
         self._weights = weights
 
-    def measure(self, call: Call, shared: dict[str, Any], given: Tensor | None) -> float:
-        if "x" not in shared:
+    def measure(self, call: Call, memory: Mapping[str, Any], told: dict[str, Any], given: Tensor | None) -> float:
+        if "x" not in memory:
             return math.nan
         of_x, of_t = self._weights[call.ctx.expert]
-        moved = float((call.x.float() - shared["x"].float()).square().mean().sqrt())
-        score: float = of_x * moved + of_t * abs(call.ctx.timestep - shared["t"]) / 1000
+        moved = float((call.x.float() - memory["x"].float()).square().mean().sqrt())
+        score: float = of_x * moved + of_t * abs(call.ctx.timestep - memory["t"]) / 1000
         return score
 
     def keep(self, call: Call, values: Tensor) -> None:
         super().keep(call, values)
-        shared = self.memory(call.ctx, call.x.shape[2])
-        shared |= {"x": call.x, "t": call.ctx.timestep}
+        for branch in call.branches:
+            self.of(call, branch).update({"x": call.x, "t": call.ctx.timestep})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -89,13 +90,13 @@ def changes(embedded: np.ndarray) -> np.ndarray:
 
 
 def schedule(values: Sequence[float], allowed: set[int], threshold: float) -> tuple[set[int], list[float]]:
-    """The steps that are reused, and each step's sum: of the values since the last computed step, itself included. A
-    step is reused where it is allowed and the sum is below the threshold."""
+    """The steps that are reused, and each allowed one's sum: of the values since the last computed step, itself
+    included (NaN at others). A step is reused where it is allowed and the sum is below the threshold."""
     skipped, sums, total = set(), [], 0.0
     for k, value in enumerate(values):
         total += value
-        sums.append(total)
-        if k in allowed and total < threshold:
+        sums.append(total if k in allowed else math.nan)
+        if k in allowed and total < threshold and threshold:  # the sum can be below 0, and 0 is for never
             skipped.add(k)
         else:
             total = 0.0

@@ -5,6 +5,7 @@ What policies decide beforehand is forecast exactly; of what they decide while t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -90,6 +91,8 @@ class Forecast:
     """The predicted peak on the device under each plan of placement.py."""
     disk_bytes: int
     """The run file's arrays before compression."""
+    indicators: Mapping[str, tuple[float | None, ...]]
+    """By policy, what it compares with its threshold at each step, where that is known beforehand."""
 
     @property
     def exact(self) -> bool:
@@ -187,6 +190,11 @@ def forecast(spec: RunSpec, checkpoint: Checkpoint) -> Forecast:
         memory_bytes=memory,
         memory_plans=_peaks(memory, checkpoint, env.shape[1]),
         disk_bytes=_disk(spec, env, sessions),
+        indicators={
+            p.name: tuple(None if math.isnan(v) else v for v in s.indicator)
+            for p, s in zip(spec.policies, sessions, strict=True)
+            if s.indicator
+        },
     )
 
 
