@@ -4,6 +4,7 @@ At shift 12 of 20 steps 13 are high-noise; sigma of step k is 12u / (1 + 11u), u
 """
 
 import dataclasses
+import json
 import math
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from wanlab.engine import policies, run
 from wanlab.engine.loop import denoise
 from wanlab.engine.policies.guidance import weigh_bands
+from wanlab.engine.run.resume import pack, restore, save, unpack
 from wanlab.errors import UsageError
 from wanlab.runfile import Run
 from wanlab.spec import PolicySpec
@@ -55,6 +57,40 @@ def test_a_rule_that_never_acts_is_the_plain_run_bit_for_bit(model, checkpoint, 
 def test_one_branch_stays_one_branch(policy):
     assert all(set(r.predictions) == {"cond"} for r in toy([policy], aligned(lambda k: 20), guidance=1.0))
     assert all(set(r.predictions) == {"uncond"} for r in toy([policy], aligned(lambda k: 20), guidance=0.0))
+
+
+@pytest.mark.parametrize("policy", ["interval:start=0.3,high=0.9", "adaptive:threshold=0.9", "cfgcache:every=3"])
+def test_resumed_after_any_step_it_is_the_same_run(policy):
+    """At each of 19 steps everything is made anew but for what is saved, as bytes and JSON."""
+
+    def velocities(call):
+        c = call.x + call.ctx.sigma
+        u = torch.where(torch.arange(20).view(1, 1, 5, 2, 2) < 12 + call.ctx.index % 7, c, 0.1 * c)
+        return torch.cat([{"cond": c, "uncond": u}[b] for b in call.branches])
+
+    def begin():
+        env, solver = toy_env()
+        return env, solver, policies.begin([PolicySpec.parse(policy)], env)
+
+    env, solver, sessions = begin()
+    x = torch.randn((1, 1, 5, 2, 2), generator=torch.Generator().manual_seed(0))
+    whole, states = [], []
+    for record in denoise(x, env, solver, Toy(velocities), sessions):
+        whole.append(record)
+        states.append(json.loads(json.dumps(pack(save(solver, sessions, [])), default=lambda a: a.tolist())))
+    assert 0 < sum(r.ran.passes == 1 for r in whole) < 20
+    for k in range(1, 20):
+        env, solver, sessions = begin()
+        restored = unpack({n: np.uint8(v) if isinstance(v, list) else v for n, v in states[k - 1].items()}, x.device)
+        restore(restored, solver, sessions, [])
+        again = list(
+            denoise(whole[k].x_t, env, solver, Toy(velocities), sessions, start=k, x0_pred=whole[k - 1].x0_pred)
+        )
+        for a, b in zip(whole[k:], again, strict=True):
+            assert torch.equal(a.x_next, b.x_next) and a.ran.passes == b.ran.passes, (k, a.ctx.index)
+            assert {n: v.tolist() for n, v in a.notes.items()} == pytest.approx(
+                {n: v.tolist() for n, v in b.notes.items()}, nan_ok=True
+            )
 
 
 # --- interval --------------------------------------------------------------------------------------------------------
