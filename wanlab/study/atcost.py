@@ -157,11 +157,11 @@ class Costs:
     force: bool
     watcher: Watcher
     loaded: Any = None
-    _done: set[Path] = field(default_factory=set)
-    _alike: dict[str, list[RunSpec]] = field(default_factory=dict)
-    _usual: list[Forecast] = field(default_factory=list)
-    _planned: dict[str, float | None] = field(default_factory=dict)
-    _sampled: dict[tuple[str, int], float] = field(default_factory=dict)
+    _done: set[Path] = field(init=False, default_factory=set)
+    _alike: dict[str, list[RunSpec]] = field(init=False, default_factory=dict)
+    _usual: list[Forecast] = field(init=False, default_factory=list)
+    _planned: dict[str, float | None] = field(init=False, default_factory=dict)
+    _sampled: dict[tuple[str, int], float] = field(init=False, default_factory=dict)
 
     def forecast(self, method: MethodSpec) -> float | None:
         """Of all runs; None where it is not known beforehand. Raises UsageError as the runs would."""

@@ -312,13 +312,13 @@ def arrange(
     runs: list[list[Path]] = []
     for group in (floors, variants):
         # A method equal to its baseline is sampled again: the result must be the same, and is not taken for granted.
-        places = baseline_places if len(group) > 1 else {}
+        places = dict(baseline_places) if len(group) > 1 else {}
         for variant in group:
             own = [variant.method.apply(s) for s in specs]
             check_names(own[0])
             folder = out / _folder(variant.method, folders)
             rows.append(own)
-            runs.append([places.get(s.digest(), folder / f"{run_name(s)}.h5") for s in own])
+            runs.append([places.setdefault(s.digest(), folder / f"{run_name(s)}.h5") for s in own])
     order: dict[Path, RunSpec] = {}
     for k in range(len(base)):
         row = [(base[k], base_runs[k]), *((s[k], p[k]) for s, p in zip(rows, runs, strict=True))]
