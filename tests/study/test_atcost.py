@@ -137,6 +137,12 @@ def test_a_dry_run_says_what_it_cannot_know(tmp_path: Path) -> None:
     assert "adaptive: it decides while it runs: its threshold will be looked for by sampling 2 prompts" in said[0]
 
 
+def test_a_whole_number_given_for_a_threshold_leaves_it_a_threshold() -> None:
+    knob, place = Knob.of(MethodSpec.parse("half+adaptive:threshold=1"), 20)
+    assert (knob.name, knob.whole, place, knob.first) == ("threshold", False, 1, 1.0)
+    assert Knob.of(MethodSpec.parse("cfg:last=5+half"), 20)[0] == Knob("last", 1, 20, True, 9)
+
+
 # --- lists ------------------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from wanlab.analysis.controls import EVEN, RANDOM
 from wanlab.errors import UsageError, WanlabError
@@ -51,7 +51,7 @@ class Knob:
             if policy.cost_knob is not None:
                 name, *ends = policy.cost_knob
                 dearest, cheapest = (steps if math.isinf(e) else e for e in ends)
-                whole, span = isinstance(getattr(policy, name), int), abs(cheapest - dearest)
+                whole, span = get_type_hints(type(policy))[name] is int, abs(cheapest - dearest)
                 usual = min(abs(getattr(policy, name) - dearest), span) or span / 2
                 return cls(name, dearest, cheapest, whole, span // 2 if whole else usual), place
         raise UsageError(f"{short(method.label)} has no knob that trades cost for quality", "leave it out of --at-cost")
@@ -300,7 +300,7 @@ def _check_reach(knob: Knob, tried: Mapping[float, float], target: float) -> Non
     end = "least" if tried[value] > target else "most"
     final = knob.whole or value in (knob.at(0.0), knob.at(knob.span))
     raise UsageError(
-        f"{knob.name}={value:g} costs {tried[value]:.3f} of the operations, the {end} "
+        f"{knob.name}={value} costs {tried[value]:.3f} of the operations, the {end} "
         f"{'that it can' if final else f'of {len(tried)} values tried'}",
         f"ask for {tried[value]:.3f}",
     )
@@ -312,7 +312,7 @@ def _turn(method: MethodSpec, place: int, knob: str, value: float) -> MethodSpec
     changed = PolicySpec(policy.name, {**policy.options, knob: value}, policy.file, policy.code)
     policies = (*method.policies[:place], changed, *method.policies[place + 1 :])
     turned = MethodSpec.parse(str(MethodSpec("", policies, method.settings)))
-    return turned if _is_plain(method) else replace(turned, label=f"{method.label}, {knob}={value:g}")
+    return turned if _is_plain(method) else replace(turned, label=f"{method.label}, {knob}={value}")
 
 
 def _is_plain(method: MethodSpec) -> bool:
