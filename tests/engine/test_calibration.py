@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,11 @@ class Run:
     shape: tuple[int, int, int, int] = (16, 13, 10, 18)
     total: int = 6
     switch: int | None = 4
+    sigmas: tuple[float, ...] = (1.0, 0.9, 0.8, 0.7, 0.5, 0.3)
+
+    @property
+    def steps(self) -> list[Any]:
+        return [SimpleNamespace(sigma=s) for s in self.sigmas]
 
 
 def plain() -> dict[str, Any]:
@@ -29,8 +35,8 @@ def plain() -> dict[str, Any]:
     return {
         "format": 1,
         "model": {"name": "tiny", "fingerprint": "f" * 64},
-        "schedule": {"solver": "unipc", "steps": 6, "shift": 5.0, "switch": 4},
-        "size": {"width": 144, "height": 80, "frames": 49},
+        "schedule": {"solver": "unipc", "steps": 6, "shift": 5.0, "switch": 4, "sigmas": [1, 0.9, 0.8, 0.7, 0.5, 0.3]},
+        "size": {"width": 144, "height": 80, "frames": 49, "latents": [13, 10, 18]},
         "guidance": [3.0, 4.0],
         "prompts": 2,
         "seeds": 1,
@@ -88,6 +94,7 @@ def test_at_its_own_steps_a_list_is_itself_and_one_step_of_an_expert_is_its_firs
         (Run(shape=(16, 13, 10, 20)), "latents 13x10x18, and this run has 13x10x20"),
         (Run(total=7), "steps 6, and this run has 7"),
         (Run(switch=3), "step 4, and this run has step 3"),
+        (Run(sigmas=(1.0, 0.9, 0.8, 0.71, 0.5, 0.3)), "sigma 0.7000 at step 3, and this run has 0.7100"),
         (Run(switch=None), "an expert switch, and this run has none"),
     ],
 )
@@ -144,7 +151,9 @@ def spoiled(path: str, value: Any) -> dict[str, Any]:
         ("plans/3", [0, 1, 2], "leaves out an expert's first step"),
         ("plans/3", [0, 4], "the plan of 3 steps"),
         ("plans/3", [0, 4, 9], "step of a plan 9"),
-        ("size/width", -1, "width -1"),
+        ("size/latents", [13, 0, 18], "size of the latents 0"),
+        ("size/latents", [13, 10], "not enough values"),
+        ("schedule/sigmas", [1.0], "1 sigmas for 6 steps"),
     ],
 )
 def test_a_spoiled_file_is_refused_in_one_line(tmp_path: Path, path: str, value: Any, said: str) -> None:
@@ -184,3 +193,14 @@ def test_resampling_keeps_the_ends() -> None:
         assert len(resampled) == total
         assert resampled[[0, -1]].tolist() == load("wan2.1-t2v-14b").ratios["uncond"][[0, -1]].tolist()
     assert np.array_equal(load("wan2.1-t2v-14b").magnitude("cond", 50, None), load("wan2.1-t2v-14b").ratios["cond"])
+
+
+@pytest.mark.skipif("tiny" not in packaged(), reason="tiny has no calibration: docs/caches.md makes it")
+def test_tinys_own_belongs_to_its_weights() -> None:
+    from wanlab.engine.model import loading
+    from wanlab.engine.run import fingerprint
+
+    tiny = load("tiny")
+    assert tiny.fingerprint == fingerprint(loading.fetched(loading.describe("tiny", "")))
+    assert set(tiny.fits) == set(tiny.sensitivities) == {"high", "low"}
+    assert set(tiny.plans) == set(range(4, tiny.steps + 1))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,14 +18,22 @@ import numpy as np
 from wanlab.errors import UsageError, WanlabError
 from wanlab.files import read_bytes
 from wanlab.registry import suggest
-from wanlab.spec.run import MAX_STEPS, short
+from wanlab.spec.run import MAX_SIZE, MAX_STEPS, short
 
 FORMAT = 1
 BRANCHES = ("cond", "uncond")
 EXPERTS = ("high", "low", "single")
 SHARED = Path(__file__).with_name("calibrations")
 MAX_BYTES = 2**22  # 1000 steps of everything are a tenth of it
+SIGMA = 1e-3  # how far noise levels of one schedule may be apart
 REMEDY = "make one: wanlab calibrate --model MODEL --out FILE"
+
+
+class Step(Protocol):
+    """A step of a schedule (types.StepContext)."""
+
+    @property
+    def sigma(self) -> float: ...
 
 
 class Run(Protocol):
@@ -43,6 +51,8 @@ class Run(Protocol):
     def shape(self) -> tuple[int, int, int, int]:
         """C, F, H, W of the latents."""
 
+    @property
+    def steps(self) -> Sequence[Step]: ...
     @property
     def total(self) -> int: ...
     @property
@@ -83,8 +93,10 @@ class Calibration:
     shift: float | None
     switch: int | None
     """Index of the first low-noise step; None for one expert."""
-    size: tuple[int, int, int] | None
-    """Width, height, frames of the video."""
+    sigmas: tuple[float, ...] | None
+    """Noise level before each step."""
+    latents: tuple[int, int, int] | None
+    """Frames, height, width of the latents."""
     source: str
     ratios: Mapping[str, np.ndarray]
     """[steps] by branch: mean over tokens of the norm of the block stack's residual to that at the step before."""
@@ -105,8 +117,8 @@ class Calibration:
             raise self._other("solver", self.solver, run.solver)
         if self.shift is not None and not math.isclose(run.shift, self.shift, rel_tol=1e-6):
             raise self._other("shift", f"{self.shift:g}", f"{run.shift:g}")
-        if self.size is not None and run.shape[1:] != (latent := _latent(*self.size)):
-            raise self._other("latents", "x".join(map(str, latent)), "x".join(map(str, run.shape[1:])))
+        if self.latents is not None and run.shape[1:] != self.latents:
+            raise self._other("latents", "x".join(map(str, self.latents)), "x".join(map(str, run.shape[1:])))
         if (self.switch is None) is not (run.switch is None):
             raise UsageError(
                 f"calibration {self.name} has {'no' if self.switch is None else 'an'} expert switch, and this run "
@@ -117,6 +129,10 @@ class Calibration:
             raise self._other("steps", str(self.steps), str(run.total))
         if steps and run.switch != self.switch:
             raise self._other("expert switch", f"step {self.switch}", f"step {run.switch}")
+        if steps and self.sigmas is not None:
+            for k, (its, step) in enumerate(zip(self.sigmas, run.steps, strict=True)):
+                if abs(its - step.sigma) > SIGMA:
+                    raise self._other("another schedule: sigma", f"{its:.4f} at step {k}", f"{step.sigma:.4f}")
 
     def magnitude(self, branch: str, total: int, switch: int | None) -> np.ndarray:
         """The ratio [total] of each step's residual to the one before, 1 at step 0 (MagCache).
@@ -212,7 +228,8 @@ def parse(name: str, plain: Mapping[str, Any]) -> Calibration:
         steps=steps,
         shift=None if schedule["shift"] is None else _number("shift", schedule["shift"], 0),
         switch=switch,
-        size=None if size is None else tuple(_whole(k, size[k], 1, 2**20) for k in ("width", "height", "frames")),  # type: ignore[arg-type]
+        sigmas=_sigmas(schedule.get("sigmas"), steps),
+        latents=None if size is None else _latents(size["latents"]),
         source=str(plain["source"]),
         ratios={b: _ratios(plain["magnitude"][b]["mean"], steps) for b in BRANCHES if plain.get("magnitude")},
         fits=fits,
@@ -238,6 +255,12 @@ def _ratios(values: list[Any], steps: int) -> np.ndarray:
     return ratios
 
 
+def _sigmas(values: list[Any] | None, steps: int) -> tuple[float, ...] | None:
+    if values is not None and len(values) != steps:
+        raise ValueError(f"{len(values)} sigmas for {steps} steps")
+    return None if values is None else tuple(_number("sigma", v, 0) for v in values)
+
+
 def _plan(keys: list[Any], budget: int, steps: int, switch: int | None) -> tuple[int, ...]:
     plan = tuple(_whole("step of a plan", k, 0, steps - 1) for k in keys)
     if len(plan) != budget or list(plan) != sorted(set(plan)):
@@ -253,8 +276,9 @@ def _nearest(values: np.ndarray, total: int) -> np.ndarray:
     return np.take(values, at)
 
 
-def _latent(width: int, height: int, frames: int) -> tuple[int, int, int]:
-    return (frames - 1) // 4 + 1, height // 8, width // 8
+def _latents(values: list[Any]) -> tuple[int, int, int]:
+    frames, height, width = (_whole("size of the latents", v, 1, MAX_SIZE) for v in values)
+    return frames, height, width
 
 
 def _expert(name: str) -> str:

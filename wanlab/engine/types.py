@@ -149,6 +149,8 @@ class StepPlan:
     """Those of `branches` that will not be evaluated: their values are from an earlier step."""
     optional: tuple[str, ...] = ()
     """Those of `branches` that the step may turn out not to need: a policy decides it while it runs."""
+    extra: int = 0
+    """Passes besides, that no velocity is made of."""
     least: float = 1.0
     """The least share of the blocks' operations, in the other branches, that will run: below 1 where a policy decides
     while it runs, 0 where the network may not be asked at all."""

@@ -210,10 +210,10 @@ def _row(plan: StepPlan, ctx: StepContext, env: Env) -> Row:
     tokens, cost = env.tokens(plan.frames), env.costs[ctx.expert]
     around, whole = cost.around(tokens), cost.whole(tokens)
     every, sure = set(plan.branches), set(plan.branches) - set(plan.optional)
-    passes, fewest = (len(branches - set(plan.reused)) for branches in (every, sure))
+    passes, fewest = (len(branches - set(plan.reused)) + plan.extra for branches in (every, sure))
 
     def operations(branches: set[str], share: float) -> float:
-        count = len(branches - set(plan.reused))
+        count = len(branches - set(plan.reused)) + plan.extra
         asked = len(branches) if plan.around else count if share else 0  # else the network is not asked
         return asked * around + count * share * (whole - around)
 
