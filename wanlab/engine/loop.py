@@ -63,11 +63,10 @@ def denoise(
             ran=ran,
             predictions={b: v for b, v in velocities.items() if ran.shares.get(b) == 1.0},
             reused={b: v for b, v in velocities.items() if ran.shares.get(b) != 1.0},
-            notes=noted(sessions),
         )
         for session in sessions:
             session.after(record)
-        yield record
+        yield replace(record, notes=noted(sessions))
         x = x_next
 
 

@@ -147,6 +147,8 @@ class StepPlan:
     """Applied to the latents before they are evaluated."""
     reused: tuple[str, ...] = ()
     """Those of `branches` that will not be evaluated: their values are from an earlier step."""
+    optional: tuple[str, ...] = ()
+    """Those of `branches` that the step may turn out not to need: a policy decides it while it runs."""
     extra: int = 0
     """Passes besides, that no velocity is made of."""
     least: float = 1.0
@@ -311,6 +313,10 @@ class Session:
 
 class Policy:
     """A frozen set of knobs (a frozen dataclass, one field a knob)."""
+
+    cost_knob: ClassVar[tuple[str, float, float] | None] = None
+    """The knob that trades cost for quality, its value at which all is evaluated, and the one at which least is
+    (`inf` for the number of steps): what `wanlab compare --at-cost` turns. None when there is no such knob."""
 
     def begin(self, env: Env) -> Session:
         """A session for one run. Raises UsageError when the knobs do not fit the run."""

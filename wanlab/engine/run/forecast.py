@@ -208,15 +208,16 @@ def _sums(bounds: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
 
 def _row(plan: StepPlan, ctx: StepContext, env: Env) -> Row:
     tokens, cost = env.tokens(plan.frames), env.costs[ctx.expert]
-    passes = len(set(plan.branches) - set(plan.reused)) + plan.extra
     around, whole = cost.around(tokens), cost.whole(tokens)
+    every, sure = set(plan.branches), set(plan.branches) - set(plan.optional)
+    passes, fewest = (len(branches - set(plan.reused)) + plan.extra for branches in (every, sure))
 
-    def operations(share: float) -> float:
-        blocks = passes * share * (whole - around)
-        asked = len(plan.branches) if plan.around else passes if share else 0  # else the network is not asked
-        return asked * around + blocks
+    def operations(branches: set[str], share: float) -> float:
+        count = len(branches - set(plan.reused)) + plan.extra
+        asked = len(branches) if plan.around else count if share else 0  # else the network is not asked
+        return asked * around + count * share * (whole - around)
 
-    least, most = operations(plan.least), operations(plan.most)
+    least, most = operations(sure, plan.least), operations(every, plan.most)
     return Row(
         step=ctx.index,
         timestep=ctx.timestep,
@@ -229,7 +230,7 @@ def _row(plan: StepPlan, ctx: StepContext, env: Env) -> Row:
         frames=plan.frames,
         tokens=tokens,
         passes=passes if plan.most else 0,
-        passes_bounds=(passes if plan.least else 0, passes if plan.most else 0),
+        passes_bounds=(fewest if plan.least else 0, passes if plan.most else 0),
         flops=most,
         flops_bounds=(least, most),
         jump=plan.jump is not None,
