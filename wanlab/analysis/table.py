@@ -165,7 +165,7 @@ def answer(comparison: Comparison, loss: tuple[str, float]) -> list[str]:
         return [f"no method of this sweep keeps {side} {limit}; the nearest is {shown(best)}"]
     said = [f"cheapest that keeps {side} {limit}: {shown(sure)}"] if sure else []
     if likely is not sure:
-        why = f"held together with the others' its interval reaches {other} {limit}"
+        why = f"its interval, or that of a method nearer the baseline, reaches {other} {limit}"
         if len(set(likely.prompts)) < 4:
             why = "these prompts are too few to be sure"
         said.append(f"by its mean alone {shown(likely)} would do, but {why}")
