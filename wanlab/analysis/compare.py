@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from wanlab.analysis import metrics as registered
 from wanlab.analysis import verdict
 from wanlab.analysis.fidelity import Fidelity, Known
 from wanlab.analysis.fidelity import compare as compare_clips
+from wanlab.analysis.key import Key
 from wanlab.analysis.metrics import BASELINE, Metric
 from wanlab.analysis.metrics.clip import Clip
 from wanlab.analysis.metrics.cost import Cost
@@ -62,6 +63,8 @@ class Pair:
     fidelity: Fidelity
     figures: Mapping[str, float]
     """The pair's figures by the names that summaries, exports and thresholds use."""
+    key: Key | None = None
+    """What it may be pooled by: the baseline's; None of video files."""
     cost_a: Cost | None = None
     """None for a video file: nobody knows what it cost."""
     cost_b: Cost | None = None
@@ -81,6 +84,7 @@ class Pair:
             "seed": self.seed,
             "a": str(self.a),
             "b": str(self.b),
+            "key": None if self.key is None else asdict(self.key),
             **{n: m.plain(self.figures[n]) for n, m in registered.by_figure().items() if n in self.figures},
             "rounded": self.fidelity.rounded,
             "worst_frame": self.fidelity.worst_frame,
@@ -106,7 +110,12 @@ def measure(
     if is_run_file(a) and is_run_file(b):
         with Run(a) as run_a, Run(b) as run_b:
             costs = Cost.of(run_a), Cost.of(run_b)
-            more = {"cost_a": costs[0], "cost_b": costs[1], "divergence": divergence(run_a, run_b)}
+            more = {
+                "key": Key.of(run_b),
+                "cost_a": costs[0],
+                "cost_b": costs[1],
+                "divergence": divergence(run_a, run_b),
+            }
             prompt, seed = run_b.spec.prompt, run_b.spec.seed
             if not (are_finite(run_a) and are_finite(run_b)):  # their frames mean nothing, whatever they look like
                 fidelity = fidelity.unknown()

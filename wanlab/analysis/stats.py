@@ -221,6 +221,17 @@ def share(successes: Sequence[bool], groups: Sequence[Hashable]) -> Interval:
     return Interval(good / runs, 0.0 if not good else low, 1.0 if good == runs else high, len(counts))
 
 
+def share_difference(gained: Sequence[bool], lost: Sequence[bool], groups: Sequence[Hashable]) -> Interval:
+    """How much larger a share of runs is than that of their pairs: those that gained what is counted, less those that
+    lost it, with a 95 % interval from both shares' own (square and add; A. Donner, G. Y. Zou, Statistical Methods in
+    Medical Research 21, 2012). It has a width even where no run differs from its pair."""
+    more, less = share(gained, groups), share(lost, groups)
+    mean = more.mean - less.mean
+    low = math.hypot(more.mean - more.low, less.high - less.mean)
+    high = math.hypot(more.high - more.mean, less.mean - less.low)
+    return Interval(mean, mean - low, mean + high, more.n).within(-1, 1)
+
+
 SHARES = (np.arange(400) + 0.5) / 400
 CORRELATIONS = ((np.arange(24) + 0.5) / 24)[:, None] ** 3
 

@@ -81,10 +81,10 @@ def whole(
                 "path": str(r.path),
                 "prompt": r.prompt,
                 "seed": r.seed,
-                "model": r.model,
+                "model": r.key.model,
                 "method": r.method,
-                "frames": r.frames,
-                "steps": r.steps,
+                "frames": r.key.frames,
+                "steps": r.key.steps,
                 "passes": r.passes,
                 "seconds": r.seconds,
             }
