@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from wanlab.analysis import hypotheses as h
+from wanlab.analysis.hypotheses import scales
 from wanlab.analysis.hypotheses.bands import Bands, bands
 from wanlab.analysis.key import Key
 from wanlab.analysis.stats import Interval
@@ -377,6 +378,144 @@ def test_runs_that_were_sampled_differently_are_not_pooled() -> None:
     other = [replace(r, key=replace(r.key, shift=3.0)) for r in six]
     says = {c.says.split(":")[0] for c in h.judge(h.Evidence(runs=(*six, *other)), h.Thresholds())[2].claims}
     assert says == {"on `m`, 6 steps, 49 frames, shift 12.0", "on `m`, 6 steps, 49 frames, shift 3.0"}
+
+
+KEYS: dict[str, Any] = {
+    "model": "other",
+    "steps": 40,
+    "frames": 17,
+    "size": "80x144",
+    "shift": 3.0,
+    "schedule": "wan",
+    "solver": "euler",
+    "guidance": "1",
+    "guider": "apg",
+    "dtype": "bfloat16",
+}
+
+
+def test_every_key_is_tried() -> None:
+    assert set(KEYS) == {f.name for f in fields(Key)}
+
+
+@pytest.mark.parametrize("name", KEYS)
+def test_runs_that_differ_in_a_key_share_no_verdict(tmp_path: Path, name: str) -> None:
+    """Six prompts of one kind and six of another: run files, pairs and curves whose files are gone, each by itself."""
+    nan = math.nan
+    usual = {
+        "model": "m",
+        "steps": 20,
+        "frames": 49,
+        "size": "144x80",
+        "shift": 12.0,
+        "schedule": "",
+        "solver": "unipc",
+    }
+    kinds = [usual | {"guidance": "5", "guider": "cfg", "dtype": "float32"}]
+    kinds.append(kinds[0] | {name: KEYS[name]})
+    runs = tuple(plain(f"p{k}", [4.0] * 6, [nan] * 6, **key) for key in kinds for k in range(6))
+    for kind, key in enumerate(kinds):
+        comparison(tmp_path / f"{kind}", "cfg_truncated", [20.0 + k for k in range(6)], key=key)
+        curves = [
+            {
+                "method": "half",
+                "prompt": f"p{k}",
+                "seed": 0,
+                "key": key,
+                "recovery": {"after": 1, "pairs": "duplicated"},
+            }
+            for k in range(6)
+        ]
+        content = {"format": h.CONTINUITY, "groups": [], "runs": curves}
+        (tmp_path / f"{kind}" / "continuity_statistics.json").write_text(json.dumps(content))
+    judged = h.judge(replace(h.collect([tmp_path]), runs=runs), h.Thresholds())
+    of = [c for x in judged for c in x.claims if c.quantity in ("psnr", "share recovered", "first over rest")]
+    assert [c.value.n for c in of] == [6] * 6 and len({(c.quantity, c.on) for c in of}) == 6
+    assert all(c.says.startswith(f"on `{c.on.split('`')[1]}`, ") for c in of)
+    if name not in ("model", "steps", "frames"):
+        assert all(name in c.on for c in of)
+
+
+@pytest.mark.parametrize(
+    ("spread", "seeds", "threshold", "prompts_do", "seeds_do"),
+    [(1.0, 0.1, 9.8, True, False), (0.02, 1.0, 9.8, True, True), (1.0, 1.0, 10.0, False, False)],
+)
+def test_what_would_decide_is_enough(
+    spread: float, seeds: float, threshold: float, prompts_do: bool, seeds_do: bool
+) -> None:
+    """Prompts that differ need more prompts, seeds that differ more seeds; on the threshold nothing helps. With as
+    many prompts of the same spread, or seeds, and some more for their own skewness, the interval lies on one side."""
+    rng = np.random.default_rng(5)
+
+    def drawn(prompts: int, count: int) -> tuple[list[float], list[str]]:
+        """Of exactly these variances: means spread by `spread`, seeds of each by `seeds`, of mean 10."""
+        own, noise = rng.standard_normal(prompts), rng.standard_normal((prompts, count))
+        noise -= noise.mean(axis=1, keepdims=True)
+        noise *= seeds / np.sqrt((noise**2).sum() / (prompts * (count - 1)))
+        own = (own - own.mean()) / own.std(ddof=1) * math.sqrt(spread**2 + seeds**2 / count)
+        return (10 + own[:, None] + noise).ravel().tolist(), [f"p{k}" for k in range(prompts) for _ in range(count)]
+
+    def found(values: list[float], prompts: list[str]) -> Interval:
+        return scales.on_scale(scales.Scale(), values, prompts)[0]
+
+    now = drawn(8, 4)
+    more, again = scales.enough(found(*now), *now, threshold)
+    assert (more > 8) == prompts_do and (again > 4) == seeds_do
+    if prompts_do:
+        assert found(*drawn(math.ceil(1.3 * more), 4)).low > threshold
+    if seeds_do:
+        assert found(*drawn(8, math.ceil(1.3 * again))).low > threshold
+    said = scales.advice(found(*now), *now, threshold)
+    assert ("prompts of 4 seeds" in said, "seeds of each of these 8" in said) == (prompts_do, seeds_do)
+    assert ("no number up to" in said) == (not prompts_do)
+
+
+def adherence(folder: Path, rows: list[tuple[float | None, float | None]]) -> h.Claim:
+    pairs = [pair(f"p{k // 4}", k % 4, adherence=a, adherence_baseline=b) for k, (a, b) in enumerate(rows)]
+    content = {"format": h.COMPARISON, "baseline": "baseline", "methods": [{"label": "cfg_truncated", "pairs": pairs}]}
+    (folder / "comparison.json").write_text(json.dumps(content))
+    return claims(folder, "H1")["adherence, difference"]
+
+
+def test_h1_counts_what_is_shown_of_what_was_asked(tmp_path: Path) -> None:
+    """Pairs of 60 prompts x 4 seeds: alike, lost by a fifth, or outside the world. No pair of 4 x 4 differs: nothing
+    can be said, for an interval of no width would say too much."""
+    alike = adherence(tmp_path, [(1.0, 1.0)] * 120 + [(0.0, 0.0)] * 120)
+    assert (alike.verdict, alike.value.mean, alike.value.n) == (h.SUPPORTED, 0.0, 60)
+    worse = adherence(tmp_path, [(0.0, 1.0), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0), (1.0, 1.0)] * 48)
+    assert (worse.verdict, worse.value.mean) == (h.REFUTED, pytest.approx(-0.2))
+    few = adherence(tmp_path, [(1.0, 1.0)] * 16)
+    assert few.verdict == h.UNDECIDED and few.value.low < -0.05 and "prompts of 4 seeds" in few.needs
+    outside = adherence(tmp_path, [(None, None)] * 16 + [(1.0, 1.0)] * 16)
+    assert outside.value.n == 4
+
+
+def test_truncation_is_stated_in_noise_levels(tmp_path: Path, sampled: Path) -> None:
+    """The last five of 20 steps at shift 12 begin at 12 · .25/(1 + 11 · .25) = .80."""
+    (tmp_path / "r.h5").write_bytes(sampled.read_bytes())
+    comparison(tmp_path, "cfg_truncated", [20.0] * 4, b=str(tmp_path / "r.h5"))
+    judged = h.judge(h.collect([tmp_path]), h.Thresholds())[0]
+    assert "fidelity, its last 5 steps truncated (σ ≤ 0.80)" in judged.claims[0].says
+    assert "20 steps, 17 frames" in judged.on
+
+
+def test_h2_holds_continuity_and_motion_apart(tmp_path: Path) -> None:
+    """As smooth as the baseline, at three quarters of its motion: continuity holds, motion does not."""
+    ratios = [0.9, 0.92, 0.91, 0.9, 0.89, 0.92]
+    comparison(
+        tmp_path,
+        "half_frame",
+        ratios,
+        "warping_error",
+        warping_error_baseline=1.0,
+        difference=0.75,
+        difference_baseline=1.0,
+    )
+    judged = h.judge(h.collect([tmp_path]), h.Thresholds())[1]
+    said = {(c.quantity, c.relation): c.verdict for c in judged.claims}
+    assert said["warping error, ratio", "<="] == h.SUPPORTED
+    assert said["frame difference, ratio", ">="] == h.REFUTED and said["frame difference, ratio", "<="] == h.SUPPORTED
+    assert judged.verdict == h.PARTLY
 
 
 def test_two_equal_values_are_not_enough() -> None:

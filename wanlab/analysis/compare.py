@@ -63,8 +63,8 @@ class Pair:
     fidelity: Fidelity
     figures: Mapping[str, float]
     """The pair's figures by the names that summaries, exports and thresholds use."""
-    key: Key | None = None
-    """What it may be pooled by: the baseline's; None of video files."""
+    keys: tuple[Key, Key] | None = None
+    """What A's and B's run may be pooled by; None of video files."""
     cost_a: Cost | None = None
     """None for a video file: nobody knows what it cost."""
     cost_b: Cost | None = None
@@ -84,7 +84,7 @@ class Pair:
             "seed": self.seed,
             "a": str(self.a),
             "b": str(self.b),
-            "key": None if self.key is None else asdict(self.key),
+            "key": None if self.keys is None else asdict(self.keys[1]),
             **{n: m.plain(self.figures[n]) for n, m in registered.by_figure().items() if n in self.figures},
             "rounded": self.fidelity.rounded,
             "worst_frame": self.fidelity.worst_frame,

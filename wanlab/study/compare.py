@@ -20,7 +20,7 @@ from wanlab.study.runners.local import Watcher, run_all
 from wanlab.study.text import finite, markdown, plain
 
 if TYPE_CHECKING:
-    from wanlab.analysis.compare import Comparison, Result
+    from wanlab.analysis.compare import Comparison, Pair, Result
     from wanlab.analysis.fidelity import Known
 
 DETAILED = 8  # more methods than this get figures of their own only on the Pareto front
@@ -167,7 +167,7 @@ def compare_files(
     Pairs that cannot be compared are named in the result's `failed`. Raises UsageError for a folder against a file, and
     for folders without a name in common; WanlabError when nothing can be compared.
     """
-    from wanlab.analysis.compare import Comparison, Result, measure
+    from wanlab.analysis.compare import Comparison, measure
     from wanlab.analysis.verdict import check_conditions
 
     watcher = watcher or Watcher()
@@ -197,11 +197,28 @@ def compare_files(
         watcher.measure(k, len(matches))
     if not pairs:
         raise WanlabError(f"none of the {len(matches)} pairs can be compared", "see above")
-    comparison = Comparison(baseline=plain(b.name), results=(Result(label=plain(a.name), pairs=tuple(pairs)),))
+    comparison = Comparison(baseline=plain(b.name), results=by_key(plain(a.name), pairs))
     digest = hashlib.sha256(f"{a.resolve()}\0{b.resolve()}".encode()).hexdigest()[:8]
     name = f"{slug(f'{a.name} vs {b.name}')[:60]}-{digest}"
     description = f"{len(pairs)} pairs of videos: {a} against {b}" if all(several) else ""
     return conclude(comparison, out, name, asked, description=description, remarks=remarks, failed=failed)
+
+
+def by_key(label: str, pairs: Sequence[Pair]) -> tuple[Result, ...]:
+    """A result for each kind of runs among the pairs: those of other steps, sizes or guidance are not pooled."""
+    from wanlab.analysis.compare import Result
+    from wanlab.analysis.key import titles
+
+    groups = {p.keys: [q for q in pairs if q.keys == p.keys] for p in pairs}
+    if len(groups) == 1:
+        return (Result(label=label, pairs=tuple(pairs)),)
+    own, other = (titles(keys[k] for keys in groups if keys) for k in (0, 1))
+    named = {keys: f"{label}, {own[keys[0]]}" if keys else label for keys in groups}
+    alike = len(set(named.values())) < len(named)  # only the baselines differ
+    return tuple(
+        Result(label=named[keys] + (f", against {other[keys[1]]}" if alike and keys else ""), pairs=tuple(group))
+        for keys, group in groups.items()
+    )
 
 
 def asked_of(m: folders.Match) -> tuple[str, int]:

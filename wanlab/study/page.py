@@ -58,6 +58,7 @@ def page(evidence: Evidence, judged: Sequence[Hypothesis], figures: Sequence[Sta
                 "name": x.name,
                 "says": x.says,
                 "verdict": x.verdict,
+                "on": x.on,
                 "kind": KINDS.get(x.verdict, "open"),
                 "claims": [_claim(c) for c in x.claims],
             }
@@ -98,6 +99,7 @@ def _claim(c: Claim) -> dict[str, Any]:
         "says": c.says,
         "method": c.method,
         "decides": c.decides,
+        "needs": c.needs,
         "run": c.run,
         "verdict": c.verdict,
         "kind": KINDS.get(c.verdict, "open"),

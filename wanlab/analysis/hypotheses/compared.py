@@ -43,7 +43,7 @@ def compared(evidence: Evidence, policy: str) -> list[Compared]:
     """The methods of this policy alone that were held against the baseline, told by the run files, or by the label
     where these are gone; one for each key of the baseline's runs. A prompt and seed counts once."""
     runs = {os.path.realpath(r.path): r for r in evidence.runs}
-    methods: dict[tuple[str, tuple[PolicySpec, ...], bool, Key | str], dict[Any, tuple[Mapping[str, Any], str]]] = {}
+    methods: dict[tuple[Any, ...], dict[Any, tuple[Mapping[str, Any], str]]] = {}
     sigma: dict[Key | str, tuple[float, ...]] = {}
     for comparison in evidence.comparisons:
         content = comparison.content
@@ -62,12 +62,12 @@ def compared(evidence: Evidence, policy: str) -> list[Compared]:
                     known = b or a
                     key = known.key if known else key_of(pair) if pair.get("key") else content.get("compared") or ""
                     sigma.setdefault(key, known.sigma if known else ())
-                    pairs = methods.setdefault((label, policies, settings, key), {})
+                    pairs = methods.setdefault((label, policies, settings, a.key if a else None, key), {})
                     pairs[pair.get("prompt"), pair.get("seed")] = (pair, str(comparison.path))
     named = titles(key for *_, key in methods if isinstance(key, Key))
     return [
-        Compared(label, policies, settings, tuple(pairs.values()), named.get(key) or str(key), sigma[key])  # type: ignore[arg-type]
-        for (label, policies, settings, key), pairs in methods.items()
+        Compared(label, policies, settings, tuple(pairs.values()), named.get(key) or str(key), sigma[key])
+        for (label, policies, settings, _, key), pairs in methods.items()
     ]
 
 
