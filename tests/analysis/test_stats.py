@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -146,6 +147,15 @@ def test_shares_by_hand():
     assert share([True] * 10, [k // 2 for k in range(10)]).high == 1
     assert share([False] * 10, [k // 2 for k in range(10)]).low == 0
     assert not share([True, False, True], "abc").known and math.isnan(share([], []).mean)
+
+
+def test_a_factor_widens_a_share():
+    """Student's own quantile, t(.975; 15) = 2.131450, changes nothing; t(.995; 15) = 2.946713 has 99 %: of 16 prompts
+    with one run the .5 and 99.5 % points of Beta(12, 6)."""
+    args = [True] * 11 + [False] * 5, range(16)
+    assert share(*args, factor=2.131450).low == pytest.approx(share(*args).low, abs=1e-5)
+    wide = share(*args, factor=2.946713)
+    assert (wide.low, wide.high) == pytest.approx(tuple(scipy.stats.beta.ppf([0.005, 0.995], 12, 6)), abs=2e-4)
 
 
 def test_seeds_that_say_what_their_prompt_says_add_little():

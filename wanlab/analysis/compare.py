@@ -243,7 +243,14 @@ class Comparison:
     results: tuple[Result, ...]
     floors: tuple[Result, ...] = ()
     """The baseline again, computed another way: what a difference must exceed to mean anything."""
+    confirmed: tuple[Result, ...] = ()
+    """What a sweep chose, measured again on seeds that had no part in the choice."""
     thresholds: Mapping[str, float] = field(default_factory=lambda: dict(THRESHOLDS))
+
+    @property
+    def every(self) -> tuple[Result, ...]:
+        """Noise floors, methods, and what was measured again."""
+        return (*self.floors, *self.results, *self.confirmed)
 
     def verdict(self, result: Result) -> str:
         """What can be said of a method, in few words, against the thresholds and the floor."""
@@ -265,6 +272,7 @@ class Comparison:
             "thresholds": dict(self.thresholds),
             "noise_floor": [r.to_dict() for r in self.floors],
             "methods": [r.to_dict() | {"verdict": self.verdict(r)} for r in self.results],
+            "confirmed": [r.to_dict() | {"verdict": self.verdict(r)} for r in self.confirmed],
             "remarks": self.remarks(),
         }
 

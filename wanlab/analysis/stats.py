@@ -198,9 +198,12 @@ def simultaneous(values: ArrayLike) -> float:
     return float(np.quantile(np.concatenate(largest), CONFIDENCE))
 
 
-def share(successes: Sequence[bool], groups: Sequence[Hashable]) -> Interval:
+def share(
+    successes: Sequence[bool] | Sequence[float], groups: Sequence[Hashable], *, factor: float | None = None
+) -> Interval:
     """A proportion of runs whose prompts (`groups`) are the independent units, with its 95 % interval; n is
-    their number. No interval below four prompts.
+    their number. No interval below four prompts. `factor` stands in for Student's quantile: the interval has the
+    coverage that such a factor has.
 
     The beta-binomial model: prompts' own shares are beta distributed about the share, correlated within a prompt by r.
     Bounds are the central 95 % of the share's posterior, averaged over r (uniform a priori in the share, and in the
@@ -217,7 +220,8 @@ def share(successes: Sequence[bool], groups: Sequence[Hashable]) -> Interval:
         return Interval(math.nan, math.nan, math.nan, 0)
     if len(counts) < ENOUGH:
         return Interval(good / runs, math.nan, math.nan, len(counts))
-    low, high = _share_bounds(tuple(sorted(counts.values())))
+    outside = 1 - CONFIDENCE if factor is None else 2 * float(stats.t.sf(factor, len(counts) - 1))
+    low, high = _share_bounds(tuple(sorted(counts.values())), outside)
     return Interval(good / runs, 0.0 if not good else low, 1.0 if good == runs else high, len(counts))
 
 
@@ -237,11 +241,11 @@ CORRELATIONS = ((np.arange(24) + 0.5) / 24)[:, None] ** 3
 
 
 @lru_cache(4096)
-def _share_bounds(counts: tuple[tuple[int, int], ...]) -> tuple[float, float]:
+def _share_bounds(counts: tuple[tuple[int, int], ...], outside: float) -> tuple[float, float]:
     """Posterior quantiles of the share, by the (successes, runs) of each prompt."""
     density = np.exp((found := sum(_log_likelihood(*c) for c in counts)) - np.max(found)).sum(axis=0)
     below = np.concatenate([[0.0], np.cumsum(density) / density.sum()])
-    low, high = np.interp([(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2], below, np.linspace(0, 1, len(below)))
+    low, high = np.interp([outside / 2, 1 - outside / 2], below, np.linspace(0, 1, len(below)))
     return float(low), float(high)
 
 

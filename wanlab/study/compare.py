@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ from wanlab.study.text import finite, markdown, plain
 if TYPE_CHECKING:
     from wanlab.analysis.compare import Comparison, Pair, Result
     from wanlab.analysis.fidelity import Known
+    from wanlab.spec import RunSpec
 
 DETAILED = 8  # more methods than this get figures of their own only on the Pareto front
 FORECAST = 100  # methods whose cost is said beforehand
@@ -37,6 +38,8 @@ class Asked:
     """The loss that a sweep may cost, as ("psnr", 35.0); None without a sweep."""
     metrics: Sequence[str] = ()
     """Measures beyond those that always are: names, or files that register some."""
+    confirm: Sequence[RunSpec] = ()
+    """What the choice of a sweep is measured again on (see `fresh`)."""
 
     @property
     def bounds(self) -> list[tuple[str, ...] | tuple[str, str, float]]:
@@ -45,6 +48,18 @@ class Asked:
 
 
 NOTHING = Asked()
+
+
+def fresh(specs: Sequence[RunSpec], seeds: Sequence[int]) -> list[RunSpec]:
+    """The same prompts and settings at other seeds. Raises UsageError for a seed that is among theirs."""
+    used = {s.seed for s in specs}
+    if again := sorted(used & set(seeds)):
+        free = max(*used, *seeds) + 1
+        raise UsageError(
+            f"--confirm: seed {again[0]} has a part in the choice", f"write --confirm {free}:{free + len(seeds)}"
+        )
+    again = (replace(s, seed=seed) for seed in seeds for s in specs)
+    return list({s.digest(): s for s in again}.values())
 
 
 def forecast(design: Design) -> list[dict[str, Any]]:
@@ -122,9 +137,32 @@ def compare(
     )
     if not comparison.results:
         raise WanlabError(f"no pair is left of {len(failed)} failed runs", "run the same command again")
+    if asked.confirm:
+        comparison, more = _confirmed(comparison, design, out, asked, force=force, watcher=watcher)
+        failed = [*failed, *more]
     return conclude(
         comparison, out, design.name, asked, description=design.description, remarks=gathering.missing, failed=failed
     )
+
+
+def _confirmed(
+    comparison: Comparison, design: Design, out: Path, asked: Asked, *, force: bool, watcher: Watcher
+) -> tuple[Comparison, list[Path]]:
+    """The comparison with what its sweep chose measured again on fresh seeds, and the runs of it that failed."""
+    from wanlab.study.design import arrange
+
+    assert asked.loss
+    sure, likely = comparison.cheapest(*asked.loss)
+    chosen = sure or likely
+    if chosen is None:
+        return comparison, []
+    variant = next(v for v in design.variants if v.method.label == chosen.label)
+    again = arrange(asked.confirm, design.baseline, [variant], [], out)
+    failed = run_all([s for s, _ in again.order], [p for _, p in again.order], force=force, watcher=watcher)
+    result = _Gathering(again, set(failed), asked.metrics, watcher).result(variant, again.variant_runs[0])
+    if result is None:
+        return comparison, failed
+    return replace(comparison, confirmed=(replace(result, label=f"{result.label}, confirmed"),)), failed
 
 
 @dataclass
@@ -252,7 +290,7 @@ def conclude(
 
     said = [*remarks, *comparison.remarks()]
     answer = table.answer(comparison, asked.loss) if asked.loss else []
-    missed = failures(comparison.results, asked.conditions)
+    missed = failures((*comparison.results, *comparison.confirmed), asked.conditions)
     content = comparison.to_dict() | {"compared": description, "remarks": said, "answer": answer, "missed": missed}
     texts = {
         "json": json.dumps(finite(content), ensure_ascii=True) + "\n",
