@@ -166,7 +166,10 @@ class Result:
             value, *ends = (metric({metric.mean: v}) for v in (base.mean, base.low, base.high))
             low, high = (math.nan, math.nan) if any(map(math.isnan, ends)) else sorted(ends)
             return Interval(value, low, high, base.n)
-        return grouped(self.values(name), self.prompts, metric.bounds, factor=factor)[0]
+        low, high = metric.bounds
+        far = metric.better == "lower" and low == 0  # of an error the upper limit is far away: there it is only cut
+        limits = (low, math.inf if far else high)
+        return grouped(self.values(name), self.prompts, limits, factor=factor)[0].within(low, high)
 
     def median(self, name: str) -> float:
         """A figure of the pair in the middle."""

@@ -184,6 +184,8 @@ def simultaneous(values: ArrayLike) -> float:
     """
     x = np.asarray(values, np.float64)
     k, n = x.shape
+    if k == 1:
+        return quantile(n)
     x = x - x.mean(axis=1, keepdims=True)
     size = np.linalg.norm(x, axis=1, keepdims=True)
     x = np.divide(x, size, out=np.zeros_like(x), where=size > 0)

@@ -13,7 +13,7 @@ from typing import Any
 from wanlab.analysis import metrics
 from wanlab.analysis.compare import Comparison, Result
 from wanlab.analysis.metrics import BASELINE, Metric
-from wanlab.analysis.stats import Interval
+from wanlab.analysis.stats import ENOUGH, Interval
 
 Row = dict[str, Any]
 METHOD, PASSES, VERDICT = "method", "passes", "verdict"
@@ -136,7 +136,8 @@ def _line(name: str, value: Interval, result: Result) -> str:
     title = "  of the baseline" if name.endswith(BASELINE) else "speed-up " * (m.unit == "x") + m.title
     title += f", {m.unit}" * (m.unit not in ("", "x") and not name.endswith(BASELINE))
     form = m.format
-    spread = f"   95 % interval {value.low:{form}} to {value.high:{form}}, n = {value.n}" if value.known else ""
+    whole = "95 % interval" if len(set(result.prompts)) >= ENOUGH else "over these pairs"
+    spread = f"   {whole} {value.low:{form}} to {value.high:{form}}, n = {value.n}" if value.known else ""
     if m.mean not in ("arithmetic", "geometric"):
         spread += f"; median pair {m.text(result.median(name))}"
     return f"  {title:<32}{m.text(value.mean):>14}{spread}"

@@ -182,7 +182,7 @@ def as_markdown(judged: Sequence[Hypothesis], figures: Sequence[Stated], evidenc
             )
         )
         lines += [f"- {c.says}: {c.needs}\n" for c in x.claims if c.needs and c.decides]
-        lines += [f"To decide it: `{run}`\n" for run in commands(x.claims)]
+        lines += [f"To decide it: `{run}`\n" for run in commands(c for c in x.claims if c.decides)]
     lines.append("## The guide's figures\n")
     lines.append(
         markdown(

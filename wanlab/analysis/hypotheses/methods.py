@@ -58,7 +58,7 @@ def _off(method: Compared) -> str:
     last = method.knob("cfg", "last", 0)
     if not isinstance(last, int) or not 0 < last <= len(method.sigma):
         return ""
-    return f", its last {last} steps truncated (σ ≤ {method.sigma[-last]:.2f})"
+    return f", its last {f'{last} steps' if last > 1 else 'step'} truncated (σ ≤ {method.sigma[-last]:.2f})"
 
 
 def _more_adherent(pair: Mapping[str, Any]) -> float:

@@ -23,6 +23,8 @@ class Scale:
     back: Callable[[float], float] = float
     limits: tuple[float, float] = UNBOUNDED
     """Of to(value): no interval leaves them."""
+    most: float = math.inf
+    """Where a limit is far from all values, and an interval is only cut."""
 
 
 def _log(value: float) -> float:
@@ -40,8 +42,8 @@ def _missing(value: float) -> float:
 SHARE, RATIO = Scale(limits=(0.0, 1.0)), Scale(_log, _exp)
 POSITIVE, UP_TO_1 = Scale(limits=(0.0, math.inf)), Scale(_missing, _missing, (0.0, math.inf))
 SCALES = {
-    "mse": POSITIVE,
-    "psnr": Scale(lambda v: 10 ** (-v / 10), decibels, (0.0, math.inf)),  # of the mean error, as everywhere
+    "mse": Scale(limits=(0.0, math.inf), most=1.0),
+    "psnr": Scale(lambda v: 10 ** (-v / 10), decibels, (0.0, math.inf), 1.0),  # of the mean error, as everywhere
     "ssim": Scale(limits=(-1.0, 1.0)),
     "noise share, low frequencies": SHARE,
     "noise share, high frequencies": SHARE,
@@ -64,6 +66,7 @@ def on_scale(scale: Scale, values: Sequence[float], prompts: Sequence[str]) -> t
     known = [(scale.to(v), p) for v, p in zip(values, prompts, strict=True)]
     own = [(x, p) for x, p in known if math.isfinite(x)]
     found, units = stats.grouped([x for x, _ in own], [p for _, p in own], scale.limits)
+    found = found.within(-math.inf, scale.most)
     return (found if units == "prompts" else Interval(found.mean, math.nan, math.nan, found.n)), units
 
 
