@@ -53,16 +53,7 @@ def page(evidence: Evidence, judged: Sequence[Hypothesis], figures: Sequence[Sta
         script=Markup(script),
         style_hash=_hash(style),
         script_hash=_hash(script),
-        hypotheses=[
-            {
-                "name": x.name,
-                "says": x.says,
-                "verdict": x.verdict,
-                "kind": KINDS.get(x.verdict, "open"),
-                "claims": [_claim(c) for c in x.claims],
-            }
-            for x in judged
-        ],
+        hypotheses=[_hypothesis(x) for x in judged],
         claim_columns=("claim", "verdict", "value", "95 % interval", "n", "threshold", "from"),
         numeric=("value", "95 % interval", "n", "threshold", "seed", "frames", "steps", "passes", "seconds"),
         figures=figures,
@@ -72,10 +63,10 @@ def page(evidence: Evidence, judged: Sequence[Hypothesis], figures: Sequence[Sta
             {
                 "prompt": r.prompt,
                 "method": r.method,
-                "model": r.model,
+                "model": r.key.model,
                 "seed": r.seed,
-                "frames": r.frames,
-                "steps": r.steps,
+                "frames": r.key.frames,
+                "steps": r.key.steps,
                 "passes": r.passes,
                 "seconds": f"{r.seconds:.2f}",
             }
@@ -93,11 +84,23 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
+def _hypothesis(x: Hypothesis) -> dict[str, Any]:
+    return {
+        "name": x.name,
+        "says": x.says,
+        "verdict": x.verdict,
+        "on": x.on,
+        "kind": KINDS.get(x.verdict, "open"),
+        "claims": [_claim(c) for c in x.claims],
+    }
+
+
 def _claim(c: Claim) -> dict[str, Any]:
     return {
         "says": c.says,
         "method": c.method,
         "decides": c.decides,
+        "needs": c.needs,
         "run": c.run,
         "verdict": c.verdict,
         "kind": KINDS.get(c.verdict, "open"),
@@ -203,7 +206,7 @@ def _clips(evidence: Evidence) -> tuple[list[dict[str, Any]], int, list[str]]:
                 with Run(r.path) as run:
                     if "video" not in run:
                         continue
-                    small = max(1, math.ceil(r.size[0] / 256))
+                    small = max(1, math.ceil(run.spec.width / 256))
                     frames = run["video"][...][:, ::small, ::small]
                     frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
                     fps = int(run.attrs.get("fps", FPS))
