@@ -25,6 +25,7 @@ from wanlab.analysis.metrics.cost import Cost
 from wanlab.analysis.metrics.latent import Divergence, apart, are_finite, divergence
 from wanlab.analysis.stats import Interval, geometric, grouped, units
 from wanlab.analysis.verdict import THRESHOLDS, failures, parse_condition, parse_loss
+from wanlab.embedded.suite import NAMES
 from wanlab.runfile import Run
 from wanlab.spec.paths import is_run_file
 
@@ -199,7 +200,7 @@ class Result:
         for prompt in dict.fromkeys(self.prompts):
             own = Result(label=self.label, pairs=tuple(p for p in self.pairs if p.prompt == prompt))
             means = {n: own.mean(n).mean for n in ("psnr", "ssim", "mse")}
-            rows.append({"prompt": prompt, "seeds": len(own.pairs), **means})
+            rows.append({"prompt": prompt, "name": NAMES.get(prompt, ""), "seeds": len(own.pairs), **means})
         return rows
 
     def to_dict(self) -> dict[str, Any]:

@@ -126,7 +126,7 @@ def report(comparison: Comparison, described: str, remarks: list[str]) -> str:
             lines.append("  by prompt")
             for r in by_prompt:
                 loss = psnr.text(r["psnr"]) + " dB" * math.isfinite(r["psnr"])
-                lines.append(f"    {loss:>10}  SSIM {r['ssim']:.4f}  {r['prompt']!r}")
+                lines.append(f"    {loss:>10}  SSIM {r['ssim']:.4f}  {r['name'] or repr(r['prompt'])}")
         lines.append("")
     return "\n".join([*lines, *remarks]) + "\n"
 

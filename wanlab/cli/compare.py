@@ -57,7 +57,12 @@ class Subject:
         ),
     ] = None
     suite: Annotated[
-        str | None, option("--suite", panel=_WHAT, help="builtin: the prompts in the package.  [default: 3 of them]")
+        str | None,
+        option(
+            "--suite",
+            panel=_WHAT,
+            help="Prompts in the package: builtin (32), or held-out, its twin to report on.  [default: 3 of builtin]",
+        ),
     ] = None
 
 
@@ -141,11 +146,7 @@ def compare(
             raise UsageError("--mode, --sweep and --noise-floor sample; two videos are given", "leave them out")
         return _finish(_of_files(subject.a, subject.b, named, out, asked), shown_as)
     baseline, variants = _methods(subject, named, shortcuts)
-    if subject.suite not in (None, "builtin"):
-        raise UsageError(
-            f"there is no suite '{render.plain(subject.suite, 40)}'", "use --suite builtin, or --prompts FILE"
-        )
-    prompts = designs.builtin_prompts(subject.suite is not None)
+    prompts = designs.suite_prompts(subject.suite)
     specs = sampling.specs((), RecordSpec(level="latents", video="float32"), prompts=prompts)
     floors = designs.floors_of(baseline, specs[0]) if judging.noise_floor else []
     design = designs.arrange(specs, baseline, variants, floors, out)

@@ -134,7 +134,7 @@ def compare(
     method = _method(a if a is not None else "baseline")
     variants = designs.swept(method, sweep) if sweep else [designs.Variant(method)]
     record = RecordSpec(level="latents", video="float32")
-    specs = specify(designs.builtin_prompts(False) if prompts is None else prompts, seeds, record=record, **settings)
+    specs = specify(designs.suite_prompts(None) if prompts is None else prompts, seeds, record=record, **settings)
     baseline = _method(b)
     floors = designs.floors_of(baseline, specs[0]) if noise_floor else []
     return run(designs.arrange(specs, baseline, variants, floors, folder), folder, asked, force=force, watcher=watcher)
