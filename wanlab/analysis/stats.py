@@ -197,9 +197,11 @@ def simultaneous(values: ArrayLike, *, two_sided: bool = True) -> float:
     return float(np.quantile(largest, CONFIDENCE if two_sided else (1 + CONFIDENCE) / 2))
 
 
-def share(successes: Sequence[bool], groups: Sequence[Hashable]) -> Interval:
+def share(
+    successes: Sequence[bool] | Sequence[float], groups: Sequence[Hashable], *, factor: float | None = None
+) -> Interval:
     """A proportion of runs whose prompts (`groups`) are the independent units, with its 95 % interval; n is
-    their number.
+    their number. `factor` stands in for Student's quantile.
 
     Wilson's score interval (JASA 22, 1927) at the number of independent runs that the variance between prompts leaves
     (the design effect; E. L. Korn, B. I. Graubard, Survey Methodology 24, 1998), and at Student's quantile. No interval
@@ -217,7 +219,7 @@ def share(successes: Sequence[bool], groups: Sequence[Hashable]) -> Interval:
     residuals = np.array([(y[m] - p).sum() for m in members])
     variance = float((residuals**2).sum()) / runs**2 * k / (k - 1)
     n = min(4.0 * runs, p * (1 - p) / variance) if variance > 0 else float(k if p in (0.0, 1.0) else 4 * runs)
-    t = quantile(k)
+    t = quantile(k) if factor is None else factor
     centre, half = p + t * t / (2 * n), t * math.sqrt(p * (1 - p) / n + t * t / (4 * n * n))
     return Interval(p, max((centre - half) / (1 + t * t / n), 0.0), min((centre + half) / (1 + t * t / n), 1.0), k)
 
