@@ -136,7 +136,9 @@ def test_coverage(prompts: int, difference: float) -> None:
 def test_coverage_of_many(prompts: int, difference: float, judge: Errors | None) -> None:
     own = coverage(prompts, difference, 10_000, judge=judge)
     alone = coverage(prompts, difference, 10_000, seeds=1, judge=judge)
-    print(f"{prompts} prompts, {difference}: 4 seeds {np.mean(own):.1f} ({min(own):.1f} to {max(own):.1f}), one ", end="")
+    print(
+        f"{prompts} prompts, {difference}: 4 seeds {np.mean(own):.1f} ({min(own):.1f} to {max(own):.1f}), one ", end=""
+    )
     print(f"{np.mean(alone):.1f} ({min(alone):.1f} to {max(alone):.1f})")
     assert 93 <= np.mean(own) <= 97
     assert min(own) >= 93 and min(alone) >= 93  # one seed and few changes: nothing below 100 % is possible

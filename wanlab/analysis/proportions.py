@@ -70,11 +70,13 @@ def _lower(better: float, broke: float, n: float, t: float) -> float:
     mean = (better - broke) / n
     if mean <= -1:
         return -1.0
-    counts = (np.float64(better), np.float64(broke), np.float64(n))
+    counts = [np.asarray(v, np.float64) for v in (better, broke, n)]
+
+    def above(difference: float) -> float:
+        return float(score(counts[0], counts[1], counts[2], difference)) - t
+
     low, high = -1 + 1e-9, mean - 1e-9 * (1 + mean)
-    if float(score(*counts, low)) < t:  # n is below t² or so
-        return -1.0
-    return float(optimize.brentq(lambda d: float(score(*counts, d)) - t, low, high))
+    return float(optimize.brentq(above, low, high)) if above(low) > 0 else -1.0
 
 
 def mcnemar(better: int, broke: int) -> float:

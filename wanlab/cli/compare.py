@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MANY_RUNS = 1000  # more new runs than this ask for --yes
 WIDE = 125  # columns that the whole table needs
+CLIPS = "What the clips show, and look like beside the baseline's"
 _WHAT, _HOW, _OUTPUT = "What is compared", "How", "Output"
 
 
@@ -239,7 +240,9 @@ def _finish(result: ComparisonResult, form: str) -> int:
     if form in ("json", "csv"):
         render.emit(result.rows, form, result.content)
     elif form == "md":
-        render.emit(table.rows(result.comparison), form)
+        for rows in (table.rows(result.comparison), table.clip_rows(result.comparison)):
+            render.emit(rows, form)
+            render.write("\n")
     else:
         _show(result)
     for text in result.missed:
@@ -267,7 +270,8 @@ def _show(result: ComparisonResult) -> None:
         lines = [*(f"{r['method']}: {r['verdict']}" for r in rows if r["verdict"]), *lines]
         rows = [{k: v for k, v in r.items() if k not in ("end to end", "verdict")} for r in rows]
     shown = render.table(rows, left=("method", "verdict"), styles=styles)
-    render.show(Text(""), Text(title, style="bold"), Text(result.description), shown, Text("\n".join(lines)))
+    clips = render.table(table.clip_rows(comparison), title=CLIPS, left=("method",))
+    render.show(Text(""), Text(title, style="bold"), Text(result.description), shown, clips, Text("\n".join(lines)))
 
 
 def _style(verdict: str) -> str:
