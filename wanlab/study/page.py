@@ -110,7 +110,7 @@ def _claim(c: Claim) -> dict[str, Any]:
     }
 
 
-CLIPS = {
+SHOWN = {
     "followed": ("adherence", ".1%", ""),
     "A - B": ("adherence_change", "+.1%", ""),
     **{name: (f"{name}_ratio", ".2f", "x") for name in ("motion", "flicker", "sharpness", "saturation", "contrast")},
@@ -126,7 +126,7 @@ COLUMNS = {
 def _comparison(path: Path, content: Any, budget: list[int]) -> dict[str, Any]:
     columns = COLUMNS | {name.replace("_", " "): (name, ".4g", "") for name in _others(content)}
     summaries = {m.get("label"): m.get("summary") or {} for m in content["methods"]}
-    clips = {title: c for title, c in CLIPS.items() if any(_of(s, *c) != "–" for s in summaries.values())}
+    clips = {title: c for title, c in SHOWN.items() if any(_of(s, *c) != "–" for s in summaries.values())}
     rows = [
         [
             m.get("label"),
@@ -170,8 +170,9 @@ def _of(summary: Any, name: str, form: str, unit: str) -> str:
     mean, low, high = (found.get(k) for k in ("mean", "low", "high"))
     if not isinstance(mean, int | float):
         return "identical" if mean in ("inf", "identical") else "–"
-    known = isinstance(low, int | float) and isinstance(high, int | float)
-    spread = f" ({low:{form}}{'–' if low >= 0 else ' to '}{high:{form}})" if known else ""
+    spread = ""
+    if isinstance(low, int | float) and isinstance(high, int | float):
+        spread = f" ({low:{form}}{'–' if low >= 0 else ' to '}{high:{form}})"
     return f"{mean:{form}}{unit}{spread}"
 
 
