@@ -4,8 +4,8 @@ python -m benchmarks.validity                                          # the emb
 python -m benchmarks.validity --model runs/tiny/tiny --prompts 4 --seeds 1 --out runs/validity
 
 It samples with `wanlab calibrate` and `wanlab compare` into OUT, continues what is there, and writes OUT/validity.md
-(the tables of docs/validity.md), OUT/validity.json, and OUT/ratios.png and OUT/cosine.png. Device and dtype are those that
-wanlab chooses. An hour on two cores at 2 prompts x 1 seed; minutes on a GPU.
+(the tables of docs/validity.md), OUT/validity.json, OUT/ratios.png and OUT/cosine.png. Device and dtype are those that
+wanlab chooses.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from wanlab.errors import UsageError
 from wanlab.spec import MethodSpec, RunSpec
 from wanlab.spec.paths import is_run_file
-from wanlab.study.design import Variant, arrange, floors_of, is_source, read_methods, slug, swept
+from wanlab.study.design import Variant, arrange, floors_of, is_source, read_methods, slug, suite_prompts, swept
 
 BASE = RunSpec(prompt="a red ball", steps=4, frames=9)
 
@@ -125,3 +125,10 @@ def test_swept_methods_are_named_with_all_their_settings():
     for base, label in (("half+steps=7", "half+steps=7+shift="), ("shift=2", "shift=")):
         labels = [v.method.label for v in swept(MethodSpec.parse(base), ["shift=3,5"])]
         assert labels == [f"{label}3", f"{label}5"]
+
+
+def test_suites_by_name() -> None:
+    assert suite_prompts(None) == suite_prompts("builtin")[:3]
+    assert len(set(suite_prompts("builtin") + suite_prompts("held-out"))) == 64
+    with pytest.raises(UsageError, match="no suite 'other'; use --suite builtin or --suite held-out"):
+        suite_prompts("other")
