@@ -90,12 +90,12 @@ class Errors:
 # Of rendered clips of the open world, blurred, noisy and shifted in colour: `python -m training.verify_rate --world 2
 # --clips 1000 --degraded --seed 91000`. "all" is whole clips, and every clip with one attribute wrong.
 ERRORS = {
-    "all": Errors(20, 1000, 0, 5000),
-    "colour": Errors(20, 1000, 0, 5000),
-    "shape": Errors(20, 1000, 0, 5000),
-    "size": Errors(20, 1000, 0, 5000),
-    "direction": Errors(20, 1000, 0, 5000),
-    "background": Errors(20, 1000, 0, 5000),
+    "all": Errors(9, 1000, 3, 4921),
+    "colour": Errors(5, 1000, 0, 1000),
+    "shape": Errors(5, 1000, 0, 1000),
+    "size": Errors(6, 921, 2, 921),
+    "direction": Errors(3, 1000, 0, 1000),
+    "background": Errors(2, 1000, 1, 1000),
 }
 
 
