@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 MANY_RUNS = 1000  # more new runs than this ask for --yes
 WIDE = 125  # columns that the whole table needs
+NARROW = ("end to end", "verdict", "contrast", "sharpness")  # left out where there are fewer
 CLIPS = "What the clips show, and look like beside the baseline's"
 _WHAT, _HOW, _OUTPUT = "What is compared", "How", "Output"
 
@@ -254,7 +255,7 @@ def _show(result: ComparisonResult) -> None:
     from wanlab.analysis import table
 
     comparison = result.comparison
-    rows = table.rows(comparison)
+    rows, looks = table.rows(comparison), table.clip_rows(comparison)
     labels = [r.label for r in comparison.results]
     title = f"{', '.join(labels[:3])}{', …' * (len(labels) > 3)} against {comparison.baseline}"
     lines = [*result.answer, *result.remarks, *table.reading(comparison)]
@@ -268,9 +269,9 @@ def _show(result: ComparisonResult) -> None:
     styles = [_style(str(r["verdict"])) for r in rows]
     if render.output().width < WIDE:  # a narrow terminal: what decides stays, the verdicts go below
         lines = [*(f"{r['method']}: {r['verdict']}" for r in rows if r["verdict"]), *lines]
-        rows = [{k: v for k, v in r.items() if k not in ("end to end", "verdict")} for r in rows]
+        rows, looks = ([{k: v for k, v in r.items() if k not in NARROW} for r in t] for t in (rows, looks))
     shown = render.table(rows, left=("method", "verdict"), styles=styles)
-    clips = render.table(table.clip_rows(comparison), title=CLIPS, left=("method",))
+    clips = render.table(looks, title=CLIPS, left=("method",))
     render.show(Text(""), Text(title, style="bold"), Text(result.description), shown, clips, Text("\n".join(lines)))
 
 
