@@ -109,6 +109,7 @@ def test_what_is_said_of_pairs(pairs: list) -> None:
     counts = clips.followed(result)
     assert (counts["judged"], counts["not_judged"]) == (4, 1)
     assert counts["all"] == {"broke": 1, "better": 0, "mcnemar": 1} and counts["size"]["broke"] == 0
+    assert clips.changed(result) == [f"broke       colour, shape, direction, background: {PROMPTS[3]!r}, seed 0"]
     assert "followed in 3 of 4 pairs, by the baseline in 4; 1 broke (colour 1, shape 1" in clips.reading(result)
 
 

@@ -13,6 +13,7 @@ from wanlab.analysis.metrics.adherence import ATTRIBUTES
 from wanlab.analysis.metrics.appearance import MEASURES
 from wanlab.analysis.proportions import mcnemar
 from wanlab.analysis.stats import relative_difference
+from wanlab.embedded.suite import NAMES
 
 if TYPE_CHECKING:
     from wanlab.analysis.compare import Result
@@ -42,6 +43,19 @@ def reading(result: Result) -> str:
         f"{every['broke']} broke{f' ({why})' * bool(why and every['broke'])}, {every['better']} got better; "
         f"McNemar's exact p {every['mcnemar']:.2g}"
     )
+
+
+def changed(result: Result) -> list[str]:
+    """The pairs that broke and those that got better, and by which attributes, a line each."""
+    lines = []
+    for pair in result.pairs:
+        f = pair.figures
+        if (change := f.get("adherence_change", math.nan)) not in (-1.0, 1.0):
+            continue
+        by = [a for a in ATTRIBUTES[1:] if f[f"adherence_{a}_change"] == change]
+        what = "broke" if change < 0 else "got better"
+        lines.append(f"{what:<10}  {', '.join(by)}: {NAMES.get(pair.prompt) or repr(pair.prompt)}, seed {pair.seed}")
+    return lines
 
 
 def remarks(results: Sequence[Result]) -> list[str]:

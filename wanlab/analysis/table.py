@@ -148,6 +148,7 @@ def report(comparison: Comparison, described: str, remarks: list[str]) -> str:
             lines.append(f"  {'verdict':<32}{comparison.verdict(result)}")
         if said := clips.reading(result):
             lines.append(f"  {said.removeprefix(f'{result.label}: ')}")
+            lines += [f"    {line}" for line in clips.changed(result)]
         by_prompt = result.by_prompt()
         if len(by_prompt) > 1:
             psnr = metrics.get("psnr")
