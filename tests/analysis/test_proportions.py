@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import special, stats
 
@@ -55,6 +55,7 @@ def test_few_prompts_and_nothing() -> None:
     assert not paired_difference([math.nan, 0, 0, 0], "abcd").known
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([-1.0, 0.0, 1.0]), min_size=16, max_size=40))
 def test_it_holds_the_mean_and_turns_with_the_sign(x: list[float]) -> None:
     groups = [k % 8 for k in range(len(x))]
@@ -63,6 +64,7 @@ def test_it_holds_the_mean_and_turns_with_the_sign(x: list[float]) -> None:
     assert (own.low, own.high) == pytest.approx((-other.high, -other.low), abs=1e-6)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 12), st.integers(0, 12), st.floats(-0.9, 0.9))
 def test_the_ends_are_where_the_statistic_is_the_quantile(better: int, broke: int, at: float) -> None:
     x = np.array([1.0] * better + [-1.0] * broke + [0.0] * 8)
