@@ -210,7 +210,7 @@ def calibrate(
     from wanlab.study.calibrate import calibrate as run
 
     record = RecordSpec(level="all", dtype=record_dtype)
-    specs = specify(designs.builtin_prompts(True) if prompts is None else prompts, seeds, record=record, **settings)
+    specs = specify(designs.suite_prompts("builtin") if prompts is None else prompts, seeds, record=record, **settings)
     return run(specs, Path(out), force=force, watcher=_watcher(progress))
 
 
