@@ -181,7 +181,7 @@ def losses(own: Path, prompts: list[str], seeds: range, out: Path, settings: dic
                 "fewer_steps_psnr": equal.summary["psnr"].to_dict(),
                 "adherence": cell(result.summary.get("adherence"), result.metrics["adherence"], lines=False),
                 "published": [
-                    f"{f.psnr:g} dB, {f.model}, {f.speedup:g}x ({f.source})".replace("nanx ", "") for f in published
+                    f"{f.psnr:g} dB, {f.model}, {f.speedup:g}x ({f.source})".replace(", nanx", "") for f in published
                 ],
             }
         )
