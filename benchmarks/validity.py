@@ -118,13 +118,16 @@ def ratios(own: calibration.Calibration) -> list[dict[str, Any]]:
 def draw_ratios(own: calibration.Calibration, file: Path) -> None:
     """Both branches of the model and of the A14B by step; the published single-expert lists, resampled, thin."""
     figure, axes = plt.subplots(figsize=(7, 3.6), layout="constrained")
+    steps = range(1, own.steps)
     for name in PUBLISHED:
         published = calibration.load(name)
         switch = own.switch if published.switch else None
         look = {"color": "tab:orange", "lw": 1.6} if name == A14B else {"color": "0.7", "lw": 1}
-        axes.plot(published.magnitude("cond", own.steps, switch)[1:], label=name, **look)
+        axes.plot(steps, published.magnitude("cond", own.steps, switch)[1:], label=name, **look)
     for branch, dash in (("cond", "-"), ("uncond", ":")):
-        axes.plot(own.magnitude(branch, own.steps, own.switch)[1:], dash, color="tab:blue", label=f"tiny, {branch}")
+        axes.plot(
+            steps, own.magnitude(branch, own.steps, own.switch)[1:], dash, color="tab:blue", label=f"tiny, {branch}"
+        )
     axes.set(xlabel="step", ylabel="residual's magnitude over the last step's")
     axes.legend(fontsize="small")
     figure.savefig(file, dpi=150)
