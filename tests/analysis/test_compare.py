@@ -45,19 +45,24 @@ def write(
     predicted=None,
     operations=(),
     status=(),
+    video=None,
+    **attributes,
 ):
-    """A run of four steps on latents [1,4,2,2]; its video is of one grey value."""
-    spec = RunSpec(prompt=prompt, seed=seed, width=16, height=16, frames=13, steps=STEPS)
+    """A run of four steps on latents [1,4,2,2]; its video is of one grey value, or `video` [T,H,W,3]."""
+    if video is None:
+        video = np.broadcast_to(np.asarray(value, np.float32), (13, 16, 16, 3)).copy()
+    frames, height, width = video.shape[:3]
+    spec = RunSpec(prompt=prompt, seed=seed, width=width, height=height, frames=frames, steps=STEPS)
     dims = ("channel", "latent_frame", "latent_height", "latent_width")
     fields = [Field(n, (), d, "1", n) for n, d in SCALARS.items()] + [Field("x_t", dims, "float32", "1", "x")]
     x = np.ones((STEPS + 1, 1, 4, 2, 2), np.float32) if x is None else x
-    video = np.broadcast_to(np.asarray(value, np.float32), (13, 16, 16, 3)).copy()
     flops = [float(p) for p in passes] if flops is None else flops
     attrs = {
         "timing_seconds": {"encode": 0.5, "decode": 1.0, "write": 0.5},
         "predicted": predicted or {"flops_by_step": flops},
         "process": process,
         "resumed_from_step": resumed,
+        **attributes,
     }
     if operations:
         fields += [Field("operations", (), "float64", "1", "o")] + [

@@ -264,3 +264,19 @@ def test_a_measure_that_somebody_registered_has_a_column_on_the_page(tmp_path: P
     shown = _comparison(tmp_path / "comparison.json", content, [0])
     assert shown["columns"][-3:] == ("edge error", "n", "verdict")
     assert shown["rows"] == [["a", "–", "–", "30.0 dB (29.0–31.0)", "–", "0.25 (0.2–0.3)", 4, "loss"]]
+
+
+def test_what_clips_show_has_a_table_of_its_own_on_the_page(tmp_path: Path) -> None:
+    from wanlab.study.page import _comparison
+
+    summary = {
+        "adherence": {"mean": 0.75, "low": 0.5, "high": 0.9},
+        "adherence_change": {"mean": -0.25, "low": -0.5, "high": 0.125},
+        "motion_ratio": {"mean": 0.8, "low": 0.7, "high": 0.9},
+    }
+    methods = [{"label": "a", "summary": summary, "n": 4}, {"label": "b", "summary": {}, "n": 4}]
+    shown = _comparison(tmp_path / "comparison.json", {"methods": methods}, [0])
+    assert shown["clip_columns"] == ("method", "followed", "A - B", "motion")
+    values = ["75.0% (50.0%–90.0%)", "-25.0% (-50.0% to +12.5%)", "0.80x (0.70–0.90)"]
+    assert shown["clip_rows"] == [["a", *values], ["b", "–", "–", "–"]]
+    assert not _comparison(tmp_path / "comparison.json", {"methods": methods[1:]}, [0])["clip_columns"]

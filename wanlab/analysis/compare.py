@@ -15,17 +15,19 @@ from typing import Any
 
 import numpy as np
 
+from wanlab.analysis import clips, verdict
 from wanlab.analysis import metrics as registered
-from wanlab.analysis import verdict
 from wanlab.analysis.fidelity import Fidelity, Known
 from wanlab.analysis.fidelity import compare as compare_clips
 from wanlab.analysis.key import Key
 from wanlab.analysis.metrics import BASELINE, Metric
-from wanlab.analysis.metrics.clip import Clip
+from wanlab.analysis.metrics.adherence import judged
+from wanlab.analysis.metrics.clip import Clip, Floats
 from wanlab.analysis.metrics.cost import Cost
 from wanlab.analysis.metrics.latent import Divergence, apart, are_finite, divergence
 from wanlab.analysis.stats import Interval, geometric, grouped, units
 from wanlab.analysis.verdict import THRESHOLDS, failures, parse_condition, parse_loss
+from wanlab.embedded.suite import NAMES
 from wanlab.runfile import Run
 from wanlab.spec.paths import is_run_file
 
@@ -105,6 +107,7 @@ def measure(
     Raises UsageError when they cannot be compared, WanlabError when one is damaged.
     """
     wanted = registered.chosen(metrics)
+    known = {} if known is None else known
     fidelity = compare_clips(Clip.of(a), Clip.of(b), metrics=wanted, known=known)
     figures, more = dict(fidelity.figures), dict[str, Any]()
     if is_run_file(a) and is_run_file(b):
@@ -120,8 +123,11 @@ def measure(
             if not (are_finite(run_a) and are_finite(run_b)):  # their frames mean nothing, whatever they look like
                 fidelity = fidelity.unknown()
                 figures = dict(fidelity.figures)
+            verdicts = [_verdict(run, known[path]) for path, run in ((a, run_a), (b, run_b))]
             for m in wanted:
-                if m.needs == "runs":
+                if m.needs == "verdict":
+                    figures |= {m.name: m(verdicts[0]), m.name + BASELINE: m(verdicts[1])}
+                elif m.needs == "runs":
                     figures[m.name] = m(run_a, run_b)
                 elif m.needs == "run":
                     figures |= {m.name: m(costs[0]), m.name + BASELINE: m(costs[1])}
@@ -129,6 +135,13 @@ def measure(
     figures = registered.values(wanted, figures | {"timed": float(pair.timed)})
     ordered = {n: figures[n] for n in registered.by_figure(wanted) if n in figures}
     return Pair(prompt=prompt, seed=seed, a=a, b=b, fidelity=fidelity, figures=ordered, **more)
+
+
+def _verdict(run: Run, of_clip: dict[str, Floats]) -> Floats:
+    """What the verifier says of a run, once."""
+    if "verdict" not in of_clip:
+        of_clip["verdict"] = judged(run)
+    return of_clip["verdict"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -159,6 +172,8 @@ class Result:
     def mean(self, name: str, factor: float | None = None) -> Interval:
         """The mean of a figure; `factor` makes intervals that hold together (see stats.simultaneous)."""
         metric = self.metrics[name]
+        if metric.interval:
+            return metric.interval(name, self.values, self.prompts, factor)
         if metric.mean == "geometric":
             return geometric([v for v in self.values(name) if math.isfinite(v)])
         if metric.mean != "arithmetic":
@@ -211,7 +226,7 @@ class Result:
         for prompt in dict.fromkeys(self.prompts):
             own = Result(label=self.label, pairs=tuple(p for p in self.pairs if p.prompt == prompt))
             means = {n: own.mean(n).mean for n in ("psnr", "ssim", "mse")}
-            rows.append({"prompt": prompt, "seeds": len(own.pairs), **means})
+            rows.append({"prompt": prompt, "name": NAMES.get(prompt, ""), "seeds": len(own.pairs), **means})
         return rows
 
     def to_dict(self) -> dict[str, Any]:
@@ -229,6 +244,7 @@ class Result:
             "summary": {k: _plain(v.to_dict(), shown[k].plain) for k, v in self.summary.items()},
             "median": {k: shown[k].plain(self.median(k)) for k in self.summary},
             "by_prompt": [r | {k: shown[k].plain(r[k]) for k in ("psnr", "ssim", "mse")} for r in self.by_prompt()],
+            "followed": clips.followed(self),
             "worst": {"prompt": self.worst.prompt, "seed": self.worst.seed},
             "pairs": [p.to_dict() for p in self.pairs],
         }
@@ -261,7 +277,7 @@ class Comparison:
 
     def remarks(self) -> list[str]:
         """What to bear in mind when reading the table, in sentences."""
-        return verdict.remarks(self.results, self.floors)
+        return [*verdict.remarks(self.results, self.floors), *clips.remarks((*self.floors, *self.results))]
 
     def cheapest(self, metric: str, bound: float) -> tuple[Result | None, Result | None]:
         """The cheapest method that keeps within `bound` for certain, and the cheapest of which only the mean does."""

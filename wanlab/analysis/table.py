@@ -10,18 +10,19 @@ import io
 import math
 from typing import Any
 
-from wanlab.analysis import metrics
+from wanlab.analysis import clips, metrics
 from wanlab.analysis.compare import Comparison, Result
 from wanlab.analysis.metrics import BASELINE, Metric
 from wanlab.analysis.stats import ENOUGH, Interval
 
 Row = dict[str, Any]
-METHOD, PASSES, VERDICT = "method", "passes", "verdict"
+METHOD, PASSES, VERDICT, CHANGED = "method", "passes", "verdict", "broke, better"
 
 
-def columns(comparison: Comparison) -> dict[str, Metric]:
+def columns(comparison: Comparison, which: str = "main") -> dict[str, Metric]:
     """The measures that have a column, by its heading: first what a method costs, then what it loses."""
-    shown = [m for n, m in comparison.results[0].metrics.items() if m.column and n == m.name]
+    first = comparison.results[0].metrics
+    shown = [m for n, m in first.items() if m.column and n == m.name and m.table == which]
     shown.sort(key=lambda m: m.mean != "geometric")
     return {m.title + f", {m.unit}" * (m.unit not in ("", "x")): m for m in shown}
 
@@ -34,6 +35,31 @@ def rows(comparison: Comparison) -> list[Row]:
         row |= {title: cell(result.summary.get(m.name), m) for title, m in columns(comparison).items()}
         table.append(row | {VERDICT: comparison.verdict(result) if result not in comparison.floors else ""})
     return table
+
+
+def clip_rows(comparison: Comparison) -> list[Row]:
+    """A second table as text: what the clips show, and look like beside the baseline's. Columns without any value are
+    left out."""
+    every = (*comparison.floors, *comparison.results)
+    shown = {
+        title: m
+        for title, m in columns(comparison, "clips").items()
+        if any(r.summary[m.name].n and not math.isnan(r.summary[m.name].mean) for r in every)
+    }
+    table = []
+    for result in every:
+        row = {METHOD: result.label}
+        row |= {short(title): cell(result.summary[m.name], m) for title, m in shown.items()}
+        counts = clips.followed(result)
+        if counts["judged"]:
+            row[CHANGED] = f"{counts['all']['broke']}, {counts['all']['better']}"
+        table.append(row)
+    return _even(table)
+
+
+def short(title: str) -> str:
+    """A heading where all is said of A beside B."""
+    return title.removesuffix(" A/B").removeprefix("followed, ")
 
 
 def _passes(result: Result) -> str:
@@ -120,20 +146,23 @@ def report(comparison: Comparison, described: str, remarks: list[str]) -> str:
                 lines.append(_line(name, value, result))
         if result not in comparison.floors:
             lines.append(f"  {'verdict':<32}{comparison.verdict(result)}")
+        if said := clips.reading(result):
+            lines.append(f"  {said.removeprefix(f'{result.label}: ')}")
+            lines += [f"    {line}" for line in clips.changed(result)]
         by_prompt = result.by_prompt()
         if len(by_prompt) > 1:
             psnr = metrics.get("psnr")
             lines.append("  by prompt")
             for r in by_prompt:
                 loss = psnr.text(r["psnr"]) + " dB" * math.isfinite(r["psnr"])
-                lines.append(f"    {loss:>10}  SSIM {r['ssim']:.4f}  {r['prompt']!r}")
+                lines.append(f"    {loss:>10}  SSIM {r['ssim']:.4f}  {r['name'] or repr(r['prompt'])}")
         lines.append("")
     return "\n".join([*lines, *remarks]) + "\n"
 
 
 def _line(name: str, value: Interval, result: Result) -> str:
     m = result.metrics[name]
-    title = "  of the baseline" if name.endswith(BASELINE) else "speed-up " * (m.unit == "x") + m.title
+    title = "  of the baseline" if name.endswith(BASELINE) else "speed-up " * name.startswith("speedup") + m.title
     title += f", {m.unit}" * (m.unit not in ("", "x") and not name.endswith(BASELINE))
     form = m.format
     whole = "95 % interval" if len(set(result.prompts)) >= ENOUGH else "over these pairs"
@@ -187,12 +216,13 @@ def answer(comparison: Comparison, loss: tuple[str, float]) -> list[str]:
 
 
 def reading(comparison: Comparison) -> list[str]:
-    """Where the trajectories part and which pair is worst."""
+    """Which prompts are followed, where the trajectories part and which pair is worst."""
     said = []
     for result in comparison.results[:3]:
         worst = result.worst
         if result.identical:
             continue
+        said += [line] if (line := clips.reading(result)) else []
         where = f"worst pair {worst.prompt!r}, seed {worst.seed}: " if worst.prompt else ""
         psnr = metrics.get("psnr").text(worst.figures["psnr"])
         line = f"{result.label}: {where}PSNR {psnr} dB, worst frame {worst.fidelity.worst_frame}"

@@ -252,7 +252,7 @@ def check_conditions(
         metric = metrics.get(str(name))
         if name not in measured:
             raise UsageError(f"{name} is measured only where it is asked for", f"add --metric {metric.name}")
-        if not runs and (metric.needs in ("run", "runs") or metric.name.startswith("speedup")):
+        if not runs and (metric.needs in ("run", "runs", "verdict") or metric.name.startswith("speedup")):
             raise UsageError(f"{name} is a figure of runs, and videos are given", "name run files, or another figure")
 
 

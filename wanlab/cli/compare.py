@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 MANY_RUNS = 1000  # more new runs than this ask for --yes
 WIDE = 125  # columns that the whole table needs
+NARROW = ("end to end", "verdict", "contrast", "sharpness")  # left out where there are fewer
+CLIPS = "What the clips show, and look like beside the baseline's"
 _WHAT, _HOW, _OUTPUT = "What is compared", "How", "Output"
 
 
@@ -73,7 +75,12 @@ class Subject:
         ),
     ] = None
     suite: Annotated[
-        str | None, option("--suite", panel=_WHAT, help="builtin: the prompts in the package.  [default: 3 of them]")
+        str | None,
+        option(
+            "--suite",
+            panel=_WHAT,
+            help="Prompts in the package: builtin (32), or held-out, its twin to report on.  [default: 3 of builtin]",
+        ),
     ] = None
 
 
@@ -167,11 +174,7 @@ def compare(
             )
         return _finish(_of_files(subject.a, subject.b, named, out, asked), shown_as)
     baseline, methods = _methods(subject, named, shortcuts)
-    if subject.suite not in (None, "builtin"):
-        raise UsageError(
-            f"there is no suite '{render.plain(subject.suite, 40)}'", "use --suite builtin, or --prompts FILE"
-        )
-    prompts = designs.builtin_prompts(subject.suite is not None)
+    prompts = designs.suite_prompts(subject.suite)
     specs = sampling.specs((), RecordSpec(level="latents", video="float32"), prompts=prompts)
     if judging.noise_floor and specs[0].vae_dtype == "auto":  # the decoder's rounding would hide the floors
         specs = [replace(s, vae_dtype="float32") for s in specs]
@@ -266,7 +269,9 @@ def _finish(result: ComparisonResult, form: str) -> int:
     if form in ("json", "csv"):
         render.emit(result.rows, form, result.content)
     elif form == "md":
-        render.emit(table.rows(result.comparison), form)
+        for rows in (table.rows(result.comparison), table.clip_rows(result.comparison)):
+            render.emit(rows, form)
+            render.write("\n")
     else:
         _show(result)
     for text in result.missed:
@@ -278,7 +283,7 @@ def _show(result: ComparisonResult) -> None:
     from wanlab.analysis import table
 
     comparison = result.comparison
-    rows = table.rows(comparison)
+    rows, looks = table.rows(comparison), table.clip_rows(comparison)
     labels = [r.label for r in comparison.results]
     title = f"{', '.join(labels[:3])}{', …' * (len(labels) > 3)} against {comparison.baseline}"
     lines = [*result.answer, *result.remarks, *table.reading(comparison)]
@@ -292,9 +297,10 @@ def _show(result: ComparisonResult) -> None:
     styles = [_style(str(r["verdict"])) for r in rows]
     if render.output().width < WIDE:  # a narrow terminal: what decides stays, the verdicts go below
         lines = [*(f"{r['method']}: {r['verdict']}" for r in rows if r["verdict"]), *lines]
-        rows = [{k: v for k, v in r.items() if k not in ("end to end", "verdict")} for r in rows]
+        rows, looks = ([{k: v for k, v in r.items() if k not in NARROW} for r in t] for t in (rows, looks))
     shown = render.table(rows, left=("method", "verdict"), styles=styles)
-    render.show(Text(""), Text(title, style="bold"), Text(result.description), shown, Text("\n".join(lines)))
+    clips = render.table(looks, title=CLIPS, left=("method",))
+    render.show(Text(""), Text(title, style="bold"), Text(result.description), shown, clips, Text("\n".join(lines)))
 
 
 def _style(verdict: str) -> str:

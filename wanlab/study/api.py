@@ -150,7 +150,7 @@ def compare(
         return compare_files(Path(a), Path(b), folder, asked, watcher=watcher)
     methods = [_method(m) for m in ([a or "baseline"] if a is None or isinstance(a, str | MethodSpec) else a)]
     record = RecordSpec(level="latents", video="float32")
-    specs = specify(designs.builtin_prompts(False) if prompts is None else prompts, seeds, record=record, **settings)
+    specs = specify(designs.suite_prompts(None) if prompts is None else prompts, seeds, record=record, **settings)
     baseline = _method(b)
     if noise_floor and specs[0].vae_dtype == "auto":  # the decoder's rounding would hide the floors
         specs = [replace(s, vae_dtype="float32") for s in specs]
@@ -228,7 +228,7 @@ def calibrate(
     from wanlab.study.calibrate import calibrate as run
 
     record = RecordSpec(level="all", dtype=record_dtype)
-    specs = specify(designs.builtin_prompts(True) if prompts is None else prompts, seeds, record=record, **settings)
+    specs = specify(designs.suite_prompts("builtin") if prompts is None else prompts, seeds, record=record, **settings)
     return run(specs, Path(out), force=force, watcher=_watcher(progress))
 
 

@@ -81,11 +81,17 @@ class Design:
 # --- methods -----------------------------------------------------------------------------------------------------
 
 
-def builtin_prompts(whole: bool) -> Sequence[str]:
-    """The prompts in the package: all of them, or the first three."""
-    from wanlab.embedded.world import SUITE
+def suite_prompts(suite: str | None) -> list[str]:
+    """The prompts of a suite of the package; the first three of "builtin" where none is named. Raises UsageError."""
+    from wanlab.embedded.suite import SUITE, SUITES
 
-    return SUITE if whole else SUITE[:3]
+    if suite is None:
+        return list(SUITE.values())[:3]
+    if suite not in SUITES:
+        raise UsageError(
+            f"there is no suite '{short(suite, 40)}'", f"use --suite {' or --suite '.join(SUITES)}, or --prompts FILE"
+        )
+    return list(SUITES[suite].values())
 
 
 def methods_of(mode: str, cfg: PolicySpec) -> tuple[MethodSpec, MethodSpec]:

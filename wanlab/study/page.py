@@ -113,6 +113,11 @@ def _claim(c: Claim) -> dict[str, Any]:
     }
 
 
+SHOWN = {
+    "followed": ("adherence", ".1%", ""),
+    "A - B": ("adherence_change", "+.1%", ""),
+    **{name: (f"{name}_ratio", ".2f", "x") for name in ("motion", "flicker", "sharpness", "saturation", "contrast")},
+}
 COLUMNS = {
     "predicted": ("speedup_predicted", ".2f", "x"),
     "measured": ("speedup", ".2f", "x"),
@@ -123,17 +128,24 @@ COLUMNS = {
 
 def _comparison(path: Path, content: Any, budget: list[int]) -> dict[str, Any]:
     columns = COLUMNS | {name.replace("_", " "): (name, ".4g", "") for name in _others(content)}
-    rows = []
-    for m in content["methods"]:
-        s = m.get("summary") or {}
-        rows.append(
-            [m.get("label"), *(_of(s, *column) for column in columns.values()), m.get("n", "–"), m.get("verdict")]
-        )
+    summaries = {m.get("label"): m.get("summary") or {} for m in content["methods"]}
+    clips = {title: c for title, c in SHOWN.items() if any(_of(s, *c) != "–" for s in summaries.values())}
+    rows = [
+        [
+            m.get("label"),
+            *(_of(m.get("summary") or {}, *c) for c in columns.values()),
+            m.get("n", "–"),
+            m.get("verdict"),
+        ]
+        for m in content["methods"]
+    ]
     return {
         "title": content.get("compared") or "comparison",
         "path": str(path),
         "rows": rows,
         "columns": ("method", *columns, "n", "verdict"),
+        "clip_rows": [[label, *(_of(s, *c) for c in clips.values())] for label, s in summaries.items()],
+        "clip_columns": ("method", *clips) if clips else (),
         "figures": _figures(_drawn(path, content), budget),
     }
 
@@ -161,7 +173,9 @@ def _of(summary: Any, name: str, form: str, unit: str) -> str:
     mean, low, high = (found.get(k) for k in ("mean", "low", "high"))
     if not isinstance(mean, int | float):
         return "identical" if mean in ("inf", "identical") else "–"
-    spread = f" ({low:{form}}–{high:{form}})" if all(isinstance(v, int | float) for v in (low, high)) else ""
+    spread = ""
+    if isinstance(low, int | float) and isinstance(high, int | float):
+        spread = f" ({low:{form}}{'–' if low >= 0 else ' to '}{high:{form}})"
     return f"{mean:{form}}{unit}{spread}"
 
 

@@ -242,10 +242,14 @@ class ComparisonResult:
         return Clip(path, f"{label}, {self.comparison.baseline}, and 8 times their difference")
 
     def _repr_html_(self) -> str:
-        from wanlab.analysis.table import rows
+        from wanlab.analysis.table import clip_rows, rows
 
         lines = [self.description, *self.answer, *self.remarks]
-        return table(rows(self.comparison)) + "".join(f"<p>{html.escape(line)}</p>" for line in lines if line)
+        return (
+            table(rows(self.comparison))
+            + table(clip_rows(self.comparison))
+            + "".join(f"<p>{html.escape(line)}</p>" for line in lines if line)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

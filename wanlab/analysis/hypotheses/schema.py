@@ -42,7 +42,10 @@ _METHOD = {
     "pairs": [_PAIR],
     "n": "number",
     "verdict": "text",
-    "summary": {"speedup_predicted": _INTERVAL, "speedup": _INTERVAL, "psnr": _INTERVAL, "ssim": _INTERVAL},
+    "summary": {
+        **dict.fromkeys(("speedup_predicted", "speedup", "psnr", "ssim", "adherence", "adherence_change"), _INTERVAL),
+        **{f"{name}_ratio": _INTERVAL for name in ("motion", "flicker", "sharpness", "saturation", "contrast")},
+    },
 }
 _CURVE = {
     "key": _KEY,

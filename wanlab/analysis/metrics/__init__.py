@@ -9,9 +9,12 @@ follow from what the registration says.
 What a function is given, by `needs`:
 
     frame pair  (x, y)           a frame of A and of B, [H,W,3] in [0,1]; a value a frame, put together by `reduce`
-    clip        (before, frame)  a frame and the one before, of A and then of B: NAME and NAME_baseline
+    frame       (frame)          a frame of A and then of B: NAME and NAME_baseline
+    clip        (before, frame)  a frame and the one before, of A and then of B
+    clips       (f, g, h)        three frames in a row, of A and then of B
     pair        (a, b)           both clips (metrics.clip.Clip), to be read by the function itself
-    run         (cost)           what a run did (metrics.cost.Cost), of A and then of B: NAME and NAME_baseline
+    run         (cost)           what a run did (metrics.cost.Cost), of A and then of B
+    verdict     (verdict)        what the verifier says of a run of the embedded world (metrics.adherence), A then B
     runs        (a, b)           both open run files (wanlab.runfile.Run)
     figures     (figures)        the figures of the pair that were registered before, by name
 """
@@ -23,13 +26,18 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from wanlab.errors import UsageError
 from wanlab.registry import digest, from_file, lookup, names, register, suggest
 
-Needs = Literal["frame pair", "clip", "pair", "run", "runs", "figures"]
-OF_BOTH = ("clip", "run")  # measured of A and of B
+if TYPE_CHECKING:
+    from wanlab.analysis.stats import Interval
+
+Needs = Literal["frame pair", "frame", "clip", "clips", "pair", "run", "runs", "verdict", "figures"]
+WINDOW = {"frame": 1, "clip": 2, "clips": 3}  # frames in a row of one video
+OF_BOTH = (*WINDOW, "run", "verdict")  # measured of A and of B
+MODULES = ("pixels", "latent", "temporal", "adherence", "appearance", "cost")
 BASELINE = "_baseline"
 
 _of_files: dict[str, Metric] = {}  # what files named on the command line register
@@ -53,10 +61,15 @@ class Metric:
     mean: str = "arithmetic"
     """Over pairs: "arithmetic"; "geometric", of the pairs that have it; "none"; or the name of a figure, whose mean and
     bounds the function turns into this one's."""
+    interval: Callable[[str, Callable[[str], Sequence[float]], Sequence[str], float | None], Interval] | None = None
+    """Its mean and interval where `mean` does not say them: of the figure's name, the values of any figure by name, the
+    prompts, and the factor that stands in for Student's quantile."""
     asked: bool = False
     """Measured only where it is asked for by name."""
     column: str = ""
     """How the table shows it, as ".1f"; "" where it does not."""
+    table: Literal["main", "clips"] = "main"
+    """Which table: what a method costs and loses, or what its clips show and look like."""
     identical: float = math.nan
     """The value that stands for two equal clips and is written as "identical"."""
 
@@ -112,14 +125,14 @@ def metric(name: str, *, needs: Needs, title: str = "", **more: Any) -> Callable
 
 def every() -> list[Metric]:
     """All measures: those of this package in the order that figures are shown in, then those of others."""
-    for module in ("pixels", "latent", "temporal", "cost"):
+    for module in MODULES:
         import_module(f"{__name__}.{module}")
     known = [*(lookup("metric", n) for n in names("metric")), *_of_files.values()]
     return sorted(known, key=lambda m: (not m.function.__module__.startswith(__name__), _place(m)))
 
 
 def _place(item: Metric) -> tuple[int, int]:
-    order = [f"{__name__}.{m}" for m in ("pixels", "latent", "temporal", "cost")]
+    order = [f"{__name__}.{m}" for m in MODULES]
     module = item.function.__module__
     return (order.index(module) if module in order else len(order), item.function.__code__.co_firstlineno)
 

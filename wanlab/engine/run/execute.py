@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wanlab.embedded import world_version
 from wanlab.engine import observers, policies
 from wanlab.engine.loop import Prober, denoise
 from wanlab.engine.model import loading, vae
@@ -333,6 +334,7 @@ class _Running:
             "boundary": checkpoint.boundary if checkpoint.boundary is not None else "none",
             "fps": checkpoint.fps,
             "layout": checkpoint.layout,
+            "world": world_version(checkpoint.path),
             "shift": float(spec.shift or 0),
         }
 
