@@ -232,8 +232,8 @@ def test_active_tokens_attend_to_stale_keys(model, checkpoint):
     torch.manual_seed(0)
     before, now = torch.randn(1, 20, 24), torch.randn(1, 20, 24)
     rotary = model.experts["high"].rope(torch.zeros(1, 16, 5, 4, 4))
-    ours, kept, active = SelfAttention(), {}, torch.tensor([1, 7, 19])
-    ours.keys, ours.name = kept, "0"
+    ours, active = SelfAttention(), torch.tensor([1, 7, 19])
+    ours.keeps = True
     ours(attn, before, rotary_emb=rotary)
     some = tuple(r.index_select(1, active) for r in rotary)
     ours.active = active

@@ -79,6 +79,8 @@ class Env:
     """C, F, H, W of the full-length latents."""
     costs: Mapping[str, Cost] = field(repr=False)
     """By expert."""
+    seed: int = 0
+    """Of the initial noise."""
 
     @property
     def total(self) -> int:
@@ -113,6 +115,16 @@ class Jump:
     """(x_t, x0_pred of the step before) -> the new x_t."""
     restart: bool
     """Whether the solver's history no longer fits and must be forgotten."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """Latents whose velocity in this step is no prediction of it."""
+
+    mask: Tensor
+    """[1,1,F,H,W] bool: a solver's corrector leaves them alone, which goes by the newest prediction …"""
+    still: bool = False
+    """… and so does the solver altogether."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,8 +217,10 @@ class Session:
     fields: ClassVar[tuple[Field, ...]] = ()
     """What `note` reports, one value a step, and with dims ("branch",) one a branch. In the run file each is called
     POLICY_NAME."""
-    keeps_keys: ClassVar[bool] = False
+    keeps_keys: bool = False
     """Whether `through` runs blocks on some tokens that attend to all of them (`Blocks.__call__`, `keys`)."""
+    keys_float8: bool = False
+    """Whether it keeps their keys and values as 8-bit floats (`Blocks.__call__`, `float8`)."""
 
     _memory: dict[tuple[str, int, str], dict[str, Any]]
     _notes: dict[str, np.ndarray]
@@ -234,6 +248,14 @@ class Session:
         """The stack of blocks on hidden states [B,N,D]; `blocks(hidden)` runs it. At most one policy of a
         run has it."""
         return blocks(hidden)
+
+    def warm_up(self, hidden: Tensor, blocks: Blocks) -> None:
+        """Run, on meaningless values, what `through` is going to: called once for each expert and shape before the
+        first step, so that no step's time holds what is done once, such as compiling. Nothing may be remembered."""
+
+    def frozen(self, ctx: StepContext, x: Tensor) -> Frozen | None:
+        """What the solver shall leave alone in this step of latents x, its velocities evaluated; None: nothing."""
+        return None
 
     def after(self, record: StepRecord) -> None:
         """Told of every finished step."""

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from wanlab.engine.policies import cfg, frames
+from wanlab.engine.policies import cfg, frames, pruning
 from wanlab.engine.types import Env, Policy, Session
 from wanlab.registry import build
 from wanlab.spec import PolicySpec
 
-__all__ = ["begin", "cfg", "frames"]
+__all__ = ["begin", "cfg", "frames", "pruning"]
 
 
 def begin(policies: Iterable[PolicySpec], env: Env) -> Sequence[Session]:

@@ -139,6 +139,7 @@ def make_env(spec: RunSpec, checkpoint: Checkpoint, solver: Solver) -> Env:
             expert: Cost.of(checkpoint.expert_config(expert), checkpoint.expand_timesteps)
             for expert in checkpoint.experts
         },
+        seed=spec.seed,
     )
 
 
