@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -14,7 +15,6 @@ from wanlab.engine import policies, run
 from wanlab.engine.guiders import Cfg
 from wanlab.engine.loop import make_plan
 from wanlab.engine.model import kernels, placement
-from wanlab.engine.model.config import TransformerConfig
 from wanlab.engine.model.cost import Cost
 from wanlab.engine.policies.pruning import tokens as shared
 from wanlab.engine.types import Call
@@ -165,7 +165,7 @@ def after(walk, k, velocity):
 
 def bend(call):
     """A velocity that depends on where and when."""
-    return (call.x * (1 + call.ctx.index / 10)).expand(len(call.branches), -1, -1, -1, -1)
+    return (call.x * (1 + call.ctx.index)).expand(len(call.branches), -1, -1, -1, -1)
 
 
 def test_on_a_first_order_solver_a_kept_velocity_is_a_kept_clean_latent():
@@ -173,7 +173,7 @@ def test_on_a_first_order_solver_a_kept_velocity_is_a_kept_clean_latent():
     kept = [toy([f"{PRUNE},keep={k}"], bend, frames=6) for k in ("velocity", "x0")]
     assert torch.allclose(kept[0][-1].x_next, kept[1][-1].x_next, atol=1e-5)
     unipc = [toy([f"{PRUNE},keep={k}"], bend, frames=6, solver="unipc") for k in ("velocity", "x0")]
-    assert not torch.allclose(unipc[0][-1].x_next, unipc[1][-1].x_next, atol=1e-5)
+    assert float((unipc[0][2].x_next - unipc[1][2].x_next).abs().max()) > 1e-5  # by its terms of second order
 
 
 @pytest.mark.parametrize("solver", ["euler", "unipc", "dpm++"])
@@ -187,22 +187,24 @@ def test_what_is_held_does_not_move(solver):
     assert computed(records[13]).all()  # the expert switch
 
 
-def computed(record):
-    (mask,) = (v for k, v in record.notes.items() if k.endswith("/mask"))
-    return torch.from_numpy(np.unpackbits(mask, axis=-1, count=1).astype(bool)).flatten()
+def computed(record, width=1):
+    """The tokens [N] that a step computed, `width` of them in a row."""
+    everything = np.full((*record.x_t.shape[2:3], record.x_t.shape[3] // 2, 1), 255, np.uint8)
+    mask = next((v for k, v in record.notes.items() if k.endswith("/mask")), everything)
+    return torch.from_numpy(np.unpackbits(mask, axis=-1, count=width).astype(bool)).flatten()
 
 
 def test_the_corrector_can_be_kept_from_frozen_tokens():
-    """UniPC corrects x_t by the newest prediction before it steps on. Active tokens are none the wiser; where there is
-    no corrector (Euler) the knob changes nothing."""
+    """UniPC corrects x_t by the newest prediction before it steps on; active tokens are none the wiser. Its first step
+    is of first order, after which a velocity used again corrects nothing. Euler has no corrector."""
     for solver, same in (("unipc", False), ("euler", True)):
         with_it, without = (
             toy([f"random_tokens:start=1,corrector={c}"], bend, frames=6, solver=solver) for c in ("true", "false")
         )
-        frozen = ~computed(with_it[3])
-        assert torch.equal(with_it[1].x_next, without[1].x_next) is same
-        first = [r[1].x_next[:, :, computed(r[1])] for r in (with_it, without)]
-        assert torch.equal(*first) and frozen.any()
+        active = computed(with_it[2])
+        assert torch.allclose(with_it[1].x_next, without[1].x_next, atol=1e-6)
+        assert torch.equal(with_it[2].x_next[:, :, active], without[2].x_next[:, :, active])
+        assert torch.equal(with_it[2].x_next[:, :, ~active], without[2].x_next[:, :, ~active]) is same
 
 
 def test_nothing_outlives_the_expert_switch_or_a_jump():
@@ -250,7 +252,7 @@ def test_frozen_tokens_enter_no_block(model, checkpoint, policy, attended, batch
     spec = make_spec(checkpoint, policies=[policy])
     records, planned = sample(model, spec, batched=batched), run.plan(spec)
     active = 12 if policy.startswith("tome") else 10
-    last = records[12]
+    last = records[11]
     assert last.ran.block_tokens == active * 4 and last.ran.attention_pairs == active * attended * 4
     assert last.status("cond") == "reused" and records[13].status("cond") == "fresh"
     assert planned.exact and planned.flops == pytest.approx(sum(r.ran.operations for r in records))
@@ -293,16 +295,11 @@ def test_stale_keys_are_those_of_the_last_computation(model, checkpoint):
         look(state)
         if record.ctx.index > 0:
             before, now = kept[-2:]
-            mask = mask_of(record)
+            mask = computed(record, 2)
             assert len(now) == 2 * 2 * 2
             for name in now:
                 assert torch.equal(before[name][:, ~mask], now[name][:, ~mask]), name
                 assert not torch.equal(before[name][:, mask], now[name][:, mask]), name
-
-
-def mask_of(record):
-    (mask,) = (v for k, v in record.notes.items() if k.endswith("/mask"))
-    return torch.from_numpy(np.unpackbits(mask, axis=-1, count=2).astype(bool)).flatten()
 
 
 def states(model, spec, steps):
@@ -338,6 +335,7 @@ def test_keys_of_8_bits_round_what_is_remembered_and_nothing_else(model, checkpo
     assert ((values.float() * scale - x).abs() <= x.abs() / 16 + scale / 512).all()
 
 
+@pytest.mark.slow
 def test_one_compilation_serves_every_block_and_number_of_active_tokens(model):
     """Three graphs: all tokens; all with keys kept; some. As many for two blocks as for one, and no more for another
     number of active tokens."""
@@ -352,17 +350,17 @@ def test_one_compilation_serves_every_block_and_number_of_active_tokens(model):
     torch._dynamo.reset()
     expert = model.experts["high"]
     kernels.set_self_attention(expert, "auto", keeps_keys=True)
-    blocks = [torch.compile(b, dynamic=True, backend=backend) for b in expert.blocks]
-    for own, compiled in zip(expert.blocks, blocks, strict=True):
-        compiled.attn1 = own.attn1
+    blocks = [copy.deepcopy(block) for block in expert.blocks]
+    for block in blocks:
+        block.compile(dynamic=True, backend=backend)
     hidden, text = torch.randn(1, 20, 24), torch.randn(1, 9, 24)
     rotary = expert.rope(torch.zeros(1, 16, 5, 4, 4))
     stack, keys = Blocks(blocks, (text, torch.randn(1, 6, 24), rotary), None), {}
     with torch.no_grad():
         stack(hidden)
         stack(hidden, None, keys)
-        for count in (6, 8, 10, 14, 18):
-            stack(hidden[:, :count].contiguous(), torch.arange(count), keys)
+        for count in (7, 8, 11, 14, 17):
+            stack(hidden.index_select(1, torch.arange(count)), torch.arange(count), keys)
     kernels.set_self_attention(expert, "auto")
     torch._dynamo.reset()
     assert len(graphs) == 3
@@ -387,8 +385,8 @@ def merged(hidden, function, policy, frames):
 
 
 def test_merged_tokens_are_averaged_and_get_what_their_destination_gets():
-    """Four tokens in two cells of two frames, three left: of (1,0)|(1,1) and (1,0)|(1,.1) the second pair is more alike.
-    Its mean is (1,.05); blocks that add twice their input give both tokens (2,.1)."""
+    """Four tokens in two cells of two frames, three left: of (1,0), (1,1) and (1,0), (1,.1) the second are more alike.
+    Their mean is (1,.05); blocks that add twice their input give both tokens (2,.1)."""
     hidden = torch.tensor([[[1.0, 0.0], [1.0, 1.0], [1.0, 0.0], [1.0, 0.1]]])
     out, ran, active = merged(hidden, lambda x: 3 * x, "tome:cell=2x1x1,ratio=0.75", 4)
     assert active.tolist() in ([0, 1, 2], [0, 1, 3])  # the destination is drawn
@@ -404,9 +402,7 @@ def test_tokens_that_are_equal_lose_nothing_by_merging():
 
 # --- cost, in the model's own operations ------------------------------------------------------------------------------
 
-A14B = Cost.of(TransformerConfig.from_json({
-    "num_attention_heads": 40, "attention_head_dim": 128, "ffn_dim": 13824, "num_layers": 40, "text_dim": 4096,
-}))  # fmt: off
+A14B = Cost(layers=40, width=5120, inner=13824, text_width=4096, channels=32)
 
 
 @pytest.mark.parametrize(
@@ -428,13 +424,17 @@ def test_the_share_of_a_block_at_full_size(tokens, stale, absent):
 @pytest.mark.parametrize(
     ("tokens", "steps", "stale", "absent"),
     [
-        (20_280, 20, 1.06, 1.09), (32_760, 20, 1.06, 1.09), (75_600, 20, 1.06, 1.10),
-        (20_280, 40, 1.22, 1.28), (32_760, 40, 1.22, 1.30), (75_600, 40, 1.22, 1.34),
+        (20_280, 20, 1.06, 1.09),
+        (32_760, 20, 1.06, 1.09),
+        (75_600, 20, 1.06, 1.10),
+        (20_280, 40, 1.22, 1.28),
+        (32_760, 40, 1.22, 1.30),
+        (75_600, 40, 1.22, 1.34),
     ],
-)  # fmt: skip
+)
 def test_the_bound_of_the_origins_claims(tokens, steps, stale, absent):
-    """Active shares as it expects them: steps 1-5 all, 6-10 .9, 11-15 .775, 16-20 .6, then .4; 13 of 20 steps are of the
-    high-noise expert, 26 of 40; the other one's are whole."""
+    """Active shares as it expects them: steps 1-5 all, 6-10 .9, 11-15 .775, 16-20 .6, then .4; 13 of 20 steps are of
+    the high-noise expert, 26 of 40; the other one's are whole."""
     high = {20: 13, 40: 26}[steps]
     shares = [*([1.0] * 5), *([0.9] * 5), *([0.775] * 5), *([0.6] * 5), *([0.4] * 20)][:high]
     for keys, bound in (("stale", stale), ("absent", absent)):
@@ -472,7 +472,7 @@ def test_a_plan_that_does_not_fit_is_refused():
     placement.check_keys(peaks, 33 * 10**9, "swap", 80 * 10**9)
     placement.check_keys(peaks, 0, "resident", 80 * 10**9)  # without keys as ever
     with pytest.raises(
-        UsageError, match="33.0 GB of kept keys.*110.0 GB under plan resident.*80.0 GB.*--memory swap, or"
+        UsageError, match=r"33.0 GB of kept keys.*110.0 GB under plan resident.*80.0 GB.*--memory swap, or"
     ):
         placement.check_keys(peaks, 33 * 10**9, "resident", 80 * 10**9)
     with pytest.raises(UsageError, match="; use keys_dtype=float8 or keys=absent"):
@@ -523,13 +523,13 @@ def test_the_mask_is_recorded_with_latents_only(tmp_path, loaded, checkpoint):
         ("prune:baseline_steps=1", "use 2 or more"),
         ("random_tokens:ratio=0", "use more than 0"),
         ("random_tokens:start=13", "use a smaller start"),
-        ("random_tokens:scope=single", "did you mean"),
+        ("random_tokens:scope=single", "choose from all, high, low"),
         ("topk:start=1", "use start=2 or more"),
         ("topk:ratio=0.2", "use 0.25 to 1"),
         ("ras:high=1.5", "use 0 to 1"),
         ("ras:reset=1", "or 0 for none"),
         ("tome:ratio=0.2,cell=2x1x1", "use ratio=0.6 or more"),
-        ("tome:cell=2", "such as 2x2x2"),
+        ("tome:cell=2x2", "such as 2x2x2"),
         ("tome:start=13", "use 0 to 12"),
     ],
 )

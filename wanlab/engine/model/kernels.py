@@ -159,18 +159,14 @@ class SelfAttention:
         """All tokens' keys and values [B,N,heads,D/heads], those of the active ones being these fresh ones [B,n,…]; and
         what is kept of them, anew."""
         active, fresh = self.active, (key, value)
-        if not self.float8:
-            self.kept = (
-                fresh
-                if active is None
-                else tuple(replaced(k, active, f) for k, f in zip(self.kept, fresh, strict=True))
-            )
-            return self.kept[0], self.kept[1]
-        small = [part for whole in fresh for part in tokens_to_float8(whole)]
+        parts = [part for whole in fresh for part in tokens_to_float8(whole)] if self.float8 else fresh
         if active is None:
-            self.kept = tuple(small)
-            return key, value
-        self.kept = tuple(replaced(k, active, f) for k, f in zip(self.kept, small, strict=True))
+            # Copies: these are parts of larger tensors, which would be kept with them.
+            self.kept = tuple(part.clone(memory_format=torch.contiguous_format) for part in parts)
+            return fresh
+        self.kept = tuple(replaced(k, active, part) for k, part in zip(self.kept, parts, strict=True))
+        if not self.float8:
+            return self.kept[0], self.kept[1]
         # The fresh ones as they are: only what is remembered is rounded.
         large = (self.kept[k].to(key.dtype) * self.kept[k + 1].to(key.dtype) for k in (0, 2))
         whole_key, whole_value = (replaced(k, active, f) for k, f in zip(large, fresh, strict=True))
