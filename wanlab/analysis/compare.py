@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from wanlab.analysis import metrics as registered
 from wanlab.analysis import verdict
 from wanlab.analysis.fidelity import Fidelity, Known
 from wanlab.analysis.fidelity import compare as compare_clips
+from wanlab.analysis.key import Key
 from wanlab.analysis.metrics import BASELINE, Metric
 from wanlab.analysis.metrics.clip import Clip
 from wanlab.analysis.metrics.cost import Cost
@@ -62,6 +63,8 @@ class Pair:
     fidelity: Fidelity
     figures: Mapping[str, float]
     """The pair's figures by the names that summaries, exports and thresholds use."""
+    keys: tuple[Key, Key] | None = None
+    """What A's and B's run may be pooled by; None of video files."""
     cost_a: Cost | None = None
     """None for a video file: nobody knows what it cost."""
     cost_b: Cost | None = None
@@ -81,6 +84,7 @@ class Pair:
             "seed": self.seed,
             "a": str(self.a),
             "b": str(self.b),
+            "key": None if self.keys is None else asdict(self.keys[1]),
             **{n: m.plain(self.figures[n]) for n, m in registered.by_figure().items() if n in self.figures},
             "rounded": self.fidelity.rounded,
             "worst_frame": self.fidelity.worst_frame,
@@ -106,7 +110,12 @@ def measure(
     if is_run_file(a) and is_run_file(b):
         with Run(a) as run_a, Run(b) as run_b:
             costs = Cost.of(run_a), Cost.of(run_b)
-            more = {"cost_a": costs[0], "cost_b": costs[1], "divergence": divergence(run_a, run_b)}
+            more = {
+                "key": Key.of(run_b),
+                "cost_a": costs[0],
+                "cost_b": costs[1],
+                "divergence": divergence(run_a, run_b),
+            }
             prompt, seed = run_b.spec.prompt, run_b.spec.seed
             if not (are_finite(run_a) and are_finite(run_b)):  # their frames mean nothing, whatever they look like
                 fidelity = fidelity.unknown()
@@ -234,7 +243,14 @@ class Comparison:
     results: tuple[Result, ...]
     floors: tuple[Result, ...] = ()
     """The baseline again, computed another way: what a difference must exceed to mean anything."""
+    confirmed: tuple[Result, ...] = ()
+    """What a sweep chose, measured again on seeds that had no part in the choice."""
     thresholds: Mapping[str, float] = field(default_factory=lambda: dict(THRESHOLDS))
+
+    @property
+    def every(self) -> tuple[Result, ...]:
+        """Noise floors, methods, and what was measured again."""
+        return (*self.floors, *self.results, *self.confirmed)
 
     def verdict(self, result: Result) -> str:
         """What can be said of a method, in few words, against the thresholds and the floor."""
@@ -256,6 +272,7 @@ class Comparison:
             "thresholds": dict(self.thresholds),
             "noise_floor": [r.to_dict() for r in self.floors],
             "methods": [r.to_dict() | {"verdict": self.verdict(r)} for r in self.results],
+            "confirmed": [r.to_dict() | {"verdict": self.verdict(r)} for r in self.confirmed],
             "remarks": self.remarks(),
         }
 

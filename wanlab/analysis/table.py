@@ -29,10 +29,10 @@ def columns(comparison: Comparison) -> dict[str, Metric]:
 def rows(comparison: Comparison) -> list[Row]:
     """The table as text: noise floors first, then the methods. A second line of a cell is the interval."""
     table = []
-    for result in (*comparison.floors, *comparison.results):
+    for result in comparison.every:
         row = {METHOD: result.label, PASSES: _passes(result)}
         row |= {title: cell(result.summary.get(m.name), m) for title, m in columns(comparison).items()}
-        table.append(row | {VERDICT: comparison.verdict(result) if result in comparison.results else ""})
+        table.append(row | {VERDICT: comparison.verdict(result) if result not in comparison.floors else ""})
     return table
 
 
@@ -63,14 +63,14 @@ def cell(value: Interval | None, metric: Metric, *, form: str = "", lines: bool 
 def flat(comparison: Comparison) -> list[Row]:
     """The same for machines: a row a method, every figure's mean and bounds."""
     table = []
-    for result in (*comparison.floors, *comparison.results):
+    for result in comparison.every:
         row: Row = {METHOD: result.label, **result.setting, "n": result.units[0], "units": result.units[1]}
         for name, value in result.summary.items():
             plain = result.metrics[name].plain
             row |= {name: plain(value.mean), f"{name}_low": plain(value.low), f"{name}_high": plain(value.high)}
             if name == "psnr":
                 row["psnr_median"] = plain(result.median(name))
-        table.append(row | {VERDICT: comparison.verdict(result) if result in comparison.results else "noise floor"})
+        table.append(row | {VERDICT: comparison.verdict(result) if result not in comparison.floors else "noise floor"})
     return _even(table)
 
 
@@ -86,7 +86,7 @@ def pairs(comparison: Comparison) -> list[Row]:
                 **result.setting,
                 **{n: result.metrics[n].plain(v) for n, v in pair.figures.items()},
             }
-            for result in (*comparison.floors, *comparison.results)
+            for result in comparison.every
             for pair in result.pairs
         ]
     )
@@ -113,12 +113,12 @@ def _harmless(value: Any) -> Any:
 def report(comparison: Comparison, described: str, remarks: list[str]) -> str:
     """`error_comparison.txt`: every figure of every method."""
     lines = [f"Comparison against {comparison.baseline}", described, ""]
-    for result in (*comparison.floors, *comparison.results):
+    for result in comparison.every:
         lines += [result.label, "-" * len(result.label)]
         for name, value in result.summary.items():
             if not math.isnan(value.mean):
                 lines.append(_line(name, value, result))
-        if result in comparison.results:
+        if result not in comparison.floors:
             lines.append(f"  {'verdict':<32}{comparison.verdict(result)}")
         by_prompt = result.by_prompt()
         if len(by_prompt) > 1:
@@ -165,11 +165,24 @@ def answer(comparison: Comparison, loss: tuple[str, float]) -> list[str]:
         return [f"no method of this sweep keeps {side} {limit}; the nearest is {shown(best)}"]
     said = [f"cheapest that keeps {side} {limit}: {shown(sure)}"] if sure else []
     if likely is not sure:
-        why = f"held together with the others' its interval reaches {other} {limit}"
+        why = f"its interval, or that of a method nearer the baseline, reaches {other} {limit}"
         if len(set(likely.prompts)) < 4:
             why = "these prompts are too few to be sure"
         said.append(f"by its mean alone {shown(likely)} would do, but {why}")
-    return said
+    if not comparison.confirmed:
+        return said
+    (again,) = comparison.confirmed
+    value = again.summary[name]
+    ends = (value.low, value.high) if m.better == "higher" else (value.high, value.low)
+    within = [end > bound if m.better == "higher" else end < bound for end in ends]
+    stands = f"its whole interval is {side}" if within[0] else f"its interval reaches {other}"
+    if not value.known or len(set(again.prompts)) < 4:
+        stands = "too few prompts to be sure that it keeps"
+    elif not any(within):
+        stands = f"its whole interval is {other}"
+    seeds = len({p.seed for p in again.pairs})
+    measured = f"measured again on {seeds} fresh seed{'s' * (seeds > 1)}: {shown(again)}; {stands} {limit}"
+    return [measured, *(f"in the sweep, {line}" for line in said)]
 
 
 def reading(comparison: Comparison) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +16,7 @@ from wanlab.errors import UsageError
 from wanlab.spec import MethodSpec, PolicySpec, RecordSpec
 from wanlab.study import design as designs
 from wanlab.study.design import MODES, Design, Variant
+from wanlab.study.requests import parse_seeds
 
 if TYPE_CHECKING:
     from wanlab.study.compare import Asked
@@ -86,6 +87,14 @@ class Judging:
         str | None,
         option("--max-loss", panel=_HOW, help="The loss that a sweep may cost, as ssim=.98.  [default: psnr=35]"),
     ] = None
+    confirm: Annotated[
+        list[str] | None,
+        option(
+            "--confirm",
+            panel=_HOW,
+            help="Measure what a sweep chose again on these seeds, as 8:16, and report that.",
+        ),
+    ] = None
     fail_if: Annotated[
         list[str] | None,
         option(
@@ -103,8 +112,8 @@ class Judging:
         chosen(metrics)  # what a file registers is known from here on
         if self.max_loss is not None and not is_sweep:
             raise UsageError("--max-loss is for a sweep", 'give --sweep, or --fail-if "psnr<35"')
-        metrics = [*(self.metric or []), *["vmaf"] * self.vmaf]
-        chosen(metrics)  # files register theirs before conditions name them
+        if self.confirm is not None and not is_sweep:
+            raise UsageError("--confirm is for what a sweep chose", "give --sweep, or other seeds with --seed")
         loss = parse_loss(self.max_loss or "psnr=35")
         conditions = [parse_condition(c) for c in self.fail_if or []]
         return Asked(conditions=conditions, loss=loss if is_sweep else None, metrics=metrics)
@@ -147,12 +156,15 @@ def compare(
         )
     prompts = designs.builtin_prompts(subject.suite is not None)
     specs = sampling.specs((), RecordSpec(level="latents", video="float32"), prompts=prompts)
+    if judging.noise_floor and specs[0].vae_dtype == "auto":  # the decoder's rounding would hide the floors
+        specs = [replace(s, vae_dtype="float32") for s in specs]
     floors = designs.floors_of(baseline, specs[0]) if judging.noise_floor else []
     design = designs.arrange(specs, baseline, variants, floors, out)
     if dry_run:
         return _dry_run(design, shown_as)
     from wanlab.study import compare as study
 
+    asked = replace(asked, confirm=study.fresh(specs, parse_seeds(judging.confirm or [])))
     if len(design.new) > MANY_RUNS and not yes:
         raise UsageError(study.amount(design), "add --yes to go ahead, or take fewer values, prompts or seeds")
     return _finish(study.compare(design, out, asked, force=force, watcher=Watcher()), shown_as)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,6 +101,7 @@ def compare(
     noise_floor: bool = False,
     metrics: Sequence[str] = (),
     max_loss: str = "psnr=35",
+    confirm: Iterable[int] = (),
     out: Place = "comparison_outputs",
     force: bool = False,
     progress: bool | Watcher = True,
@@ -111,6 +113,7 @@ def compare(
     sweep        as ["cfg.last=0:10", "guidance=1:8:1"]: every combination, laid over `a`
     prompts      three of the package's by default
     max_loss     the loss that a sweep may cost, as "ssim=.98"
+    confirm      fresh seeds on which what a sweep chose is measured again
     metrics      measures beyond the usual, as ["vmaf"], or files that register some
     noise_floor  also `b` itself, computed three other ways
     settings     as in `specify`
@@ -119,7 +122,7 @@ def compare(
     """
     from wanlab.analysis.compare import parse_loss
     from wanlab.analysis.metrics import chosen
-    from wanlab.study.compare import Asked, compare_files
+    from wanlab.study.compare import Asked, compare_files, fresh
     from wanlab.study.compare import compare as run
 
     folder, watcher = Path(out), _watcher(progress)
@@ -136,7 +139,10 @@ def compare(
     record = RecordSpec(level="latents", video="float32")
     specs = specify(designs.builtin_prompts(False) if prompts is None else prompts, seeds, record=record, **settings)
     baseline = _method(b)
+    if noise_floor and specs[0].vae_dtype == "auto":  # the decoder's rounding would hide the floors
+        specs = [replace(s, vae_dtype="float32") for s in specs]
     floors = designs.floors_of(baseline, specs[0]) if noise_floor else []
+    asked = replace(asked, confirm=fresh(specs, list(confirm)) if sweep else ())
     return run(designs.arrange(specs, baseline, variants, floors, folder), folder, asked, force=force, watcher=watcher)
 
 

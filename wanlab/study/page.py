@@ -58,6 +58,7 @@ def page(evidence: Evidence, judged: Sequence[Hypothesis], figures: Sequence[Sta
                 "name": x.name,
                 "says": x.says,
                 "verdict": x.verdict,
+                "on": x.on,
                 "kind": KINDS.get(x.verdict, "open"),
                 "claims": [_claim(c) for c in x.claims],
             }
@@ -72,10 +73,10 @@ def page(evidence: Evidence, judged: Sequence[Hypothesis], figures: Sequence[Sta
             {
                 "prompt": r.prompt,
                 "method": r.method,
-                "model": r.model,
+                "model": r.key.model,
                 "seed": r.seed,
-                "frames": r.frames,
-                "steps": r.steps,
+                "frames": r.key.frames,
+                "steps": r.key.steps,
                 "passes": r.passes,
                 "seconds": f"{r.seconds:.2f}",
             }
@@ -98,6 +99,7 @@ def _claim(c: Claim) -> dict[str, Any]:
         "says": c.says,
         "method": c.method,
         "decides": c.decides,
+        "needs": c.needs,
         "run": c.run,
         "verdict": c.verdict,
         "kind": KINDS.get(c.verdict, "open"),
@@ -203,7 +205,7 @@ def _clips(evidence: Evidence) -> tuple[list[dict[str, Any]], int, list[str]]:
                 with Run(r.path) as run:
                     if "video" not in run:
                         continue
-                    small = max(1, math.ceil(r.size[0] / 256))
+                    small = max(1, math.ceil(run.spec.width / 256))
                     frames = run["video"][...][:, ::small, ::small]
                     frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
                     fps = int(run.attrs.get("fps", FPS))

@@ -2,7 +2,7 @@
 
 Evidence comes from run files, comparisons and continuity analyses. A claim is a number with a threshold: supported when
 its whole 95 % interval lies on the right side, refuted when the whole of it lies on the other, undecided otherwise, and
-with fewer than `LEAST` independent units. These are prompts, or runs where there are fewer than four prompts.
+on fewer than `LEAST` prompts. What an open one needs is said, in prompts and seeds.
 """
 
 from wanlab.analysis.hypotheses.baseline import h3, h4
@@ -12,6 +12,7 @@ from wanlab.analysis.hypotheses.methods import h1, h2
 from wanlab.analysis.hypotheses.schema import COMPARISON, CONTINUITY, read_regular
 from wanlab.analysis.hypotheses.verdict import (
     LEAST,
+    PARTLY,
     REFUTED,
     SUPPORTED,
     UNDECIDED,
@@ -19,7 +20,6 @@ from wanlab.analysis.hypotheses.verdict import (
     Hypothesis,
     Thresholds,
     decide,
-    share,
     thresholds,
     whole,
 )
@@ -39,6 +39,7 @@ __all__ = [
     "COMPARISON",
     "CONTINUITY",
     "LEAST",
+    "PARTLY",
     "REFUTED",
     "SUPPORTED",
     "UNDECIDED",
@@ -57,7 +58,6 @@ __all__ = [
     "read_regular",
     "read_run",
     "reproduce",
-    "share",
     "shifted",
     "thresholds",
 ]
