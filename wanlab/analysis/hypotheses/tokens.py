@@ -39,15 +39,15 @@ def h5(evidence: Evidence, held: Thresholds) -> list[Claim]:
         RUN,
         _difference,
     )
-    return [
-        claim("H5", statement, own, on=method.on, method=method.label, decides=name == "prune" and _is_guides(method))
-        for name, method in rules
-        for statement, own in (
-            (better, _over_control(method, controls)),
-            (alike, samples(method, figure("psnr"))),
-            (shows, samples(method, _more_adherent)),
-        )
-    ]
+    claims = []
+    for name, method in rules:
+        about: dict[str, Any] = {"on": method.on, "method": method.label}
+        about["decides"] = name == "prune" and _is_guides(method)
+        claims.append(claim("H5", better, _over_control(method, controls), **about))
+        if method is not NOTHING:
+            claims.append(claim("H5", alike, samples(method, figure("psnr")), **about))
+            claims.append(claim("H5", shows, samples(method, _more_adherent), **about))
+    return claims
 
 
 def _by_lot(method: Compared) -> bool:
