@@ -1,4 +1,4 @@
-"""H5: frozen tokens against tokens drawn by lot at equal cost."""
+"""H5, frozen tokens against tokens drawn by lot at equal cost; and the film of the masks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,15 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from wanlab.analysis import hypotheses as h
+from wanlab.analysis.figures.tokens import token_film
+from wanlab.errors import WanlabError
+from wanlab.runfile import Field, Run, RunWriter
+from wanlab.spec import RunSpec
+from wanlab.video import read_mp4
 
 
 def compared(folder: Path, **methods: list[dict[str, Any]]) -> Path:
@@ -70,3 +76,51 @@ def test_other_policies_are_shown_and_do_not_decide(tmp_path: Path) -> None:
     verdict, found = claims(compared(tmp_path, ras=pairs(RULE), random_tokens=pairs([2 * m for m in RULE])))
     assert verdict == h.UNDECIDED and not any(c.decides for c in found.values())
     assert found["mse, over the control's"].verdict == h.SUPPORTED
+
+
+# --- the film of the masks --------------------------------------------------------------------------------------------
+
+
+def test_a_token_is_as_bright_as_it_was_often_computed(tmp_path: Path) -> None:
+    """48x16 pixels, 5 frames: three tokens in each of two latent frames. Of three steps one is whole; of the other two
+    both compute the first token, one the second, none the third: 1, 1/2, 0 of 255 → 255, 147 (.15 + .85/2), 38."""
+    packed = np.array([[[[0b11100000]]] * 2, [[[0b11000000]]] * 2, [[[0b10000000]]] * 2], np.uint8)
+    with Run(masked(tmp_path / "r.h5", packed)) as run:
+        film = token_film(run, tmp_path / "film.mp4")
+    assert film is not None
+    with read_mp4(film) as (meta, frames):
+        (first, *_, last) = list(frames)
+        assert meta["size"] == (96, 16)
+    for frame in (first, last):
+        assert [int(frame[8, x].mean()) for x in (8, 24, 40)] == pytest.approx([255] * 3, abs=3)
+        assert [int(frame[8, x].mean()) for x in (56, 72, 88)] == pytest.approx([255, 147, 38], abs=4)
+
+
+def test_no_film_without_masks_or_with_all_tokens(tmp_path: Path) -> None:
+    whole = np.full((3, 2, 1, 1), 0b11100000, np.uint8)
+    with Run(masked(tmp_path / "a.h5", whole)) as run:
+        assert token_film(run, tmp_path / "a.mp4") is None
+    with Run(masked(tmp_path / "b.h5", None)) as run:
+        assert token_film(run, tmp_path / "b.mp4") is None
+
+
+def test_a_mask_of_another_size_is_refused(tmp_path: Path) -> None:
+    with (
+        Run(masked(tmp_path / "a.h5", np.zeros((3, 1, 1, 1), np.uint8))) as run,
+        pytest.raises(WanlabError, match="make it again"),
+    ):
+        token_film(run, tmp_path / "a.mp4")
+
+
+def masked(path: Path, packed: np.ndarray | None) -> Path:
+    """A white clip of 48x16 pixels and 5 frames, with a mask a step."""
+    spec = RunSpec(prompt="white", model="tiny", width=48, height=16, frames=5, steps=3)
+    fields = [Field("frame_stride", (), "int32")]
+    fields += [Field("prune_mask", ("latent_frame", "token_height", "token_width_bytes"), "uint8")] * (
+        packed is not None
+    )
+    with RunWriter(path, spec_json=spec.to_json(), digest=spec.digest(), fields=fields) as writer:
+        for k in range(3):
+            writer.step(k, {"frame_stride": 1} | ({} if packed is None else {"prune_mask": packed[k]}))
+        video = Field("video", ("frame", "height", "width", "rgb"), "uint8")
+        return writer.finish({video: np.full((5, 16, 48, 3), 255, np.uint8)})
