@@ -138,21 +138,6 @@ def test_what_a_sweep_chose_is_measured_again(wanlab, tmp_path):
     assert code == 2 and "--confirm is for what a sweep chose" in err
 
 
-def test_folders_of_unlike_runs_are_not_pooled(wanlab, tmp_path):
-    """The same prompts at 6 and at 3 steps: two results of two pairs, not one of four."""
-    for steps in ("6", "3"):
-        for folder, method in (("a", "cfg:last=1"), ("b", "baseline")):
-            wanlab("--a", method, "--steps", steps, out=tmp_path / "runs" / steps)
-            for k, path in enumerate(sorted((tmp_path / "runs" / steps).glob(f"{method.replace(':', '-')}*/*.h5"))[:2]):
-                (tmp_path / folder).mkdir(exist_ok=True)
-                path.rename(tmp_path / folder / f"{steps}-{k}.h5")
-    code, out, err = wanlab("--a", str(tmp_path / "a"), "--b", str(tmp_path / "b"), "--format", "json", small=False)
-    assert code == 0, err
-    found = [(m["label"], len(m["pairs"])) for m in json.loads(out)["methods"]]
-    assert sorted(n for _, n in found) == [2, 2]
-    assert sorted(re.search(r", (\d) steps, 9 frames$", label)[1] for label, _ in found) == ["3", "6"]
-
-
 def test_a_condition_on_a_measure_of_a_file(tmp_path, capsys):
     """Known as soon as the file is, in whichever order they are given. The name is this test's own."""
     (tmp_path / "own.py").write_text(

@@ -111,7 +111,7 @@ def measure(
         with Run(a) as run_a, Run(b) as run_b:
             costs = Cost.of(run_a), Cost.of(run_b)
             more = {
-                "key": Key.of(run_b),
+                "keys": (Key.of(run_a), Key.of(run_b)),
                 "cost_a": costs[0],
                 "cost_b": costs[1],
                 "divergence": divergence(run_a, run_b),

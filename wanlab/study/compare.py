@@ -58,8 +58,8 @@ def fresh(specs: Sequence[RunSpec], seeds: Sequence[int]) -> list[RunSpec]:
         raise UsageError(
             f"--confirm: seed {again[0]} has a part in the choice", f"write --confirm {free}:{free + len(seeds)}"
         )
-    again = (replace(s, seed=seed) for seed in seeds for s in specs)
-    return list({s.digest(): s for s in again}.values())
+    moved = (replace(s, seed=seed) for seed in seeds for s in specs)
+    return list({s.digest(): s for s in moved}.values())
 
 
 def forecast(design: Design) -> list[dict[str, Any]]:

@@ -53,17 +53,7 @@ def page(evidence: Evidence, judged: Sequence[Hypothesis], figures: Sequence[Sta
         script=Markup(script),
         style_hash=_hash(style),
         script_hash=_hash(script),
-        hypotheses=[
-            {
-                "name": x.name,
-                "says": x.says,
-                "verdict": x.verdict,
-                "on": x.on,
-                "kind": KINDS.get(x.verdict, "open"),
-                "claims": [_claim(c) for c in x.claims],
-            }
-            for x in judged
-        ],
+        hypotheses=[_hypothesis(x) for x in judged],
         claim_columns=("claim", "verdict", "value", "95 % interval", "n", "threshold", "from"),
         numeric=("value", "95 % interval", "n", "threshold", "seed", "frames", "steps", "passes", "seconds"),
         figures=figures,
@@ -92,6 +82,17 @@ def page(evidence: Evidence, judged: Sequence[Hypothesis], figures: Sequence[Sta
 
 def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _hypothesis(x: Hypothesis) -> dict[str, Any]:
+    return {
+        "name": x.name,
+        "says": x.says,
+        "verdict": x.verdict,
+        "on": x.on,
+        "kind": KINDS.get(x.verdict, "open"),
+        "claims": [_claim(c) for c in x.claims],
+    }
 
 
 def _claim(c: Claim) -> dict[str, Any]:
