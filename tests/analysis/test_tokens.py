@@ -64,7 +64,7 @@ def test_a_control_of_another_cost_decides_nothing(tmp_path: Path) -> None:
     path = compared(tmp_path, prune=pairs(RULE), random_tokens=pairs([1.0] * 6, cost=30.7))
     verdict, found = claims(path)
     assert verdict == h.UNDECIDED and found["mse, over the control's"].value.n == 0
-    assert "prune:choice=lot" in found["mse, over the control's"].run
+    assert "prune.choice=change,lot" in found["mse, over the control's"].run
 
 
 def test_loss_refutes_it_whatever_the_control_does(tmp_path: Path) -> None:

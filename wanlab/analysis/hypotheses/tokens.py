@@ -14,7 +14,7 @@ RULES = ("prune", "ras", "topk", "tome")
 CONTROL = "random_tokens"
 EQUAL = 0.02
 """Two runs cost the same where their operations differ by no more than this share."""
-RUN = "wanlab compare --a prune --a prune:choice=lot --suite builtin --seed 0:{seeds}"
+RUN = "wanlab compare --a prune --sweep prune.choice=change,lot --suite builtin --seed 0:{seeds}"
 
 
 def h5(evidence: Evidence, held: Thresholds) -> list[Claim]:
