@@ -273,7 +273,14 @@ def test_a_session_gives_back_what_it_was_given(model, checkpoint):
 
 
 @pytest.mark.parametrize(
-    "policy", [SKIP, f"{BLOCK}:threshold=0.3", "cfg:last=6,high=4,keep=reuse", "half:rope=strided"]
+    "policy",
+    [
+        SKIP,
+        f"{BLOCK}:threshold=0.3",
+        "cfg:last=6,high=4,keep=reuse",
+        "half:rope=strided",
+        pytest.param("prune:scope=all,baseline_steps=2,start_step=3,threshold=50", marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_ends_as_if_nothing_had_been(tmp_path, loaded, checkpoint, policy):
     """kill -9 after some step, in another process; then the same command again."""
