@@ -89,7 +89,7 @@ def test_exports(wanlab: Callable[..., Told], results: Path, tmp_path: Path) -> 
 
     code, out, _ = wanlab(results, "--out", tmp_path / "r", "--format", "json")
     whole: dict[str, Any] = json.loads(out, parse_constant=no)
-    assert code == 0 and [x["name"] for x in whole["hypotheses"]] == ["H1", "H2", "H3", "H4"]
+    assert code == 0 and [x["name"] for x in whole["hypotheses"]] == ["H1", "H2", "H3", "H4", "H5"]
     psnr = next(c for c in whole["hypotheses"][0]["claims"] if c["quantity"] == "psnr")
     # The mean of 10^-2, 10^-2.1 … 10^-2.4 is .006649: 21.772 dB.
     assert (
@@ -100,7 +100,7 @@ def test_exports(wanlab: Callable[..., Told], results: Path, tmp_path: Path) -> 
     assert json.loads((tmp_path / "r" / "report.json").read_text(), parse_constant=no) == whole
     _, out, _ = wanlab(results, "--out", tmp_path / "r", "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(out)))
-    assert {r["hypothesis"] for r in rows} == {"H1", "H2", "H3", "H4"} and "nan" not in out
+    assert {r["hypothesis"] for r in rows} == {"H1", "H2", "H3", "H4", "H5"} and "nan" not in out
     _, out, _ = wanlab(results, "--out", tmp_path / "r", "--format", "md")
     assert out == (tmp_path / "r" / "report.md").read_text() and "| claim |" in out
 

@@ -107,6 +107,7 @@ def test_one_run(checkpoint: Path, tmp_path: Path) -> None:
         "H2",
         "H3",
         "H4",
+        "H5",
     } and "<table>" in report._repr_html_()
 
 

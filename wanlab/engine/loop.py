@@ -16,7 +16,7 @@ from torch import Tensor
 from wanlab.engine.guiders import Cfg, Guider
 from wanlab.engine.meter import Meter
 from wanlab.engine.solvers import Solver
-from wanlab.engine.types import BOTH, Call, Env, Inner, Session, StepContext, StepPlan, StepRecord
+from wanlab.engine.types import BOTH, Call, Env, Frozen, Inner, Session, StepContext, StepPlan, StepRecord
 from wanlab.errors import UsageError, WanlabError
 
 
@@ -52,7 +52,7 @@ def denoise(
             velocities = evaluate_branches(plan, ctx, x, evaluate, batched)
             velocity = plan.guide(velocities)
             x0_pred = x.float() - ctx.sigma * velocity.float()
-            x_next = solver.step(velocity, ctx, x)
+            x_next = solver.step(velocity, ctx, x, frozen(sessions, ctx, x))
         record = StepRecord(
             ctx=ctx,
             plan=plan,
@@ -127,6 +127,11 @@ def _evaluate(session: Session, inner: Inner, call: Call) -> Tensor:
 
 def _through(session: Session, inner: Inner, call: Call) -> Tensor:
     return inner(replace(call, through=partial(session.through, call)))
+
+
+def frozen(sessions: Sequence[Session], ctx: StepContext, x: Tensor) -> Frozen | None:
+    """What the one policy that works inside the blocks has frozen."""
+    return next((f for session in sessions if (f := session.frozen(ctx, x)) is not None), None)
 
 
 def noted(sessions: Sequence[Session]) -> Mapping[str, np.ndarray]:

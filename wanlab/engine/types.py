@@ -79,6 +79,8 @@ class Env:
     """C, F, H, W of the full-length latents."""
     costs: Mapping[str, Cost] = field(repr=False)
     """By expert."""
+    seed: int = 0
+    """Of the initial noise."""
     model: str = ""
     """The model's name, as it was asked for."""
     solver: str = ""
@@ -127,6 +129,16 @@ class Jump:
     """(x_t, x0_pred of the step before) -> the new x_t."""
     restart: bool
     """Whether the solver's history no longer fits and must be forgotten."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """Latents whose velocity in this step is no prediction of it."""
+
+    mask: Tensor
+    """[1,1,F,H,W] bool: a solver's corrector leaves them alone, which goes by the newest prediction …"""
+    still: bool = False
+    """… and so does the solver altogether."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,8 +242,10 @@ class Session:
     POLICY_NAME."""
     indicator: Sequence[float] = ()
     """What the session compares with its threshold, by step, NaN where it does not: if it is known beforehand."""
-    keeps_keys: ClassVar[bool] = False
+    keeps_keys: bool = False
     """Whether `through` runs blocks on some tokens that attend to all of them (`Blocks.__call__`, `keys`)."""
+    keys_float8: bool = False
+    """Whether it keeps their keys and values as 8-bit floats (`Blocks.__call__`, `float8`)."""
 
     def kept_hidden(self, branches: int) -> int:
         """How many hidden states [1,N,D] are kept in memory in steps of so many branches: for the forecast of it."""
@@ -263,6 +277,14 @@ class Session:
         """The stack of blocks on hidden states [B,N,D]; `blocks(hidden)` runs it. At most one policy of a
         run has it."""
         return blocks(hidden)
+
+    def warm_up(self, hidden: Tensor, blocks: Blocks) -> None:
+        """Run, on meaningless values, what `through` is going to: called once for each expert and shape before the
+        first step, so that no step's time holds what is done once, such as compiling. Nothing may be remembered."""
+
+    def frozen(self, ctx: StepContext, x: Tensor) -> Frozen | None:
+        """What the solver shall leave alone in this step of latents x, its velocities evaluated; None: nothing."""
+        return None
 
     def after(self, record: StepRecord) -> None:
         """Told of every finished step."""

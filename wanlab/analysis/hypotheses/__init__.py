@@ -10,6 +10,7 @@ from wanlab.analysis.hypotheses.evidence import Comparison, Continuity, Evidence
 from wanlab.analysis.hypotheses.guide import Figure, reproduce, shifted
 from wanlab.analysis.hypotheses.methods import h1, h2
 from wanlab.analysis.hypotheses.schema import COMPARISON, CONTINUITY, read_regular
+from wanlab.analysis.hypotheses.tokens import h5
 from wanlab.analysis.hypotheses.verdict import (
     LEAST,
     PARTLY,
@@ -26,12 +27,13 @@ from wanlab.analysis.hypotheses.verdict import (
 
 
 def judge(evidence: Evidence, held: Thresholds) -> list[Hypothesis]:
-    """H1 to H4. The guide's own method decides; its variants are shown beside it."""
+    """H1 to H5. The guide's own method decides; its variants are shown beside it."""
     return [
         whole("H1", "CFG truncation does not affect the final quality.", h1(evidence, held)),
         whole("H2", "Half-frame generation keeps continuity.", h2(evidence, held)),
         whole("H3", "x_t at the expert switch is mostly noise.", h3(evidence, held)),
         whole("H4", "The guidance difference converges over the steps.", h4(evidence, held)),
+        whole("H5", "Tokens that change least can be frozen without loss.", h5(evidence, held)),
     ]
 
 

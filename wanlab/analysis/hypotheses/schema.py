@@ -35,6 +35,7 @@ _PAIR = {
     "seconds_baseline": "number",
     "passes": "number",
     "passes_baseline": "number",
+    "pass_equivalents": "number",
 }
 _METHOD = {
     "label": "text",

@@ -58,6 +58,8 @@ class Thresholds:
     """H4: how fast the difference changes with sigma in its first four changes, over the rest, more than."""
     high_over_low: float = 2.0
     """H4: the high-noise expert's mean mse over the low-noise expert's, more than."""
+    frozen_psnr: float = 35.0
+    """H5: PSNR in dB of a run with frozen tokens against its baseline, at least (the guide's "minimal loss")."""
 
 
 def thresholds(path: Path | None) -> Thresholds:

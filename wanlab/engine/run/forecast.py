@@ -22,7 +22,7 @@ from wanlab.engine.model.fingerprint import fingerprint
 from wanlab.engine.model.loading import Checkpoint
 from wanlab.engine.model.placement import HostMemory
 from wanlab.engine.model.time import time_embeddings
-from wanlab.engine.observers.latents import OTHER_EXPERT
+from wanlab.engine.observers.latents import DIMS, OTHER_EXPERT
 from wanlab.engine.solvers import Solver, step_contexts
 from wanlab.engine.types import BOTH, Env, Session, StepContext, StepPlan
 from wanlab.registry import build
@@ -149,6 +149,7 @@ def make_env(spec: RunSpec, checkpoint: Checkpoint, solver: Solver) -> Env:
             expert: Cost.of(checkpoint.expert_config(expert), checkpoint.expand_timesteps)
             for expert in checkpoint.experts
         },
+        seed=spec.seed,
         model=spec.model,
         solver=spec.solver,
         shift=float(spec.shift or 0),
@@ -171,8 +172,9 @@ def forecast(spec: RunSpec, checkpoint: Checkpoint) -> Forecast:
     plain = [_row(plan, ctx, env) for ctx, plan in plans(env, (), Cfg())]
     parameters = loading.parameters(checkpoint)
     memory = _memory(spec, checkpoint, env, parameters)
-    if any(session.keeps_keys for session in sessions):
-        memory["keys"] = _kept_keys(spec, env, rows)
+    keeping = [session for session in sessions if session.keeps_keys]
+    if keeping:
+        memory["keys"] = _kept_keys(spec, env, rows, float8=all(s.keys_float8 for s in keeping))
     if caches := _kept_hidden(spec, env, rows, sessions):
         memory["caches"] = caches
     return Forecast(
@@ -237,10 +239,15 @@ def _row(plan: StepPlan, ctx: StepContext, env: Env) -> Row:
     )
 
 
-def _kept_keys(spec: RunSpec, env: Env, rows: Sequence[Row]) -> int:
-    """Bytes of the keys and values of every block and branch, of the expert that has most."""
-    widths = (cost.layers * cost.width for cost in env.costs.values())
-    return max(2 * max(widths) * len(r.branches) * r.tokens * BYTES[spec.dtype] for r in rows)
+def _kept_keys(spec: RunSpec, env: Env, rows: Sequence[Row], *, float8: bool) -> int:
+    """Bytes of the keys and values of every block and branch, in the step that may leave tokens out and has most."""
+    most = 0
+    for row in rows:
+        cost = env.costs[row.expert]
+        if row.flops_bounds[0] < row.passes * cost.whole(row.tokens):
+            token = cost.width + 4 if float8 else cost.width * BYTES[spec.dtype]  # 8 bits have a scale for each token
+            most = max(most, 2 * cost.layers * token * len(row.branches) * row.tokens)
+    return most
 
 
 def _kept_hidden(spec: RunSpec, env: Env, rows: Sequence[Row], sessions: Sequence[Session]) -> int:
@@ -309,10 +316,17 @@ def _disk(spec: RunSpec, env: Env, sessions: Sequence[Session]) -> int:
     total = 4 * values + 3 * spec.frames * spec.height * spec.width
     if spec.record.video == "float32":
         total += 12 * spec.frames * spec.height * spec.width
+    sizes = dict(zip(DIMS, env.shape, strict=True)) | {
+        "token_height": height // 2,
+        "token_width_bytes": math.ceil(width / 16),
+        "branch": len(BOTH),
+    }
     for observer in observers.begin(spec, env.total, sessions):
         for f in observer.fields:
-            steps = env.total if not f.dims else len({*range(0, env.total, spec.record.every), env.total - 1})
+            steps = env.total
+            if set(DIMS) <= set(f.dims):  # not in every step
+                steps = len({*range(0, env.total, spec.record.every), env.total - 1})
             if f.name == OTHER_EXPERT:
                 steps = 2 if env.switch is not None else 0
-            total += steps * f.stored.itemsize * (values if f.dims else 1)
+            total += steps * f.stored.itemsize * math.prod(sizes.get(d, 1) for d in f.dims)
     return total
