@@ -185,6 +185,7 @@ class Bench:
                 "latent": torch.from_numpy(np.asarray(made["latent"])),
                 "predicted": made.attrs["predicted"],
                 "attention": made.spec.attention,
+                "planned": run.plan(spec).memory_plans[made.spec.memory],
             }
         path.unlink()
         print("   ", {k: round(v, 2) for k, v in timing.items()}, f"peak {result['peak'] / GIB:.2f} GiB", flush=True)
@@ -314,6 +315,27 @@ def policies(bench: Bench, texts: Sequence[str]) -> None:
         meter, clock = sum(plain["operations"]) / sum(made["operations"]), plain["seconds"] / made["seconds"]
         row(f"{text} | {meter:.3f}x", f"{clock:.3f}x ({100 * (clock / meter - 1):+.1f} %)")
         print("    seconds by step:", " ".join(f"{s:.2f}" for s in made["steps"]), flush=True)
+        partial(made)
+        print(f"    peak {made['peak'] / 1e9:.2f} GB, predicted {made['planned'] / 1e9:.2f} GB", flush=True)
+
+
+def partial(made: dict[str, Any]) -> None:
+    """Of steps that ran a part of the operations, the time over that part of a whole step's in the same run."""
+    operations, seconds = np.array(made["operations"]), np.array(made["steps"])
+    whole = operations == operations.max()
+    if whole.all():
+        return
+    each = seconds / np.median(seconds[whole]) / (operations / operations.max())
+    line = ", ".join(
+        f"{share:.3f}: {over:.3f}" for share, over in zip(operations / operations.max(), each, strict=True)
+    )
+    print(f"    share of the operations: time over that share of a whole step's: {line}")
+    worst, mean = each[~whole].max(), each[~whole].mean()
+    row(
+        f"{(~whole).sum()} steps of a part: time over the same part of a whole step's",
+        f"{mean:.3f}, worst {worst:.3f}",
+        "1.10",
+    )
 
 
 def measure(bench: Bench, layers: int, fp8_alone: bool) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from wanlab.engine.guiders import Cfg, Guider
 from wanlab.engine.meter import Meter
 from wanlab.engine.solvers import Solver
-from wanlab.engine.types import BOTH, Call, Env, Inner, Session, StepContext, StepPlan, StepRecord
+from wanlab.engine.types import BOTH, Call, Env, Frozen, Inner, Session, StepContext, StepPlan, StepRecord
 from wanlab.errors import UsageError, WanlabError
 
 
@@ -52,7 +52,7 @@ def denoise(
             velocities = evaluate_branches(plan, ctx, x, evaluate, batched)
             velocity = plan.guide(velocities)
             x0_pred = x.float() - ctx.sigma * velocity.float()
-            x_next = solver.step(velocity, ctx, x)
+            x_next = solver.step(velocity, ctx, x, frozen(sessions, ctx, x))
         record = StepRecord(
             ctx=ctx,
             plan=plan,
@@ -63,11 +63,10 @@ def denoise(
             ran=ran,
             predictions={b: v for b, v in velocities.items() if ran.shares.get(b) == 1.0},
             reused={b: v for b, v in velocities.items() if ran.shares.get(b) != 1.0},
-            notes=noted(sessions),
         )
         for session in sessions:
             session.after(record)
-        yield record
+        yield replace(record, notes=noted(sessions))
         x = x_next
 
 
@@ -103,7 +102,7 @@ def evaluate_branches(
     groups = [plan.branches] if batched else [(b,) for b in plan.branches]
     velocities: dict[str, Tensor] = {}
     for group in groups:
-        batch = inner(Call(ctx=ctx, branches=group, x=x, positions=plan.positions))
+        batch = inner(Call(ctx=ctx, branches=group, x=x, step_branches=plan.branches, positions=plan.positions))
         if batch.shape != (len(group), *x.shape[1:]):
             raise WanlabError(f"step {ctx.index}: velocities {tuple(batch.shape)} for latents {tuple(x.shape)}")
         velocities |= {b: batch[i : i + 1] for i, b in enumerate(group)}
@@ -128,6 +127,11 @@ def _evaluate(session: Session, inner: Inner, call: Call) -> Tensor:
 
 def _through(session: Session, inner: Inner, call: Call) -> Tensor:
     return inner(replace(call, through=partial(session.through, call)))
+
+
+def frozen(sessions: Sequence[Session], ctx: StepContext, x: Tensor) -> Frozen | None:
+    """What the one policy that works inside the blocks has frozen."""
+    return next((f for session in sessions if (f := session.frozen(ctx, x)) is not None), None)
 
 
 def noted(sessions: Sequence[Session]) -> Mapping[str, np.ndarray]:

@@ -9,9 +9,12 @@ follow from what the registration says.
 What a function is given, by `needs`:
 
     frame pair  (x, y)           a frame of A and of B, [H,W,3] in [0,1]; a value a frame, put together by `reduce`
-    clip        (before, frame)  a frame and the one before, of A and then of B: NAME and NAME_baseline
+    frame       (frame)          a frame of A and then of B: NAME and NAME_baseline
+    clip        (before, frame)  a frame and the one before, of A and then of B
+    clips       (f, g, h)        three frames in a row, of A and then of B
     pair        (a, b)           both clips (metrics.clip.Clip), to be read by the function itself
-    run         (cost)           what a run did (metrics.cost.Cost), of A and then of B: NAME and NAME_baseline
+    run         (cost)           what a run did (metrics.cost.Cost), of A and then of B
+    verdict     (verdict)        what the verifier says of a run of the embedded world (metrics.adherence), A then B
     runs        (a, b)           both open run files (wanlab.runfile.Run)
     figures     (figures)        the figures of the pair that were registered before, by name
 """
@@ -23,16 +26,29 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from wanlab.errors import UsageError
 from wanlab.registry import digest, from_file, lookup, names, register, suggest
 
-Needs = Literal["frame pair", "clip", "pair", "run", "runs", "figures"]
-OF_BOTH = ("clip", "run")  # measured of A and of B
+if TYPE_CHECKING:
+    from wanlab.analysis.stats import Interval
+
+Needs = Literal["frame pair", "frame", "clip", "clips", "pair", "run", "runs", "verdict", "figures"]
+WINDOW = {"frame": 1, "clip": 2, "clips": 3}  # frames in a row of one video
+OF_BOTH = (*WINDOW, "run", "verdict")  # measured of A and of B
+MODULES = (
+    "pixels",
+    "conventions",
+    "learned.distances",
+    "learned.video",
+    "latent",
+    "temporal",
+    "adherence",
+    "appearance",
+    "cost",
+)
 BASELINE = "_baseline"
-# In the order that figures are shown in.
-MODULES = ("pixels", "conventions", "learned.distances", "learned.video", "latent", "temporal", "cost")
 
 _of_files: dict[str, Metric] = {}  # what files named on the command line register
 
@@ -56,12 +72,17 @@ class Metric:
     mean: str = "arithmetic"
     """Over pairs: "arithmetic"; "geometric", of the pairs that have it; "none"; or the name of a figure, whose mean and
     bounds the function turns into this one's."""
+    interval: Callable[[str, Callable[[str], Sequence[float]], Sequence[str], float | None], Interval] | None = None
+    """Its mean and interval where `mean` does not say them: of the figure's name, the values of any figure by name, the
+    prompts, and the factor that stands in for Student's quantile."""
     asked: bool = False
     """Measured only where it is asked for by name."""
     check: Callable[[], None] = field(default=lambda: None)
     """Raises WanlabError where what it needs is not installed; called before anything is measured or sampled."""
     column: str = ""
     """How the table shows it, as ".1f"; "" where it does not."""
+    table: Literal["main", "clips"] = "main"
+    """Which table: what a method costs and loses, or what its clips show and look like."""
     identical: float = math.nan
     """The value that stands for two equal clips and is written as "identical"."""
 

@@ -26,7 +26,7 @@ SSIM_WINDOW = 11  # pixels: sigma 1.5 cut at 3.5 sigma
 ERROR: dict[str, Any] = {"better": "lower", "bounds": (0.0, math.inf)}
 
 
-@metric("mse", needs="frame pair", title="MSE", format=".6g", **ERROR)
+@metric("mse", needs="frame pair", title="MSE", format=".6g", better="lower", bounds=(0.0, 1.0))
 def mse(x: Floats, y: Floats) -> float:
     """Mean (a - b)² over all values of all frames."""
     return float(np.square(x - y).mean())

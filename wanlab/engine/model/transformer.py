@@ -17,7 +17,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from wanlab.engine.model.kernels import SelfAttention, set_self_attention
+from wanlab.engine.model.kernels import KEPT, SelfAttention, set_self_attention
 from wanlab.engine.model.loading import Model
 from wanlab.engine.types import Call
 from wanlab.errors import WanlabError
@@ -90,13 +90,21 @@ class Blocks:
             raise ValueError("blocks run in order: no step")
         return Blocks(self._blocks[which], self._arguments, self._count, self._first + start)
 
-    def __call__(self, hidden: Tensor, active: Tensor | None = None, keys: dict[str, Any] | None = None) -> Tensor:
+    def __call__(
+        self,
+        hidden: Tensor,
+        active: Tensor | None = None,
+        keys: dict[str, Any] | None = None,
+        *,
+        float8: bool = False,
+    ) -> Tensor:
         """Run them in order: hidden states [B,n,D] to hidden states [B,n,D].
 
         active  positions [n] of the tokens that `hidden` holds, whose work is all that is done; None: all N tokens
         keys    where keys and values of all N tokens are kept from call to call (memory of a session with
                 `keeps_keys`), 2 N D values a block: active tokens attend to all, those of the others being as they
                 were when last computed. None: active tokens attend to each other
+        float8  whether they are kept as 8-bit floats (a session with `keys_float8`): the frozen tokens' are rounded
         """
         text, temb, rotary = self._arguments
         if active is not None:
@@ -106,13 +114,15 @@ class Blocks:
         for k, block in enumerate(self._blocks, self._first):
             if self._count is not None:
                 self._count(hidden.shape[0], hidden.shape[1], attended)
-            with keeping(block, active, keys, str(k)):
+            with keeping(block, active, keys, str(k), float8):
                 hidden = block(hidden, text, temb, rotary)
         return hidden
 
 
 @contextlib.contextmanager
-def keeping(block: Any, active: Tensor | None, keys: dict[str, Any] | None, name: str) -> Iterator[None]:
+def keeping(
+    block: Any, active: Tensor | None, keys: dict[str, Any] | None, name: str, float8: bool = False
+) -> Iterator[None]:
     """The block's self-attention keeps its keys there while inside. Raises ValueError where it cannot."""
     if keys is None:
         yield
@@ -120,13 +130,17 @@ def keeping(block: Any, active: Tensor | None, keys: dict[str, Any] | None, name
     attention = block.attn1.processor
     if not isinstance(attention, SelfAttention):
         raise ValueError("the session that keeps keys does not say so: keeps_keys = True")
-    if active is not None and f"key {name}" not in keys:
-        raise ValueError("no keys are kept yet: run all tokens first")
-    attention.active, attention.keys, attention.name = active, keys, name
+    kinds = KEPT[float8]
+    if active is not None:
+        if f"{kinds[0]} {name}" not in keys:
+            raise ValueError("no keys are kept yet: run all tokens first")
+        attention.kept = tuple(keys[f"{kind} {name}"] for kind in kinds)
+    attention.keeps, attention.float8, attention.active = True, float8, active
     try:
         yield
+        keys.update({f"{kind} {name}": kept for kind, kept in zip(kinds, attention.kept, strict=True)})
     finally:
-        attention.active, attention.keys = None, None
+        attention.keeps, attention.active, attention.kept = False, None, ()
 
 
 class _Stack(nn.Module):

@@ -9,7 +9,7 @@ import os
 import platform
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
@@ -20,17 +20,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wanlab.embedded import world_version
 from wanlab.engine import observers, policies
 from wanlab.engine.loop import Prober, denoise
 from wanlab.engine.model import loading, vae
 from wanlab.engine.model.fingerprint import fingerprint
 from wanlab.engine.model.loading import Checkpoint, Model, fetched
-from wanlab.engine.model.transformer import Denoiser
+from wanlab.engine.model.transformer import Blocks, Denoiser
 from wanlab.engine.run.forecast import Forecast, forecast, make_env
 from wanlab.engine.run.resolve import resolve
 from wanlab.engine.run.resume import pack, restore, save, size, unpack
 from wanlab.engine.solvers import Solver
-from wanlab.engine.types import BOTH, COND, UNCOND, Call, Env, StepRecord
+from wanlab.engine.types import BOTH, COND, UNCOND, Call, Env, Session, StepRecord
 from wanlab.errors import UsageError, WanlabError
 from wanlab.registry import build
 from wanlab.runfile import Field, Run, RunWriter, remove_leftovers
@@ -156,8 +157,8 @@ class _Running:
     force: bool
     timing: dict[str, float] = field(default_factory=dict)
     saved: float = 0.0
-    """When the state to resume from was taken last, and how long that took."""
-    saving: float = 0.0
+    """When the state to resume from was taken last, and the seconds that a byte of it took."""
+    saving: float = 1e-9
 
     def load(self, checkpoint: Checkpoint, models: Models) -> None:
         """The model, the prompt's embeddings, and the parts that make a run."""
@@ -170,7 +171,7 @@ class _Running:
         self.solver = Solver(
             spec.solver, spec.schedule, spec.steps, float(spec.shift or 0), checkpoint.scheduler, self.device
         )
-        self.env = make_env(spec, checkpoint, self.solver)
+        self.env = make_env(spec, self.model.checkpoint, self.solver)
         self.sessions = policies.begin(spec.policies, self.env)
         self.observers = observers.begin(spec, self.env.total, self.sessions)
         self.fields = [f for o in self.observers for f in o.fields]
@@ -204,11 +205,11 @@ class _Running:
         ) as writer:
             self.progress(Progress(phase="warm-up", total=env.total))
             with _timed(self.timing, "warm-up"):
-                _warm_up(self.network, self.forecast, env, start, self.device, self.warm)
+                _warm_up(self.network, self.forecast, env, start, self.device, self.warm, self.sessions)
             if start:
                 self._tell("resume", start)
             self._tell("sample", start)
-            began = time.perf_counter()
+            self.saved = began = time.perf_counter()
             steps = denoise(
                 x,
                 env,
@@ -258,9 +259,6 @@ class _Running:
         began = time.perf_counter()
         state = self._resume_state(record, began)
         writer.step(step, values, state)
-        if state is not None:
-            self.saved = time.perf_counter()
-            self.saving = self.saved - began
         ran, name = record.ran, f"sample {record.ctx.expert}"
         self.timing[name] = self.timing.get(name, 0.0) + ran.seconds - ran.switching
         if step == self.env.switch or record.plan.jump is not None:
@@ -273,10 +271,18 @@ class _Running:
         steps since the last one again."""
         state = save(self.solver, self.sessions, self.observers)
         state |= {"x": record.x_next, "x0_pred": record.x0_pred, "identity": self.identity}
-        return None if size(state) > LARGE and now - self.saved < 20 * self.saving else pack(state)
+        amount = size(state)
+        if amount > LARGE and now - self.saved < 20 * amount * self.saving:
+            return None
+        packed = pack(state)
+        self.saved = time.perf_counter()
+        self.saving = max(1e-9, (self.saved - now) / amount)
+        return packed
 
     def _conclude(self, writer: RunWriter, x: Tensor, start: int) -> None:
         """Decode the latents and publish the file."""
+        for session in self.sessions:
+            session.restore({})  # what is remembered may take as much room as decoding needs
         at_once = self.forecast.decoded_at_once if self.device.type == "cuda" else None
         self._tell("decode", self.env.total)
         with _timed(self.timing, "decode"):
@@ -333,6 +339,7 @@ class _Running:
             "boundary": checkpoint.boundary if checkpoint.boundary is not None else "none",
             "fps": checkpoint.fps,
             "layout": checkpoint.layout,
+            "world": world_version(checkpoint.path),
             "shift": float(spec.shift or 0),
         }
 
@@ -400,21 +407,36 @@ def _write_videos(out: Path, gif: bool, again: bool, fps: int) -> None:
 
 @torch.no_grad()
 def _warm_up(
-    denoiser: Denoiser, expected: Forecast, env: Env, start: int, device: torch.device, warm: set[tuple[Any, ...]]
+    denoiser: Denoiser,
+    expected: Forecast,
+    env: Env,
+    start: int,
+    device: torch.device,
+    warm: set[tuple[Any, ...]],
+    sessions: Sequence[Session],
 ) -> None:
     """A forward of each expert, length and batch to come that has not run before, so that no step's time holds
     one-off work. Where experts take turns on the device the first one's serves for both, which are built alike."""
     turns = expected.spec.memory not in ("auto", "resident")
+    inside = [s for s in sessions if type(s).warm_up is not Session.warm_up]
+
+    def through(hidden: Tensor, blocks: Blocks) -> Tensor:
+        for session in inside:
+            session.warm_up(hidden, blocks)
+        return blocks(hidden)
+
     for ctx, row in zip(env.steps[start:], expected.rows[start:], strict=True):
         evaluated = tuple(b for b in row.branches if b not in row.reused)
         if not evaluated:
             continue
         group = evaluated if expected.spec.batch_cfg else evaluated[:1]
         shape = (1, env.shape[0], row.frames, *env.shape[2:])
-        key = ("" if turns else ctx.expert, len(group), shape, expected.spec.attention)
+        policies = expected.spec.policies if inside else ()
+        key = ("" if turns else ctx.expert, len(group), shape, expected.spec.attention, *map(str, policies))
         if key not in warm:
             warm.add(key)
-            denoiser(Call(ctx=ctx, branches=group, x=torch.zeros(shape, device=device)))
+            x = torch.zeros(shape, device=device)
+            denoiser(Call(ctx=ctx, branches=group, x=x, through=through if inside else None))
 
 
 @contextmanager

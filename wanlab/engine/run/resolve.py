@@ -69,9 +69,9 @@ def _precision(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
         )
         if problem:
             raise UsageError(problem, "use --precision exact")
+    # What this process holds already is its own to let go of.
+    free = torch.cuda.mem_get_info(spec.device)[0] + torch.cuda.memory_reserved(spec.device)
     if spec.memory == "auto":
-        # What this process holds already is its own to let go of.
-        free = torch.cuda.mem_get_info(spec.device)[0] + torch.cuda.memory_reserved(spec.device)
         spec = dataclasses.replace(spec, memory=placement.choose(forecast(spec, checkpoint).memory_plans, free))
     if spec.memory == "offload" and spec.precision != "reference":
         if asked != "auto":
@@ -80,6 +80,8 @@ def _precision(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
                 "use --precision reference, or a smaller --dtype",
             )
         spec = dataclasses.replace(spec, precision="reference")
+    planned = forecast(spec, checkpoint)
+    placement.check_keys(planned.memory_plans, planned.memory_bytes.get("keys", 0), spec.memory, free)
     return spec
 
 
