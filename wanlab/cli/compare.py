@@ -12,6 +12,7 @@ from wanlab.cli import render
 from wanlab.cli.grouping import option, with_options
 from wanlab.cli.options import Form, Sampling, Shortcuts
 from wanlab.cli.running import Watcher
+from wanlab.cli.workers import Sharing, wait_for_others
 from wanlab.errors import UsageError
 from wanlab.spec import MethodSpec, PolicySpec, RecordSpec
 from wanlab.study import design as designs
@@ -127,6 +128,7 @@ def compare(
     *,
     shortcuts: Shortcuts,
     sampling: Sampling,
+    sharing: Sharing,
     form: Form,
 ) -> int:
     """Compare ways to sample: the same prompts, seeds and noise, method A against baseline B.
@@ -137,8 +139,11 @@ def compare(
     asked = judging.asked(bool(subject.sweep))
     named = designs.read_methods(subject.methods) if subject.methods else {}
     if designs.is_source(subject.a, named) or designs.is_source(subject.b, named):
-        if subject.mode or subject.sweep or judging.noise_floor:
-            raise UsageError("--mode, --sweep and --noise-floor sample; two videos are given", "leave them out")
+        if subject.mode or subject.sweep or judging.noise_floor or sharing != Sharing():
+            raise UsageError(
+                "--mode, --sweep, --noise-floor, --shard and --runner are for sampling; two videos are given",
+                "leave them out",
+            )
         return _finish(_of_files(subject.a, subject.b, named, out, asked), shown_as)
     baseline, variants = _methods(subject, named, shortcuts)
     if subject.suite not in (None, "builtin"):
@@ -155,7 +160,11 @@ def compare(
 
     if len(design.new) > MANY_RUNS and not yes:
         raise UsageError(study.amount(design), "add --yes to go ahead, or take fewer values, prompts or seeds")
-    return _finish(study.compare(design, out, asked, force=force, watcher=Watcher()), shown_as)
+    watcher = Watcher()
+    outcome = study.sample(design, out, asked, force=force, watcher=watcher, workers=sharing.workers())
+    if outcome.awaited:
+        return wait_for_others(outcome)
+    return _finish(study.measure_all(design, out, asked, failed=outcome.failed, watcher=watcher), shown_as)
 
 
 def _of_files(a: str | None, b: str | None, named: dict[str, MethodSpec], out: Path, asked: Asked) -> ComparisonResult:

@@ -14,6 +14,7 @@ from wanlab.cli import render
 from wanlab.cli.grouping import option, with_options
 from wanlab.cli.options import Form, Sampling
 from wanlab.cli.running import Watcher
+from wanlab.cli.workers import Sharing, wait_for_others
 from wanlab.errors import UsageError
 from wanlab.spec import RecordSpec
 from wanlab.study.design import split_counts, split_methods
@@ -59,6 +60,7 @@ def continuity(
     force: Annotated[bool, option("--force", panel=_OUTPUT, help="Sample again what is already complete.")] = False,
     *,
     sampling: Sampling,
+    sharing: Sharing,
     form: Form,
 ) -> int:
     """Measure how neighbouring frames differ at every step, and what explains it.
@@ -71,13 +73,17 @@ def continuity(
     watcher = Watcher()
     failed: list[Path] = []
     if runs:
-        if sampling != Sampling() or methods or frames or probe or force:
+        if (sampling, sharing) != (Sampling(), Sharing()) or methods or frames or probe or force:
             raise UsageError("runs are given, so nothing is sampled", "leave out prompts and what decides a sample")
         sources = study.labelled(study.find(runs))
     else:
         record = RecordSpec(level="all", probe=probe)
         specs = [s for n in split_counts(frames) for s in replace(sampling, frames=n).specs((), record)]
-        sources, failed = study.sample(specs, split_methods(methods or []), out, force=force, watcher=watcher)
+        chosen, workers = split_methods(methods or []), sharing.workers()
+        sources, outcome = study.sample(specs, chosen, out, force=force, watcher=watcher, workers=workers)
+        failed = outcome.failed
+        if outcome.awaited:
+            return wait_for_others(outcome)
     result = study.continuity(sources, out, failed=failed, debug_latents=debug_latents, watcher=watcher)
     _show(result, shown_as)
     return 3 if result.failed else 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -117,16 +117,3 @@ class Watcher(local.Watcher):
                 self._bars.remove_task(task)
         self._run = self._job = None
         self._bars.stop()
-
-
-def run_all(
-    specs: Sequence[RunSpec],
-    outs: Sequence[Path],
-    *,
-    force: bool = False,
-    gif: bool = False,
-    done: Callable[[Path], None] = lambda _: None,
-) -> list[Path]:
-    """Run each spec into its file with progress on stderr; `done` is called with each finished file. Returns the files
-    of runs that failed. Raises UsageError and WanlabError."""
-    return local.run_all(specs, outs, force=force, gif=gif, watcher=Watcher(done))
