@@ -18,6 +18,7 @@ from wanlab.cli.workers import Sharing, wait_for_others
 from wanlab.errors import UsageError
 from wanlab.spec import RecordSpec
 from wanlab.study.design import split_counts, split_methods
+from wanlab.study.runners import Outcome
 
 if TYPE_CHECKING:
     from wanlab.analysis.continuity import Group
@@ -71,7 +72,7 @@ def continuity(
 
     shown_as = form.choose()
     watcher = Watcher()
-    failed: list[Path] = []
+    outcome = Outcome(runs=0, failed=[], awaited=0)
     if runs:
         if (sampling, sharing) != (Sampling(), Sharing()) or methods or frames or probe or force:
             raise UsageError("runs are given, so nothing is sampled", "leave out prompts and what decides a sample")
@@ -81,10 +82,9 @@ def continuity(
         specs = [s for n in split_counts(frames) for s in replace(sampling, frames=n).specs((), record)]
         chosen, workers = split_methods(methods or []), sharing.workers()
         sources, outcome = study.sample(specs, chosen, out, force=force, watcher=watcher, workers=workers)
-        failed = outcome.failed
         if outcome.awaited:
             return wait_for_others(outcome)
-    result = study.continuity(sources, out, failed=failed, debug_latents=debug_latents, watcher=watcher)
+    result = study.continuity(sources, out, failed=outcome.failed, debug_latents=debug_latents, watcher=watcher)
     _show(result, shown_as)
     return 3 if result.failed else 0
 

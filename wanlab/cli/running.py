@@ -81,6 +81,13 @@ class Watcher(local.Watcher):
             count = f"{self._number - 1}/{self._runs} runs"
             self._bars.update(self._job, completed=self._sampled, total=max(self._todo, 1), count=count)
 
+    def overall(self, o: local.Overall) -> None:
+        self._kept = o.kept
+        count, pace = f"{o.done}/{self._runs} runs", f"{o.workers} worker{'s' * (o.workers != 1)}"
+        if self._job is None:
+            self._job = self._bars.add_task("all", total=None, count="", pace="")
+        self._bars.update(self._job, completed=o.sampled, total=max(o.sampled + o.left, 1), count=count, pace=pace)
+
     def finish(self, place: Path) -> None:
         self._done(place)
 

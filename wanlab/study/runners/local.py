@@ -6,6 +6,7 @@ import os
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,21 @@ if TYPE_CHECKING:
 RETRIES = 3  # of a run that another process was seen to write
 
 
+@dataclass(frozen=True, kw_only=True)
+class Overall:
+    """How far a job is that several workers do."""
+
+    done: int
+    """Runs that are complete, or failed."""
+    kept: int
+    """Those that were complete already."""
+    sampled: int
+    """Denoising steps that were sampled in this job."""
+    left: int
+    """Those still to come."""
+    workers: int
+
+
 class Watcher:
     """What is told how a job goes on. Nothing here shows anything: subclasses do."""
 
@@ -32,6 +48,9 @@ class Watcher:
 
     def progress(self, progress: Progress) -> None:
         """The run has come so far."""
+
+    def overall(self, overall: Overall) -> None:
+        """Several workers have come so far; runs and their progress are not told then."""
 
     def finish(self, place: Path) -> None:
         """The run is complete."""
