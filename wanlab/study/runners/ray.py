@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 TINY_SHARE = 0.25  # of a GPU, for the model in the package
 LOSSES = 3  # of workers, that a group outlives
-PATIENCE = 20  # seconds without a worker after which that is said
+PATIENCE = 60  # seconds without a worker after which that is said
 
 Event = tuple[str, Path, tuple[Any, ...]]
 
