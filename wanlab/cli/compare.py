@@ -136,7 +136,7 @@ def compare(
     wanlab compare --mode cfg_vs_baseline
     """
     shown_as = form.choose()
-    asked = judging.asked(bool(subject.sweep))
+    asked, workers = judging.asked(bool(subject.sweep)), sharing.workers()
     named = designs.read_methods(subject.methods) if subject.methods else {}
     if designs.is_source(subject.a, named) or designs.is_source(subject.b, named):
         if subject.mode or subject.sweep or judging.noise_floor or sharing != Sharing():
@@ -161,7 +161,7 @@ def compare(
     if len(design.new) > MANY_RUNS and not yes:
         raise UsageError(study.amount(design), "add --yes to go ahead, or take fewer values, prompts or seeds")
     watcher = Watcher()
-    outcome = study.sample(design, out, asked, force=force, watcher=watcher, workers=sharing.workers())
+    outcome = study.sample(design, out, asked, force=force, watcher=watcher, workers=workers)
     if outcome.awaited:
         return wait_for_others(outcome)
     return _finish(study.measure_all(design, out, asked, failed=outcome.failed, watcher=watcher), shown_as)
