@@ -18,11 +18,13 @@ from hypothesis import strategies as st
 
 from wanlab import files
 from wanlab.cli.app import main
-from wanlab.errors import UsageError
+from wanlab.engine.run import Progress
+from wanlab.errors import UsageError, WanlabError
 from wanlab.runfile import Run
 from wanlab.spec import RunSpec
-from wanlab.study.runners import Workers, local
+from wanlab.study.runners import Workers, local, ray
 from wanlab.study.runners.groups import PairGroup, Shard, claim
+from wanlab.study.runners.local import Overall
 
 TIMES = re.compile("seconds|speedup$|speedup_total")
 
@@ -175,6 +177,59 @@ def test_what_others_made_since_is_not_forced(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(local, "_run", run)
     local.run_groups(groups, force=True)
     assert forced == [True, False]
+
+
+# --- what Ray's workers tell -------------------------------------------------------------------------------------
+
+
+def test_steps_of_lost_workers_are_counted_as_work_but_not_as_progress() -> None:
+    """Two runs of 10 steps. One is complete already; the other is at step 7 when its worker is lost, goes on from 6 and
+    is finished: 7 + 4 steps were sampled, none is left."""
+    a, b = Path("a"), Path("b")
+    tally = ray._Tally({a: 10, b: 10})
+    tally.note("kept", a, 10)
+    tally.end(a)
+    tally.note("sample", b, 7)
+    assert tally.overall(2) == Overall(done=1, kept=1, sampled=7, left=3, workers=2)
+    tally.note("resume", b, 6)
+    assert tally.overall(1).left == 4
+    tally.note("sample", b, 10)
+    tally.end(b)
+    assert tally.overall(1) == Overall(done=2, kept=1, sampled=11, left=0, workers=1)
+
+
+def test_a_run_that_a_lost_worker_finished_unheard_was_not_there_before() -> None:
+    tally = ray._Tally({Path("a"): 10})
+    tally.note("sample", Path("a"), 9)
+    tally.note("kept", Path("a"), 10)
+    assert tally.overall(1).kept == 0
+
+
+def test_news_are_told_once_and_only_the_last_step() -> None:
+    news, spec, place = ray._News(), RunSpec(prompt="a", steps=3), Path("a")
+    news.begin(spec, place)
+    for step in (0, 1, 2):
+        news.progress(Progress(phase="sample", step=step, total=3))
+    assert news.take() == [("sample", place, (2,))]
+    news.progress(Progress(phase="encode", total=3, notice="the prompt has 600 tokens"))
+    news.progress(Progress(phase="sample", step=3, total=3))
+    news.finish(place)
+    assert news.take() == [
+        ("say", place, ("the prompt has 600 tokens",)),
+        ("sample", place, (3,)),
+        ("finish", place, ()),
+    ]
+    assert news.take() == []
+
+
+def test_ray_may_be_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    groups = local.each([RunSpec(prompt="a")], [tmp_path / "a.h5"])
+    with pytest.raises(WanlabError, match=r"ray is not installed; pip install 'wanlab\[ray\]'"):
+        Workers(runner="ray").run(groups)
+    one = local.each([RunSpec(prompt="a", device="cuda:1")], [tmp_path / "a.h5"])
+    with pytest.raises(UsageError, match=r"--device cuda:1 is one GPU.*use --device cuda"):
+        Workers(runner="ray").run(one)
 
 
 # --- the whole ---------------------------------------------------------------------------------------------------

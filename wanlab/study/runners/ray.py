@@ -86,7 +86,7 @@ def _cluster(address: str | None) -> Iterator[None]:
     try:
         if threading.current_thread() is threading.main_thread():  # Ray's own would end the program at once
             for number, handler in handlers.items():
-                signal.signal(number, handler)
+                signal.signal(number, handler or signal.SIG_DFL)
         yield
     finally:
         ray.shutdown()
@@ -224,7 +224,7 @@ class _Job:
         self._stillborn = 0  # workers lost before they had begun, one after the other
         self._starting: dict[Any, Any] = {}  # what each new worker is going to answer, and the worker
         self._busy: dict[Any, tuple[Any, PairGroup]] = {}
-        self._asked: list[Any] = []
+        self._news: dict[Any, Any] = {}  # by the key of the busy worker, what it has been asked for
         self._idle: list[Any] = []
         self._needs = kind, share = self._resources(specs)
         gpus = share if kind == "GPU" else 0
@@ -286,7 +286,9 @@ class _Job:
         worker = self._starting.pop(ref)
         try:
             error = self._ray.get(ref)
-        except self._ray.exceptions.RayActorError as lost:
+        except self._ray.exceptions.RayTaskError:
+            raise
+        except self._ray.exceptions.RayError as lost:
             self._stillborn += 1
             if self._stillborn > LOSSES:
                 reason = " ".join(str(lost).split())[:300]
@@ -302,10 +304,13 @@ class _Job:
 
     def _returned(self, ref: Any) -> None:
         worker, group = self._busy.pop(ref)
+        asked = self._news.pop(ref, None)
         try:
             events = self._ray.get(ref)
-        except self._ray.exceptions.RayTaskError:
-            raise
+            if asked is not None:  # of before
+                self._hear(self._ray.get(asked))
+        except self._ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, WanlabError) else error from None
         except self._ray.exceptions.RayError:
             self._dismiss(worker)
             self._lose(group)
@@ -331,23 +336,25 @@ class _Job:
             self._hear([("fail", place, (lost,))])
 
     def _listen(self) -> None:
-        """Hear what was asked for the time before, and ask again."""
-        ready, waiting = (
-            self._ray.wait(self._asked, num_returns=len(self._asked), timeout=0) if self._asked else ([], [])
-        )
-        for ref in ready:
-            with contextlib.suppress(self._ray.exceptions.RayError):  # said where its group is missed
-                self._hear(self._ray.get(ref))
-        self._asked = waiting or [worker.news.remote() for worker, _ in self._busy.values()]
+        """Hear what busy workers were asked for the time before, and ask again."""
+        asked = list(self._news.values())
+        ready = set(self._ray.wait(asked, num_returns=len(asked), timeout=0)[0]) if asked else set()
+        for key, (worker, _) in self._busy.items():
+            news = self._news.get(key)
+            if news in ready:
+                with contextlib.suppress(self._ray.exceptions.RayError):  # said where its group is missed
+                    self._hear(self._ray.get(news))
+            if news is None or news in ready:
+                self._news[key] = worker.news.remote()
 
     def _hear(self, events: Sequence[Event]) -> None:
         for kind, place, values in events:
             if kind == "say":
                 self._watcher.say(values[0])
-            elif kind not in ("fail", "finish"):
-                self._tally.note(kind, place, values[0])
             elif place in self._tally.done:  # the group has been gone through before, by a worker that is lost
                 continue
+            elif kind not in ("fail", "finish"):
+                self._tally.note(kind, place, values[0])
             elif kind == "fail":
                 self._fail(place, values[0])
             else:
