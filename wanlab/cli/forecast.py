@@ -58,8 +58,10 @@ def summary(forecast: Forecast, count: int = 1) -> list[str]:
     return [
         f"passes      {passes(f)}",
         f"operations  {operations(f)}",
+        *(f"reuse       {text}" for text in reuse_lines(f)),
         f"weights     {', '.join(f'{k} {render.size(v)}' for k, v in f.memory_bytes.items())}",
         f"memory      {', '.join(f'{k} {render.size(v)}' for k, v in f.memory_plans.items())}; here {f.spec.memory}",
+        f"host        {render.size(f.host_plans['swap'])} page-locked under swap and offload, none under resident",
         f"disk        {disk}",
     ]
 
@@ -76,6 +78,17 @@ def passes(forecast: Forecast) -> str:
         f" to {forecast.plain_flops / least:.2f}" if least else " or more"
     )
     return f"{count} of {forecast.plain_passes} without policies, decided while running; predicted speed-up {speedup}"
+
+
+def reuse_lines(forecast: Forecast) -> list[str]:
+    """What the thresholds reuse of those policies whose steps are known beforehand."""
+    from wanlab.analysis import reuse
+
+    reused = [bool(row.reused) for row in forecast.rows]
+    return [
+        reuse.line(name, [float("nan") if v is None else v for v in values], reused)
+        for name, values in forecast.indicators.items()
+    ]
 
 
 def operations(forecast: Forecast) -> str:

@@ -103,7 +103,7 @@ def evaluate_branches(
     groups = [plan.branches] if batched else [(b,) for b in plan.branches]
     velocities: dict[str, Tensor] = {}
     for group in groups:
-        batch = inner(Call(ctx=ctx, branches=group, x=x, positions=plan.positions))
+        batch = inner(Call(ctx=ctx, branches=group, x=x, step_branches=plan.branches, positions=plan.positions))
         if batch.shape != (len(group), *x.shape[1:]):
             raise WanlabError(f"step {ctx.index}: velocities {tuple(batch.shape)} for latents {tuple(x.shape)}")
         velocities |= {b: batch[i : i + 1] for i, b in enumerate(group)}

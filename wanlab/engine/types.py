@@ -9,7 +9,7 @@ and Fast", 2022).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
 
@@ -79,6 +79,20 @@ class Env:
     """C, F, H, W of the full-length latents."""
     costs: Mapping[str, Cost] = field(repr=False)
     """By expert."""
+    model: str = ""
+    """The model's name, as it was asked for."""
+    solver: str = ""
+    shift: float = 1.0
+    read_fingerprint: Callable[[], str] = field(default=lambda: "", repr=False, compare=False)
+    """Reads all weights the first time, so it is called by those alone who need the fingerprint."""
+    read_time_embeddings: Callable[[bool], Tensor | None] = field(default=lambda _: None, repr=False, compare=False)
+    """What the experts make of each step's timestep (model/time.py): [steps, D] float32, or with True what modulates
+    the blocks, [steps, 6 D]. None where the weights are not here: a forecast of a model on the hub."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The checkpoint's; "" where its weights are not here."""
+        return self.read_fingerprint()
 
     @property
     def total(self) -> int:
@@ -133,11 +147,16 @@ class StepPlan:
     """Applied to the latents before they are evaluated."""
     reused: tuple[str, ...] = ()
     """Those of `branches` that will not be evaluated: their values are from an earlier step."""
+    extra: int = 0
+    """Passes besides, that no velocity is made of."""
     least: float = 1.0
     """The least share of the blocks' operations, in the other branches, that will run: below 1 where a policy decides
     while it runs, 0 where the network may not be asked at all."""
     most: float = 1.0
     """The greatest share: below 1 where fewer blocks or tokens are certain."""
+    around: bool = False
+    """Whether the embeddings and the head run also where no block does: the blocks' work is used again, not the
+    velocity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +166,8 @@ class Call:
     ctx: StepContext
     branches: tuple[str, ...]
     x: Tensor
+    step_branches: tuple[str, ...] = ()
+    """All branches of the step, of this and its other calls: what decides for the step decides for all of them."""
     positions: int = 1
     """Distance of neighbouring latent frames in temporal rotary positions."""
     through: Callable[[Tensor, Blocks], Tensor] | None = None
@@ -205,8 +226,14 @@ class Session:
     fields: ClassVar[tuple[Field, ...]] = ()
     """What `note` reports, one value a step, and with dims ("branch",) one a branch. In the run file each is called
     POLICY_NAME."""
+    indicator: Sequence[float] = ()
+    """What the session compares with its threshold, by step, NaN where it does not: if it is known beforehand."""
     keeps_keys: ClassVar[bool] = False
     """Whether `through` runs blocks on some tokens that attend to all of them (`Blocks.__call__`, `keys`)."""
+
+    def kept_hidden(self, branches: int) -> int:
+        """How many hidden states [1,N,D] are kept in memory in steps of so many branches: for the forecast of it."""
+        return 0
 
     _memory: dict[tuple[str, int, str], dict[str, Any]]
     _notes: dict[str, np.ndarray]

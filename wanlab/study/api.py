@@ -17,7 +17,14 @@ from wanlab.spec import MethodSpec, PolicySpec, RecordSpec, RunSpec, parse_guida
 from wanlab.spec.presets import TASKS, TINY
 from wanlab.study import design as designs
 from wanlab.study.requests import Prompt, expand, places
-from wanlab.study.results import ComparisonResult, ContinuityResult, ReportResult, RunResult
+from wanlab.study.results import (
+    CalibrationResult,
+    ComparisonResult,
+    ContinuityResult,
+    ReportResult,
+    RunResult,
+    WhatIfResult,
+)
 from wanlab.study.runners.local import Watcher, run_all
 
 if TYPE_CHECKING:
@@ -181,6 +188,48 @@ def continuity(
         sources, outcome = study.sample(specs, chosen, folder, force=force, watcher=watcher)
         failed = outcome.failed
     return study.continuity(sources, folder, failed=failed, watcher=watcher)
+
+
+def calibrate(
+    prompts: str | Iterable[str] | None = None,
+    seeds: int | Iterable[int] = 0,
+    *,
+    out: Place = "calibration.json",
+    record_dtype: str = "float32",
+    force: bool = False,
+    progress: bool | Watcher = True,
+    **settings: Any,
+) -> CalibrationResult:
+    """Measure what step caches need to know of a model, of full runs of prompts and seeds, into one JSON.
+
+    prompts       those of the package by default
+    record_dtype  "float32" or "float16": how the runs keep their latents
+    settings      as in `specify`; what is measured belongs to them, and is refused elsewhere
+
+    The runs are kept in the folder named as `out` without .json. Raises UsageError and WanlabError.
+    """
+    from wanlab.study.calibrate import calibrate as run
+
+    record = RecordSpec(level="all", dtype=record_dtype)
+    specs = specify(designs.builtin_prompts(True) if prompts is None else prompts, seeds, record=record, **settings)
+    return run(specs, Path(out), force=force, watcher=_watcher(progress))
+
+
+def what_if(
+    methods: str | Sequence[str], runs: Place | Iterable[Place], *, progress: bool | Watcher = True
+) -> WhatIfResult:
+    """What methods would have done in runs recorded with record="all": an estimate, without weights.
+
+    methods  as "easycache:threshold=.05"
+    runs     run files, or folders of them
+
+    Raises UsageError and WanlabError.
+    """
+    from wanlab.study.what_if import what_if as replay
+
+    chosen = [_method(m) for m in ([methods] if isinstance(methods, str) else methods)]
+    given = [Path(p) for p in ([runs] if isinstance(runs, str | PathLike) else runs)]
+    return replay(given, chosen, watcher=_watcher(progress))
 
 
 def report(

@@ -300,6 +300,60 @@ class ContinuityResult:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrationResult:
+    """What was measured of a model for its step caches: `policy:calibration=PATH` uses it."""
+
+    path: Path
+    content: dict[str, Any]
+    """What the file says (docs/caches.md)."""
+    runs: tuple[Path, ...]
+    remarks: tuple[str, ...] = ()
+    """What it lacks, and why."""
+    failed: tuple[Path, ...] = ()
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a step: ratios with their spread over prompts, the embedding's change."""
+        from wanlab.study.calibrate import step_rows
+
+        return step_rows(self.content)
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of `rows`. Raises WanlabError without pandas."""
+        return _frame(self.rows)
+
+    def _repr_html_(self) -> str:
+        from wanlab.study.calibrate import expert_rows, plan_rows
+
+        return table(expert_rows(self.content)) + table(plan_rows(self.content))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhatIfResult:
+    """What methods would have done in recorded runs: an estimate, for the latents are those of the full runs."""
+
+    content: dict[str, Any]
+    """Every method, run and step."""
+    rows: list[dict[str, Any]]
+    """A row a method: the share of passes saved (mean, least, most over runs), the error of the guided velocity where
+    it is off (mean, worst), and where something is reused or left out, in all and in some of the runs."""
+
+    @cached_property
+    def steps(self) -> list[dict[str, Any]]:
+        """A row a method and step."""
+        from wanlab.study.what_if import step_rows
+
+        return step_rows(self.content)
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of `steps`. Raises WanlabError without pandas."""
+        return _frame(self.steps)
+
+    def _repr_html_(self) -> str:
+        return table(self.rows) + f"<p>{html.escape(self.content['estimate'])}</p>"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportResult:
     """Hypotheses decided from what was measured."""
 

@@ -170,7 +170,7 @@ class _Running:
         self.solver = Solver(
             spec.solver, spec.schedule, spec.steps, float(spec.shift or 0), checkpoint.scheduler, self.device
         )
-        self.env = make_env(spec, checkpoint, self.solver)
+        self.env = make_env(spec, self.model.checkpoint, self.solver)
         self.sessions = policies.begin(spec.policies, self.env)
         self.observers = observers.begin(spec, self.env.total, self.sessions)
         self.fields = [f for o in self.observers for f in o.fields]

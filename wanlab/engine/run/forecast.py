@@ -5,8 +5,10 @@ What policies decide beforehand is forecast exactly; of what they decide while t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +18,10 @@ from wanlab.engine.guiders import Cfg, Guider
 from wanlab.engine.loop import nest, plans
 from wanlab.engine.model import loading, vae
 from wanlab.engine.model.cost import BYTES, Cost
+from wanlab.engine.model.fingerprint import fingerprint
 from wanlab.engine.model.loading import Checkpoint
+from wanlab.engine.model.placement import HostMemory
+from wanlab.engine.model.time import time_embeddings
 from wanlab.engine.observers.latents import OTHER_EXPERT
 from wanlab.engine.solvers import Solver, step_contexts
 from wanlab.engine.types import BOTH, Env, Session, StepContext, StepPlan
@@ -82,11 +87,15 @@ class Forecast:
     """By component."""
     memory_bytes: Mapping[str, int]
     """By component, weights in their dtypes; and estimates of the transformers' "activations", of "decoding" one
-    latent frame and, where a policy keeps them, of "keys" and values."""
+    latent frame and, where a policy keeps them, of "keys" and values and of "caches": hidden states."""
     memory_plans: Mapping[str, int]
     """The predicted peak on the device under each plan of placement.py."""
+    host_plans: Mapping[str, int]
+    """Bytes of page-locked host memory under each of them, on a GPU."""
     disk_bytes: int
     """The run file's arrays before compression."""
+    indicators: Mapping[str, tuple[float | None, ...]]
+    """By policy, what it compares with its threshold at each step, where that is known beforehand."""
 
     @property
     def exact(self) -> bool:
@@ -131,14 +140,20 @@ def make_env(spec: RunSpec, checkpoint: Checkpoint, solver: Solver) -> Env:
     """The run's schedule, guidance and cost by expert, and full-length latent shape. Raises UsageError for a size that
     the model cannot make."""
     low, high = spec.guidance
+    steps = step_contexts(solver, checkpoint.boundary, loading.TRAIN_TIMESTEPS)
     return Env(
-        steps=step_contexts(solver, checkpoint.boundary, loading.TRAIN_TIMESTEPS),
+        steps=steps,
         guidance={"low": low, "high": high, "single": low},
         shape=checkpoint.latent_shape(spec.frames, spec.width, spec.height),
         costs={
             expert: Cost.of(checkpoint.expert_config(expert), checkpoint.expand_timesteps)
             for expert in checkpoint.experts
         },
+        model=spec.model,
+        solver=spec.solver,
+        shift=float(spec.shift or 0),
+        read_fingerprint=lambda: fingerprint(checkpoint) if checkpoint.files else "",
+        read_time_embeddings=partial(time_embeddings, checkpoint, steps),
     )
 
 
@@ -158,6 +173,8 @@ def forecast(spec: RunSpec, checkpoint: Checkpoint) -> Forecast:
     memory = _memory(spec, checkpoint, env, parameters)
     if any(session.keeps_keys for session in sessions):
         memory["keys"] = _kept_keys(spec, env, rows)
+    if caches := _kept_hidden(spec, env, rows, sessions):
+        memory["caches"] = caches
     return Forecast(
         spec=spec,
         model_path=str(checkpoint.path),
@@ -175,7 +192,13 @@ def forecast(spec: RunSpec, checkpoint: Checkpoint) -> Forecast:
         parameters=parameters,
         memory_bytes=memory,
         memory_plans=_peaks(memory, checkpoint, env.shape[1]),
+        host_plans=_host(memory, checkpoint),
         disk_bytes=_disk(spec, env, sessions),
+        indicators={
+            p.name: tuple(None if math.isnan(v) else v for v in s.indicator)
+            for p, s in zip(spec.policies, sessions, strict=True)
+            if s.indicator
+        },
     )
 
 
@@ -185,11 +208,13 @@ def _sums(bounds: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
 
 def _row(plan: StepPlan, ctx: StepContext, env: Env) -> Row:
     tokens, cost = env.tokens(plan.frames), env.costs[ctx.expert]
-    passes = len(set(plan.branches) - set(plan.reused))
+    passes = len(set(plan.branches) - set(plan.reused)) + plan.extra
     around, whole = cost.around(tokens), cost.whole(tokens)
 
     def operations(share: float) -> float:
-        return passes * (around + share * (whole - around)) if share else 0.0  # with 0 the network is not asked
+        blocks = passes * share * (whole - around)
+        asked = len(plan.branches) if plan.around else passes if share else 0  # else the network is not asked
+        return asked * around + blocks
 
     least, most = operations(plan.least), operations(plan.most)
     return Row(
@@ -215,6 +240,13 @@ def _kept_keys(spec: RunSpec, env: Env, rows: Sequence[Row]) -> int:
     """Bytes of the keys and values of every block and branch, of the expert that has most."""
     widths = (cost.layers * cost.width for cost in env.costs.values())
     return max(2 * max(widths) * len(r.branches) * r.tokens * BYTES[spec.dtype] for r in rows)
+
+
+def _kept_hidden(spec: RunSpec, env: Env, rows: Sequence[Row], sessions: Sequence[Session]) -> int:
+    """Bytes of the hidden states that policies keep, at most."""
+    width = max(cost.width for cost in env.costs.values())
+    most = max(r.tokens * sum(s.kept_hidden(len(r.branches)) for s in sessions) for r in rows)
+    return most * width * BYTES[spec.dtype]
 
 
 def _memory(spec: RunSpec, checkpoint: Checkpoint, env: Env, counted: Mapping[str, int]) -> dict[str, int]:
@@ -251,7 +283,7 @@ def decoded_at_once(held: Mapping[str, int]) -> int:
 def _peaks(held: Mapping[str, int], checkpoint: Checkpoint, frames: int) -> dict[str, int]:
     """Bytes on the device at most, by plan."""
     experts = {component: held[component] for component in checkpoint.experts.values()}
-    working = held["activations"] + held.get("keys", 0)
+    working = held["activations"] + held.get("keys", 0) + held.get("caches", 0)
     decoding = min(decoded_at_once(held), frames) * held["decoding"]
     blocks = max(size / checkpoint.transformer.num_layers for size in experts.values())
     weights = held["text_encoder"] + held["vae"] + sum(experts.values())
@@ -261,6 +293,13 @@ def _peaks(held: Mapping[str, int], checkpoint: Checkpoint, frames: int) -> dict
         "swap": max(alone, max(experts.values()) + working),
         "offload": max(alone, int(3 * blocks) + working),
     }
+
+
+def _host(held: Mapping[str, int], checkpoint: Checkpoint) -> dict[str, int]:
+    """Bytes of page-locked host memory, by plan: every weight once, in whole pieces."""
+    weights = held["text_encoder"] + held["vae"] + sum(held[component] for component in checkpoint.experts.values())
+    pieces = -(-weights // HostMemory.PIECE) * HostMemory.PIECE
+    return {"resident": 0, "swap": pieces, "offload": pieces}
 
 
 def _disk(spec: RunSpec, env: Env, sessions: Sequence[Session]) -> int:
