@@ -7,6 +7,7 @@ that stands in the place instead of writing through it.
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import secrets
 import stat
@@ -91,6 +92,37 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
     """Write `path` in UTF-8, whole or not at all; returns it. Raises WanlabError."""
     return write_bytes(path, text.encode())
+
+
+def lock(path: str | os.PathLike[str], *, create: bool = True) -> int | None:
+    """Lock the file `path`, which is there for that; returns a descriptor that holds the lock until it is closed, None
+    where another process holds it.
+
+    The lock ends with its process, however that ends, and holds between machines where the file system passes `flock`
+    on. Its holder may remove the file. Raises OSError.
+    """
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+    while True:
+        fd = os.open(path, flags, 0o644)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if _is_at(fd, path):
+                return fd
+        except BlockingIOError:
+            os.close(fd)
+            return None
+        except OSError as error:
+            if error.errno != errno.ESTALE:  # NFS: removed by another machine
+                os.close(fd)
+                raise
+        os.close(fd)  # its holder removed it meanwhile
+
+
+def _is_at(fd: int, path: str | os.PathLike[str]) -> bool:
+    try:
+        return os.path.samestat(os.fstat(fd), os.lstat(path))
+    except FileNotFoundError:
+        return False
 
 
 def make_folder(path: str | os.PathLike[str]) -> Path:

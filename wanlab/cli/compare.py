@@ -6,13 +6,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rich.text import Text
-
 from wanlab.cli import render
+from wanlab.cli.comparison import finish
 from wanlab.cli.forecast import show_design
 from wanlab.cli.grouping import option, with_options
 from wanlab.cli.options import Form, Sampling, Shortcuts
 from wanlab.cli.running import Watcher
+from wanlab.cli.workers import Sharing, wait_for_others
 from wanlab.errors import UsageError
 from wanlab.spec import MethodSpec, RecordSpec, RunSpec
 from wanlab.study import design as designs
@@ -24,9 +24,6 @@ if TYPE_CHECKING:
     from wanlab.study.results import ComparisonResult
 
 MANY_RUNS = 1000  # more new runs than this ask for --yes
-WIDE = 125  # columns that the whole table needs
-NARROW = ("end to end", "verdict", "contrast", "sharpness")  # left out where there are fewer
-CLIPS = "What the clips show, and look like beside the baseline's"
 _WHAT, _HOW, _OUTPUT = "What is compared", "How", "Output"
 
 
@@ -169,6 +166,7 @@ def compare(
     *,
     shortcuts: Shortcuts,
     sampling: Sampling,
+    sharing: Sharing,
     form: Form,
 ) -> int:
     """Compare ways to sample: the same prompts, seeds and noise, method A against baseline B.
@@ -176,14 +174,15 @@ def compare(
     wanlab compare --mode cfg_vs_baseline
     """
     shown_as = form.choose()
-    asked = judging.asked(bool(subject.sweep))
+    asked, workers = judging.asked(bool(subject.sweep)), sharing.workers()
     named = designs.read_methods(subject.methods) if subject.methods else {}
     if any(designs.is_source(text, named) for text in (*(subject.a or ()), subject.b)):
-        if subject.mode or subject.sweep or subject.at_cost or judging.noise_floor:
+        if subject.mode or subject.sweep or subject.at_cost or judging.noise_floor or sharing != Sharing():
             raise UsageError(
-                "--mode, --sweep, --at-cost and --noise-floor sample; two videos are given", "leave them out"
+                "--mode, --sweep, --at-cost, --noise-floor, --shard and --runner sample; two videos are given",
+                "leave them out",
             )
-        return _finish(_of_files(subject.a, subject.b, named, out, asked), shown_as)
+        return finish(_of_files(subject.a, subject.b, named, out, asked), shown_as)
     baseline, methods = _methods(subject, named, shortcuts)
     prompts = designs.suite_prompts(subject.suite)
     specs = sampling.specs((), RecordSpec(level="latents", video="float32"), prompts=prompts)
@@ -202,7 +201,11 @@ def compare(
     asked = replace(asked, confirm=study.fresh(specs, parse_seeds(judging.confirm or [])))
     if len(design.new) > MANY_RUNS and not yes:
         raise UsageError(study.amount(design), "add --yes to go ahead, or take fewer values, prompts or seeds")
-    return _finish(study.compare(design, out, asked, force=force, watcher=Watcher()), shown_as)
+    watcher = Watcher()
+    outcome = study.sample(design, out, asked, force=force, watcher=watcher, workers=workers)
+    if outcome.awaited:
+        return wait_for_others(outcome)
+    return finish(study.measure_all(design, out, asked, failed=outcome.failed, force=force, watcher=watcher), shown_as)
 
 
 def _of_files(
@@ -269,50 +272,3 @@ def _variants(
         raise UsageError(f"{least} runs or more", "add --yes to go ahead, or take fewer costs, prompts or seeds")
     costs = atcost.Costs(specs, baseline, out, force, Watcher())
     return atcost.find(methods, targets, costs, sample=not dry_run)
-
-
-# --- what is shown -----------------------------------------------------------------------------------------------
-
-
-def _finish(result: ComparisonResult, form: str) -> int:
-    from wanlab.analysis import table
-
-    if form in ("json", "csv"):
-        render.emit(result.rows, form, result.content)
-    elif form == "md":
-        render.write("\n".join(map(render.markdown, table.tables(result.comparison))))
-    else:
-        _show(result)
-    for text in result.missed:
-        render.complain(f"a stated threshold was missed: {text}")
-    return 4 if result.missed else 3 if result.failed else 0
-
-
-def _show(result: ComparisonResult) -> None:
-    from wanlab.analysis import table
-
-    comparison = result.comparison
-    rows, looks = table.rows(comparison), table.clip_rows(comparison)
-    labels = [r.label for r in comparison.results]
-    title = f"{', '.join(labels[:3])}{', …' * (len(labels) > 3)} against {comparison.baseline}"
-    lines = [*result.answer, *result.remarks, *table.reading(comparison)]
-    folders: dict[Path, list[str]] = {}
-    for path in result.files.values():
-        folders.setdefault(path.parent, []).append(path.name)
-    lines += [
-        f"{'files' if not k else '':<6}{folder}: {', '.join(names)}"
-        for k, (folder, names) in enumerate(folders.items())
-    ]
-    styles = [_style(str(r["verdict"])) for r in rows]
-    if render.output().width < WIDE:  # a narrow terminal: what decides stays, the verdicts go below
-        lines = [*(f"{r['method']}: {r['verdict']}" for r in rows if r["verdict"]), *lines]
-        rows, looks = ([{k: v for k, v in r.items() if k not in NARROW} for r in t] for t in (rows, looks))
-    shown = render.table(rows, left=("method", "verdict"), styles=styles)
-    clips = render.table(looks, title=CLIPS, left=("method",))
-    more = [render.table(t, left=("convention", "who prints it")) for t in [table.conventions(comparison)] if t]
-    above = (Text(""), Text(title, style="bold"), Text(result.description), shown, clips)
-    render.show(*above, *(x for t in more for x in (Text(""), t)), Text("\n".join(lines)))
-
-
-def _style(verdict: str) -> str:
-    return "dim" if not verdict else "green" if verdict in ("identical", "minimal loss, structure kept") else ""

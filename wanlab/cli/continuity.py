@@ -14,9 +14,11 @@ from wanlab.cli import render
 from wanlab.cli.grouping import option, with_options
 from wanlab.cli.options import Form, Sampling
 from wanlab.cli.running import Watcher
+from wanlab.cli.workers import Sharing, wait_for_others
 from wanlab.errors import UsageError
 from wanlab.spec import RecordSpec
 from wanlab.study.design import split_counts, split_methods
+from wanlab.study.runners import Outcome
 
 if TYPE_CHECKING:
     from wanlab.analysis.continuity import Group
@@ -59,6 +61,7 @@ def continuity(
     force: Annotated[bool, option("--force", panel=_OUTPUT, help="Sample again what is already complete.")] = False,
     *,
     sampling: Sampling,
+    sharing: Sharing,
     form: Form,
 ) -> int:
     """Measure how neighbouring frames differ at every step, and what explains it.
@@ -69,16 +72,19 @@ def continuity(
 
     shown_as = form.choose()
     watcher = Watcher()
-    failed: list[Path] = []
+    outcome = Outcome(runs=0, failed=[], awaited=0)
     if runs:
-        if sampling != Sampling() or methods or frames or probe or force:
+        if (sampling, sharing) != (Sampling(), Sharing()) or methods or frames or probe or force:
             raise UsageError("runs are given, so nothing is sampled", "leave out prompts and what decides a sample")
         sources = study.labelled(study.find(runs))
     else:
         record = RecordSpec(level="all", probe=probe)
         specs = [s for n in split_counts(frames) for s in replace(sampling, frames=n).specs((), record)]
-        sources, failed = study.sample(specs, split_methods(methods or []), out, force=force, watcher=watcher)
-    result = study.continuity(sources, out, failed=failed, debug_latents=debug_latents, watcher=watcher)
+        chosen, workers = split_methods(methods or []), sharing.workers()
+        sources, outcome = study.sample(specs, chosen, out, force=force, watcher=watcher, workers=workers)
+        if outcome.awaited:
+            return wait_for_others(outcome)
+    result = study.continuity(sources, out, failed=outcome.failed, debug_latents=debug_latents, watcher=watcher)
     _show(result, shown_as)
     return 3 if result.failed else 0
 

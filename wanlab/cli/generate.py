@@ -9,11 +9,13 @@ from typing import Annotated, Any
 from wanlab.cli import forecast, render
 from wanlab.cli.grouping import option, with_options
 from wanlab.cli.options import Form, Method, Sampling
-from wanlab.cli.running import run_all
+from wanlab.cli.running import Watcher
+from wanlab.cli.workers import Sharing
 from wanlab.errors import WanlabError
 from wanlab.files import write_text
 from wanlab.spec import RecordSpec
 from wanlab.study.requests import check_place, places
+from wanlab.study.runners.local import each
 from wanlab.study.text import in_words, plain
 
 # In the order in which they happen.
@@ -63,6 +65,7 @@ class Recording:
 @with_options
 def generate(
     sampling: Sampling,
+    sharing: Sharing,
     method: Method,
     form: Form,
     recording: Recording,
@@ -103,13 +106,13 @@ def generate(
         if shown_as == "paths":
             render.write(f"{place}\n")
 
-    failed = run_all(specs, outs, force=force, gif=gif, done=done)
+    outcome = sharing.workers().run(each(specs, outs), force=force, gif=gif, watcher=Watcher(done))
     if shown_as == "human":
         render.show(*(part for s in summaries for part in picture(s, show_steps)))
     elif shown_as != "paths":
         flat = [{k: v for k, v in s.items() if not isinstance(v, dict | list)} for s in summaries]
         render.emit(flat, shown_as, summaries)
-    return 0 if not failed else 1 if len(failed) == len(specs) else 3
+    return 0 if not outcome.failed else 1 if len(outcome.failed) == outcome.runs else 3
 
 
 def summarise(path: Path, analysis: str, *, alone: bool) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -82,6 +82,13 @@ class Watcher(local.Watcher):
             count = f"{self._number - 1}/{self._runs} runs"
             self._bars.update(self._job, completed=self._sampled, total=max(self._todo, 1), count=count)
 
+    def overall(self, o: local.Overall) -> None:
+        self._kept = o.kept
+        count, pace = f"{o.done}/{self._runs} runs", f"{o.workers} worker{'s' * (o.workers != 1)}"
+        if self._job is None:
+            self._job = self._bars.add_task("all", total=None, count="", pace="")
+        self._bars.update(self._job, completed=o.sampled, total=max(o.sampled + o.left, 1), count=count, pace=pace)
+
     def finish(self, place: Path) -> None:
         self._done(place)
 
@@ -118,16 +125,3 @@ class Watcher(local.Watcher):
                 self._bars.remove_task(task)
         self._run = self._job = None
         self._bars.stop()
-
-
-def run_all(
-    specs: Sequence[RunSpec],
-    outs: Sequence[Path],
-    *,
-    force: bool = False,
-    gif: bool = False,
-    done: Callable[[Path], None] = lambda _: None,
-) -> list[Path]:
-    """Run each spec into its file with progress on stderr; `done` is called with each finished file. Returns the files
-    of runs that failed. Raises UsageError and WanlabError."""
-    return local.run_all(specs, outs, force=force, gif=gif, watcher=Watcher(done))

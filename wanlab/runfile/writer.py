@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import queue
@@ -99,11 +98,12 @@ class RunWriter:
         if self.directory.is_symlink():
             raise WanlabError(f"{self.directory} is a link", "remove the link, or name another file")
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._lock = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise WanlabError(f"{self.path} is being written by another process", "wait for it") from error
+        lock = None
+        with contextlib.suppress(FileNotFoundError):  # the directory too goes when another process has finished
+            lock = files.lock(self.directory / "lock")
+        if lock is None:
+            raise WanlabError(f"{self.path} is being written by another process", "wait for it")
+        self._lock = lock
         before = read_manifest(self.directory)
         if before is not None and not force:
             check_same_run(self.path, before, manifest["digest"])
@@ -229,17 +229,21 @@ class RunWriter:
         except OSError as error:
             folded.unlink(missing_ok=True)
             raise files.io_error("write", self.path, error) from error
-        self.close()
-        shutil.rmtree(self.directory, ignore_errors=True)  # the run is safe; what stays is only untidy
+        self._stop()
+        _remove(self.directory, self._lock)  # the run is safe; what stays is only untidy
+        self._lock = -1
         return self.path
 
     def close(self) -> None:
         """Write what is waiting and stop the thread. Never raises; errors are raised on leaving the context."""
         if not self._closed:
-            self._closed = True
-            self._queue.put(None)
-            self._thread.join()
+            self._stop()
             self._unlock()
+
+    def _stop(self) -> None:
+        self._closed = True
+        self._queue.put(None)
+        self._thread.join()
 
     def _unlock(self) -> None:
         if self._lock >= 0:
@@ -300,9 +304,16 @@ def remove_leftovers(path: str | os.PathLike[str]) -> None:
             other = manifest is not None and manifest["digest"] != run.digest
             if not known or other or run.status != "complete":
                 return
-        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(directory, ignore_errors=True)
-        finally:
-            os.close(lock)
+        lock = files.lock(directory / "lock")
+        if lock is not None:
+            _remove(directory, lock)
+
+
+def _remove(directory: Path, lock: int) -> None:
+    """Remove a directory of shards, and only then let go of its lock: nobody begins in what is being removed."""
+    try:
+        shutil.rmtree(directory, ignore_errors=True)
+    finally:
+        os.close(lock)
+    with contextlib.suppress(OSError):  # NFS keeps a removed file in its directory while it is open
+        directory.rmdir()

@@ -203,7 +203,8 @@ def continuity(
             given = settings | ({} if n is None else {"frames": n})
             specs += specify(prompts or "", seeds, record=record, **given)
         chosen = designs.split_methods([methods] if isinstance(methods, str) else methods)
-        sources, failed = study.sample(specs, chosen, folder, force=force, watcher=watcher)
+        sources, outcome = study.sample(specs, chosen, folder, force=force, watcher=watcher)
+        failed = outcome.failed
     return study.continuity(sources, folder, failed=failed, watcher=watcher)
 
 

@@ -17,7 +17,9 @@ from wanlab.spec.paths import is_run_file
 from wanlab.study import folders
 from wanlab.study.design import Design, Variant, slug
 from wanlab.study.results import ComparisonResult
-from wanlab.study.runners.local import Watcher, run_all
+from wanlab.study.runners import HERE, Outcome, Workers
+from wanlab.study.runners.groups import turn
+from wanlab.study.runners.local import Watcher
 from wanlab.study.text import finite, markdown, plain
 
 if TYPE_CHECKING:
@@ -137,15 +139,45 @@ def compare(
 ) -> ComparisonResult:
     """Run a design into the folder `out`, measure its pairs, and write what was found.
 
-    Runs that fail are named in the result's `failed`, their pairs are left out. Raises UsageError for what cannot be
-    done, before a model is loaded, and WanlabError when no method has a pair left.
+    Raises UsageError for what cannot be done, before a model is loaded, and WanlabError when no method has a pair left.
     """
+    outcome = sample(design, out, asked, force=force, watcher=watcher)
+    return measure_all(design, out, asked, failed=outcome.failed, force=force, watcher=watcher)
+
+
+def sample(
+    design: Design,
+    out: Path,
+    asked: Asked = NOTHING,
+    *,
+    force: bool = False,
+    watcher: Watcher | None = None,
+    workers: Workers = HERE,
+) -> Outcome:
+    """Make the runs of a design. Raises UsageError for what cannot be done, before a model is loaded."""
     from wanlab.analysis.verdict import check_conditions
 
-    watcher = watcher or Watcher()
     check_conditions(asked.bounds, runs=True, asked=asked.metrics)
     make_folder(out)
-    failed = run_all([s for s, _ in design.order], [p for _, p in design.order], force=force, watcher=watcher)
+    return workers.run(design.groups, force=force, watcher=watcher)
+
+
+def measure_all(
+    design: Design,
+    out: Path,
+    asked: Asked = NOTHING,
+    *,
+    failed: Sequence[Path] = (),
+    force: bool = False,
+    watcher: Watcher | None = None,
+) -> ComparisonResult:
+    """Measure the pairs of a design whose runs are there, and write what was found into the folder `out`. What is asked
+    to be confirmed is sampled here (`force`: anew).
+
+    Runs that failed are named in the result's `failed`, their pairs are left out. Raises WanlabError when no method has
+    a pair left.
+    """
+    watcher = watcher or Watcher()
     gathering = _Gathering(design, set(failed), asked.metrics, watcher)
     floors = [gathering.result(v, r) for v, r in zip(design.floors, design.floor_runs, strict=True)]
     results = [gathering.result(v, r) for v, r in zip(design.variants, design.variant_runs, strict=True)]
@@ -179,7 +211,7 @@ def _confirmed(
         return comparison, []
     variant = next(v for v in design.variants if v.method.label == chosen.label)
     again = arrange(asked.confirm, design.baseline, [variant], [], out)
-    failed = run_all([s for s, _ in again.order], [p for _, p in again.order], force=force, watcher=watcher)
+    failed = list(HERE.run(again.groups, force=force, watcher=watcher).failed)
     result = _Gathering(again, set(failed), asked.metrics, watcher).result(variant, again.variant_runs[0])
     if result is None:
         return comparison, failed
@@ -322,11 +354,12 @@ def conclude(
     }
     every = make_folder(make_folder(out) / "comparisons")
     files: dict[str, Path] = {}
-    for kind, text in texts.items():
-        write_text(every / f"{name}.{kind}", text)
-        latest = out / ("error_comparison.txt" if kind == "txt" else f"comparison.{kind}")
-        files[kind] = write_text(latest, text)
-    files |= _figures(comparison, out)
+    with turn(out):  # the latest are all of one comparison
+        for kind, text in texts.items():
+            write_text(every / f"{name}.{kind}", text)
+            latest = out / ("error_comparison.txt" if kind == "txt" else f"comparison.{kind}")
+            files[kind] = write_text(latest, text)
+        files |= _figures(comparison, out)
     return ComparisonResult(
         comparison=comparison,
         content=content | {"files": {k: str(v) for k, v in files.items()}},

@@ -15,7 +15,9 @@ from wanlab.spec import MethodSpec, RunSpec
 from wanlab.spec.paths import is_run_file
 from wanlab.study.requests import check_names, check_place, places
 from wanlab.study.results import ContinuityResult
-from wanlab.study.runners.local import Watcher, run_all
+from wanlab.study.runners import HERE, Outcome, Workers
+from wanlab.study.runners.groups import PairGroup
+from wanlab.study.runners.local import Watcher
 
 if TYPE_CHECKING:
     from wanlab.analysis.continuity import Continuity, Group
@@ -43,8 +45,9 @@ def sample(
     *,
     force: bool = False,
     watcher: Watcher | None = None,
-) -> tuple[list[Source], list[Path]]:
-    """Every spec by every method into `out`/runs: (what was sampled, the runs that failed).
+    workers: Workers = HERE,
+) -> tuple[list[Source], Outcome]:
+    """Every spec by every method into `out`/runs: (what was sampled, what has become of the runs).
 
     Raises UsageError for what cannot be done, before a model is loaded.
     """
@@ -57,12 +60,19 @@ def sample(
         check_names(spec)
         runs[spec.digest()] = spec
     paths = dict(zip(runs, places(list(runs.values()), out / "runs"), strict=True))
-    failed = run_all(list(runs.values()), list(paths.values()), force=force, watcher=watcher)
+    groups: list[PairGroup] = []
+    placed: set[Path] = set()
+    for base in specs:
+        row = {paths[d]: runs[d] for d in (m.apply(base).digest() for m in methods) if paths[d] not in placed}
+        placed |= set(row)
+        if row:
+            groups.append(PairGroup(tuple((spec, path) for path, spec in row.items()), next(iter(row))))
+    outcome = workers.run(groups, force=force, watcher=watcher)
     sources: dict[tuple[Path, str], Source] = {}
     for method, base in pairs:
         path = paths[method.apply(base).digest()]
         sources[path, method.label] = Source(path, method.label, settings_of(base))
-    return [s for s in sources.values() if s.path not in failed], failed
+    return [s for s in sources.values() if s.path not in outcome.failed], outcome
 
 
 def find(given: Sequence[Path]) -> list[Path]:

@@ -22,6 +22,7 @@ from wanlab.spec import METHOD_SETTINGS, MethodSpec, PolicySpec, RunSpec, parse_
 from wanlab.spec.paths import VIDEOS, is_run_file
 from wanlab.spec.run import short
 from wanlab.study.requests import check_names, known, run_name
+from wanlab.study.runners.groups import PairGroup
 
 MODES = ("cfg_vs_baseline", "half_vs_baseline", "improved_vs_baseline", "combined_vs_baseline", "cfg_vs_half")
 MAX_METHODS = 10_000  # of a sweep
@@ -49,9 +50,14 @@ class Design:
     variant_runs: list[list[Path]]
     floors: list[Variant]
     floor_runs: list[list[Path]]
-    order: list[tuple[RunSpec, Path]]
-    """What to run, the methods of a pair next to each other, their order rotating so that drift in the machine's speed
-    falls on all of them alike."""
+    groups: list[PairGroup]
+    """What to run, by prompt and seed, the order of the methods rotating so that drift in the machine's speed falls on
+    all of them alike."""
+
+    @property
+    def order(self) -> list[tuple[RunSpec, Path]]:
+        """Every run with its place, as they come."""
+        return [run for group in self.groups for run in group.runs]
 
     @property
     def new(self) -> list[tuple[RunSpec, Path]]:
@@ -325,11 +331,15 @@ def arrange(
             folder = out / _folder(variant.method, folders)
             rows.append(own)
             runs.append([places.setdefault(s.digest(), folder / f"{run_name(s)}.h5") for s in own])
-    order: dict[Path, RunSpec] = {}
+    groups: list[PairGroup] = []
+    placed: set[Path] = set()
     for k in range(len(base)):
         row = [(base[k], base_runs[k]), *((s[k], p[k]) for s, p in zip(rows, runs, strict=True))]
         turn = k % len(row)
-        order |= {path: spec for spec, path in row[turn:] + row[:turn] if path not in order}
+        new = {path: spec for spec, path in row[turn:] + row[:turn] if path not in placed}
+        placed |= set(new)
+        if new:
+            groups.append(PairGroup(tuple((spec, path) for path, spec in new.items()), base_runs[k]))
     return Design(
         specs=base,
         baseline=baseline,
@@ -338,7 +348,7 @@ def arrange(
         variant_runs=runs[len(floors) :],
         floors=floors,
         floor_runs=runs[: len(floors)],
-        order=[(spec, path) for path, spec in order.items()],
+        groups=groups,
     )
 
 
