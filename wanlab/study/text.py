@@ -104,11 +104,11 @@ def latex_cell(value: Any) -> str:
 
 
 def latex(rows: Rows) -> str:
-    """Rows as a LaTeX tabular with the rules of the package booktabs; the first column left, the others right."""
+    """Rows as a LaTeX tabular with the rules of the package booktabs; columns of numbers right, the others left."""
     names = list(rows[0]) if rows else []
     lines = [[latex_cell(n) for n in names], *([latex_cell(v) for v in row.values()] for row in rows)]
     head, *body = [" & ".join(cells) + r" \\" for cells in lines]
-    columns = "l" + "r" * (len(names) - 1)
+    columns = "".join("l" if any(str(r.get(n, ""))[:1].isalpha() for r in rows) else "r" for n in names)
     parts = [
         rf"\begin{{tabular}}{{{columns}}}",
         r"\toprule",

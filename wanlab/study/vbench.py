@@ -1,7 +1,8 @@
 """VBench's hand-over: films under its names, and its scores back with intervals.
 
-VBench (Huang et al., 2024; github.com/Vchitect/VBench) scores a folder of PROMPT-INDEX.mp4 and writes
-NAME_eval_results.json: {dimension: [its overall score, [{"video_path": …, "video_results": a number or true/false}, …]]}.
+VBench (Huang et al., 2024; github.com/Vchitect/VBench) scores a folder of PROMPT-INDEX.mp4. What it writes is
+NAME_eval_results.json, {dimension: [its overall score, [film, …]]}, where a film is {"video_path": its path,
+"video_results": a number, or true or false}.
 """
 
 from __future__ import annotations
@@ -78,10 +79,10 @@ def export(paths: Sequence[Path], out: Path) -> list[dict[str, Any]]:
 
 def commands(out: Path, methods: Sequence[str]) -> list[str]:
     """What to run in VBench's folder, a line a method."""
-    dims = " ".join(OWN)
+    dims, at = " ".join(OWN), out.resolve()
     return [
-        f"python evaluate.py --mode custom_input --videos_path {out.resolve() / m} "
-        f"--prompt_file {out.resolve() / m}.prompts.json --output_path {out.resolve() / 'results' / m} --dimension {dims}"
+        f"python evaluate.py --mode custom_input --videos_path {at / m} --prompt_file {at / m}.prompts.json "
+        f"--output_path {at / 'results' / m} --dimension {dims}"
         for m in methods
     ]
 
