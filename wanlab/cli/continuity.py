@@ -73,8 +73,7 @@ def continuity(
     from wanlab.study import continuity as study
 
     shown_as, drawn = form.choose(), Drawn.parse(figures)
-    watcher = Watcher()
-    outcome = Outcome(runs=0, failed=[], awaited=0)
+    watcher, outcome = Watcher(), Outcome(runs=0, failed=[], awaited=0)
     if runs:
         if (sampling, sharing) != (Sampling(), Sharing()) or methods or frames or probe or force:
             raise UsageError("runs are given, so nothing is sampled", "leave out prompts and what decides a sample")
