@@ -1,0 +1,158 @@
+"""One branch on several ranks: its tokens are split among them, and attention sees them all.
+
+The tokens are parted just before blocks run and joined just after, so that whoever works between blocks has all of
+them, the same on every rank. Inside attention, Ulysses exchanges some tokens of all heads for all tokens of some heads;
+a ring passes keys and values on and weighs the parts of the result by their log-sum-exp. Neither needs the number of
+tokens or of heads to be divisible.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Attend = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""Query, key and value, each [B,n,heads,D], to the result, alike, and its log-sum-exp [B,heads,n] in float32."""
+
+
+def parts(total: int, count: int) -> list[int]:
+    """`total` in `count` parts that differ by one at most, the larger ones first."""
+    return [total // count + (k < total % count) for k in range(count)]
+
+
+@dataclass
+class TokenSplit:
+    """The ranks that share a branch's tokens, as seen by one of them: `ring` times `ulysses`, the latter innermost."""
+
+    group: Any
+    ulysses: int
+    ring: int
+    ulysses_group: Any
+    ring_group: Any
+    rank: int
+    """Among those of `group`."""
+    tokens: int = 0
+    """Of the blocks that are running, on all ranks."""
+
+    @property
+    def size(self) -> int:
+        """Ranks."""
+        return self.ulysses * self.ring
+
+    # --- around the blocks -------------------------------------------------------------------------------------------
+
+    def part(self, x: Tensor, dim: int = 1) -> Tensor:
+        """This rank's tokens of all that are along `dim`."""
+        sizes = parts(x.shape[dim], self.size)
+        return x.narrow(dim, sum(sizes[: self.rank]), sizes[self.rank])
+
+    def whole(self, x: Tensor) -> Tensor:
+        """All tokens [B,N,D] of every rank's own [B,n,D]."""
+        sizes = parts(self.tokens, self.size)
+        padded = x.new_zeros(x.shape[0], sizes[0], *x.shape[2:])
+        padded[:, : x.shape[1]] = x
+        gathered = padded.new_empty(self.size, *padded.shape)
+        dist.all_gather_into_tensor(gathered, padded, group=self.group)
+        return torch.cat([t[:, :n] for t, n in zip(gathered, sizes, strict=True)], dim=1)
+
+    # --- inside attention --------------------------------------------------------------------------------------------
+
+    @torch.compiler.disable
+    def to_heads(self, x: Tensor) -> Tensor:
+        """Some tokens of all heads [B,n,heads,D] to the Ulysses group's tokens of this rank's heads."""
+        if self.ulysses == 1:
+            return x
+        batch, own, heads, width = x.shape
+        tokens, shares = self._of_ulysses(), parts(heads, self.ulysses)
+        mine = shares[self._place]
+        by_token = x.transpose(0, 1)
+        sent = torch.cat([h.reshape(-1) for h in by_token.split(shares, dim=2)])
+        received = x.new_empty(sum(tokens) * batch * mine * width)
+        self._exchange(
+            received, sent, [n * batch * mine * width for n in tokens], [own * batch * h * width for h in shares]
+        )
+        return received.view(sum(tokens), batch, mine, width).transpose(0, 1)
+
+    @torch.compiler.disable
+    def to_tokens(self, x: Tensor, heads: int) -> Tensor:
+        """What `to_heads` did, undone: [B,tokens of the group,this rank's heads,D] to [B,n,heads,D]."""
+        if self.ulysses == 1:
+            return x
+        batch, _, mine, width = x.shape
+        tokens, shares = self._of_ulysses(), parts(heads, self.ulysses)
+        own = tokens[self._place]
+        sent = x.transpose(0, 1).reshape(-1)
+        counts = [own * batch * h * width for h in shares]
+        received = x.new_empty(sum(counts))
+        self._exchange(received, sent, counts, [n * batch * mine * width for n in tokens])
+        by_rank = [r.view(own, batch, -1, width) for r in received.split(counts)]
+        return torch.cat(by_rank, dim=2).transpose(0, 1)
+
+    @torch.compiler.disable
+    def around(self, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Attention of this rank's queries to the keys of every rank of the ring, each [B,n,heads,D]."""
+        total: Tensor | None = None
+        weight = torch.empty(0)
+        sizes = self._of_ring()
+        place = self.rank // self.ulysses
+        for turn in range(self.ring):
+            coming = sizes[(place - turn - 1) % self.ring]
+            passed = self._pass_on(key, value, coming) if turn + 1 < self.ring else None
+            out, lse = attend(query, key, value)
+            out, lse = out.float(), lse.float().transpose(1, 2).unsqueeze(-1)
+            if total is None:
+                total, weight = out, lse
+            else:
+                joint = torch.logaddexp(weight, lse)
+                total = total * (weight - joint).exp() + out * (lse - joint).exp()
+                weight = joint
+            if passed is not None:
+                for request in passed[2]:
+                    request.wait()
+                key, value = passed[0], passed[1]
+        assert total is not None
+        return total.to(query.dtype)
+
+    @property
+    def _place(self) -> int:
+        """Among the Ulysses group."""
+        return self.rank % self.ulysses
+
+    def _of_ulysses(self) -> list[int]:
+        """Tokens of each rank of the Ulysses group."""
+        first = self.rank - self._place
+        return parts(self.tokens, self.size)[first : first + self.ulysses]
+
+    def _of_ring(self) -> list[int]:
+        """Tokens of each Ulysses group along the ring."""
+        sizes = parts(self.tokens, self.size)
+        return [sum(sizes[k : k + self.ulysses]) for k in range(0, self.size, self.ulysses)]
+
+    def _exchange(self, received: Tensor, sent: Tensor, receives: list[int], sends: list[int]) -> None:
+        dist.all_to_all_single(received, sent, receives, sends, group=self.ulysses_group)
+
+    def _pass_on(self, key: Tensor, value: Tensor, coming: int) -> tuple[Tensor, Tensor, list[Any]]:
+        """Keys and values sent to the next rank of the ring, and those that come from the one before."""
+        place = self.rank // self.ulysses
+        after, before = (dist.get_global_rank(self.ring_group, (place + d) % self.ring) for d in (1, -1))
+        arriving = [x.new_empty(x.shape[0], coming, *x.shape[2:]) for x in (key, value)]
+        leaving = [x.contiguous() for x in (key, value)]
+        sends = [dist.P2POp(dist.isend, x, after, self.ring_group) for x in leaving]
+        receives = [dist.P2POp(dist.irecv, x, before, self.ring_group) for x in arriving]
+        # Between two ranks the order decides what is matched with what: all send first.
+        return arriving[0], arriving[1], [*dist.batch_isend_irecv([*sends, *receives]), _Held(leaving)]
+
+
+@dataclass
+class _Held:
+    """What is being sent, kept until it has been."""
+
+    tensors: Sequence[Tensor]
+
+    def wait(self) -> None:
+        """Nothing to wait for."""
