@@ -9,7 +9,7 @@ and Fast", 2022).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
 
@@ -153,6 +153,8 @@ class Call:
     """What a policy does in place of running all blocks: (hidden [B,N,D], blocks) -> hidden [B,N,D]."""
     count: Callable[[int, int, int], None] | None = None
     """Told of every block that runs: (samples, active tokens, keys). None for what is evaluated for the record only."""
+    together: bool = False
+    """Whether all ranks of a job evaluate it together, a step having one branch only (engine/ranks/)."""
 
 
 Inner: TypeAlias = "Callable[[Call], Tensor]"
@@ -208,6 +210,9 @@ class Session:
     keeps_keys: ClassVar[bool] = False
     """Whether `through` runs blocks on some tokens that attend to all of them (`Blocks.__call__`, `keys`)."""
 
+    couples: ClassVar[bool] = False
+    """Whether `evaluate` or `through` of one branch looks at what the same step made of the other."""
+
     _memory: dict[tuple[str, int, str], dict[str, Any]]
     _notes: dict[str, np.ndarray]
 
@@ -260,6 +265,32 @@ class Session:
         """What was reported since the last time."""
         notes, self._notes = self._notes, {}
         return notes
+
+    @property
+    def notes(self) -> Mapping[str, np.ndarray]:
+        """What was reported and not taken yet."""
+        return self._notes
+
+    def complete(self, notes: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Take over what the same session noted of other branches, on other ranks."""
+        for name, value in ((n, v) for others in notes for n, v in others.items()):
+            own = self._notes.setdefault(name, value)
+            if own.shape == (len(BOTH),):
+                self._notes[name] = np.where(np.isnan(own), value, own)
+
+    def remembered(self, branches: tuple[str, ...]) -> State:
+        """The memory of these branches by flat names, of all together for none."""
+        every = self._memory.items()
+        return {f"{e} {f}/{n}": v for (e, f, b), kept in every if b == "+".join(branches) for n, v in kept.items()}
+
+    def remember(self, branches: tuple[str, ...], state: State) -> None:
+        """Put what `remembered` gave in the place of what is known of these branches."""
+        for key in [key for key in self._memory if key[2] == "+".join(branches)]:
+            self._memory[key].clear()  # a session may hold on to it
+        for flat, value in state.items():
+            where, _, name = flat.partition("/")
+            expert, frames = where.split(" ")
+            self._memory.setdefault((expert, int(frames), "+".join(branches)), {})[name] = value
 
     def forget(self, ctx: StepContext, frames: int) -> None:
         """Let go of what belongs to another expert or length than the step that begins."""

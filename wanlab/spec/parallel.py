@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import Self
@@ -10,6 +11,13 @@ from wanlab.errors import UsageError
 
 AUTO, NONE = "auto", "none"
 MAX_RANKS = 4096
+
+
+def processes() -> int:
+    """How many processes `torchrun` started for this job; 1 without it."""
+    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    size = os.environ.get("WORLD_SIZE", "")
+    return int(size) if all(name in os.environ for name in names) and size.isdecimal() else 1
 
 
 @dataclass(frozen=True, kw_only=True)

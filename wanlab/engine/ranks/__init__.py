@@ -4,6 +4,6 @@ Rank 0 runs the program: it alone decides, writes and speaks. The others wait fo
 engine/run/follow.py) and do every step of a run in lockstep with it, so that all hold the same latents.
 """
 
-from wanlab.engine.ranks.group import JobError, Ranks, here, join, processes, quit
+from wanlab.engine.ranks.group import JobError, Ranks, here, join, quit
 
-__all__ = ["JobError", "Ranks", "here", "join", "processes", "quit"]
+__all__ = ["JobError", "Ranks", "here", "join", "quit"]

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -19,25 +19,16 @@ import torch.distributed as dist
 from wanlab.engine.ranks.lifeline import Head, Line
 from wanlab.engine.ranks.sequence import TokenSplit
 from wanlab.errors import UsageError, WanlabError
-from wanlab.spec.parallel import Layout
+from wanlab.spec.parallel import Layout, processes
 
 PATIENCE = timedelta(days=30)  # a process that died is noticed by its lifeline; the others may wait for as long as it is
+Step = TypeVar("Step")
+Splits = tuple[TokenSplit | None, TokenSplit | None]
 GO_ON = "start the same command again, on any number of GPUs: it goes on from the last finished step"
 
 
 class JobError(WanlabError):
     """An error after which the processes are no longer in step: no further run can be done by this job."""
-
-
-def processes() -> int:
-    """How many processes `torchrun` started for this job; 1 without it."""
-    names = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-    if any(name not in os.environ for name in names):
-        return 1
-    try:
-        return int(os.environ["WORLD_SIZE"])
-    except ValueError:
-        return 1
 
 
 class Ranks:
@@ -46,8 +37,15 @@ class Ranks:
     def __init__(self, rank: int = 0, size: int = 1) -> None:
         self.rank, self.size = rank, size
         self.lifeline: Head | Line | None = None
-        self._splits: dict[tuple[str, bool], TokenSplit | None] = {}
+        self.out_of_step = False
+        """Whether an error came in the midst of what the ranks do together."""
+        self._splits: dict[str, Splits] = {}
         self._peers: dict[str, dist.ProcessGroup] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where this rank computes."""
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
     # --- orders ------------------------------------------------------------------------------------------------------
 
@@ -65,25 +63,38 @@ class Ranks:
 
     @contextmanager
     def in_step(self) -> Iterator[None]:
-        """What is inside, every rank of a run does together. An error there leaves the others waiting, so it ends the
-        job."""
+        """What is inside, every rank of a run does together. An error there leaves the others waiting for this one, so
+        it ends the job."""
         try:
             yield
         except Exception as error:
-            if self.size == 1:
+            self.out_of_step = self.size > 1
+            if self.size == 1 or isinstance(error, torch.OutOfMemoryError):  # which is said better elsewhere
                 raise
             if isinstance(error, WanlabError):
                 raise JobError(error.message, error.hint) from error
-            if isinstance(error, torch.OutOfMemoryError):
-                raise  # said better elsewhere
             raise JobError(f"rank {self.rank}: {type(error).__name__}: {str(error)[:300]}", GO_ON) from error
+
+    def in_lockstep(self, steps: Iterator[Step]) -> Iterator[Step]:
+        """The steps of a run, each begun by every rank when rank 0 begins it. The others stop when it goes no further.
+        """
+        while True:
+            if self.rank == 0:
+                self.tell("step")
+            elif self.hear()[0] != "step":
+                return
+            with self.in_step():
+                step = next(steps, None)
+            if step is None:
+                return
+            yield step
 
     # --- what is shared ----------------------------------------------------------------------------------------------
 
-    def split(self, layout: Layout, *, alone: bool) -> TokenSplit | None:
-        """Those who share the tokens of a branch: a half of the ranks, or all of them for a branch that is `alone` in
-        its step. None for one."""
-        return self._splits.get((str(layout), alone))
+    def splits(self, layout: Layout) -> Splits:
+        """Those who share the tokens of a branch: a half of the ranks, and all of them for a branch that all evaluate
+        together. None for one."""
+        return self._splits.get(str(layout), (None, None))
 
     def peers(self, layout: Layout) -> dist.ProcessGroup:
         """The ranks that have the same tokens, one of each branch."""
@@ -97,8 +108,8 @@ class Ranks:
         halves = [[*range(h * split, (h + 1) * split)] for h in range(layout.cfg)]
         name = str(layout)
         self._peers[name] = self._own([[*range(k, layout.ranks, split)] for k in range(split)])
-        self._splits[name, False] = self._split(halves, layout.ulysses, layout.ring)
-        self._splits[name, True] = self._split([[*range(layout.ranks)]], layout.ulysses * layout.cfg, layout.ring)
+        half = self._split(halves, layout.ulysses, layout.ring)
+        self._splits[name] = half, self._split([[*range(layout.ranks)]], layout.ulysses * layout.cfg, layout.ring)
 
     def _split(self, groups: Sequence[list[int]], ulysses: int, ring: int) -> TokenSplit | None:
         """The split of the group of `groups` that this rank is in; None for groups of one."""

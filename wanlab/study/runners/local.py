@@ -81,7 +81,7 @@ def run_all(
                 _run(spec, place, loaded, watcher, force=force, gif=gif)
                 watcher.finish(place)  # which may draw, and fail as a run does
             except WanlabError as error:
-                if len(specs) == 1:
+                if len(specs) == 1 or isinstance(error, engine.JobError):
                     raise
                 failed.append(place)
                 watcher.fail(place, error)
@@ -100,6 +100,8 @@ def _run(spec: RunSpec, place: Path, loaded: object, watcher: Watcher, *, force:
         try:
             engine.execute(spec, place, progress=watcher.progress, loaded=loaded, force=force, gif=gif)  # type: ignore[arg-type]
             return
+        except engine.JobError:
+            raise
         except WanlabError:
             busy = is_being_written(place)
             appeared = place.exists() and not there
