@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from wanlab.engine.ranks.lifeline import Head, Line
-from wanlab.engine.ranks.sequence import TokenSplit
+from wanlab.engine.ranks.sequence import UNIT, TokenSplit
 from wanlab.errors import UsageError, WanlabError
 from wanlab.spec.parallel import Layout, processes
 
@@ -125,6 +125,7 @@ class Ranks:
             ulysses_group=self._own(nearest),
             ring_group=self._own(across),
             rank=own.index(self.rank),
+            unit=UNIT if self.device.type == "cpu" else 1,
         )
 
     def _own(self, groups: Sequence[list[int]]) -> dist.ProcessGroup:

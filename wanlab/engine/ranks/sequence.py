@@ -16,13 +16,20 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+UNIT = 64  # queries that a CPU's attention works on at a time; how many there are in one go decides the last bits
 Attend = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """Query, key and value, each [B,n,heads,D], to the result, alike, and its log-sum-exp [B,heads,n] in float32."""
 
 
-def parts(total: int, count: int) -> list[int]:
-    """`total` in `count` parts that differ by one at most, the larger ones first."""
-    return [total // count + (k < total % count) for k in range(count)]
+def parts(total: int, count: int, unit: int = 1) -> list[int]:
+    """`total` in `count` parts of whole units, but for the last one, that differ by a unit at most; of single values
+    where there are not enough units. The larger ones come first."""
+    units = -(-total // unit)
+    if units < count:
+        return parts(total, count)
+    sizes = [unit * (units // count + (k < units % count)) for k in range(count)]
+    sizes[-1] -= unit * units - total
+    return sizes
 
 
 @dataclass
@@ -38,27 +45,32 @@ class TokenSplit:
     """Among those of `group`."""
     tokens: int = 0
     """Of the blocks that are running, on all ranks."""
+    unit: int = 1
+    """Tokens are split in multiples of this, so that a rank's last bits are those of one process."""
 
     @property
     def size(self) -> int:
         """Ranks."""
         return self.ulysses * self.ring
 
+    def _sizes(self, total: int) -> list[int]:
+        return parts(total, self.size, self.unit)
+
     # --- around the blocks -------------------------------------------------------------------------------------------
 
     def part(self, x: Tensor, dim: int = 1) -> Tensor:
         """This rank's tokens of all that are along `dim`."""
-        sizes = parts(x.shape[dim], self.size)
+        sizes = self._sizes(x.shape[dim])
         return x.narrow(dim, sum(sizes[: self.rank]), sizes[self.rank])
 
     def whole(self, x: Tensor) -> Tensor:
         """All tokens [B,N,D] of every rank's own [B,n,D]."""
-        sizes = parts(self.tokens, self.size)
+        sizes = self._sizes(self.tokens)
         padded = x.new_zeros(x.shape[0], sizes[0], *x.shape[2:])
         padded[:, : x.shape[1]] = x
-        gathered = padded.new_empty(self.size, *padded.shape)
+        gathered = padded.new_empty(self.size * x.shape[0], *padded.shape[1:])
         dist.all_gather_into_tensor(gathered, padded, group=self.group)
-        return torch.cat([t[:, :n] for t, n in zip(gathered, sizes, strict=True)], dim=1)
+        return torch.cat([t[:, :n] for t, n in zip(gathered.chunk(self.size), sizes, strict=True)], dim=1)
 
     # --- inside attention --------------------------------------------------------------------------------------------
 
@@ -126,11 +138,11 @@ class TokenSplit:
     def _of_ulysses(self) -> list[int]:
         """Tokens of each rank of the Ulysses group."""
         first = self.rank - self._place
-        return parts(self.tokens, self.size)[first : first + self.ulysses]
+        return self._sizes(self.tokens)[first : first + self.ulysses]
 
     def _of_ring(self) -> list[int]:
         """Tokens of each Ulysses group along the ring."""
-        sizes = parts(self.tokens, self.size)
+        sizes = self._sizes(self.tokens)
         return [sum(sizes[k : k + self.ulysses]) for k in range(0, self.size, self.ulysses)]
 
     def _exchange(self, received: Tensor, sent: Tensor, receives: list[int], sends: list[int]) -> None:
