@@ -112,7 +112,7 @@ def compare(
     prompts      three of the package's by default
     max_loss     the loss that a sweep may cost, as "ssim=.98"
     metrics      measures beyond the usual, as ["vmaf"], or files that register some
-    noise_floor  also `b` itself, computed three other ways
+    noise_floor  also `b` itself, computed other ways
     settings     as in `specify`
 
     Raises UsageError and WanlabError.

@@ -183,7 +183,7 @@ def _connect(ranks: Ranks, address: str) -> None:
 def _end_all(what: str) -> NoReturn:
     """Another rank is lost: say so and end, for the main thread may be waiting for it."""
     cursor = "\x1b[?25h" if sys.__stderr__ is not None and sys.__stderr__.isatty() else ""
-    os.write(2, f"{cursor}wanlab: {what}\n        {GO_ON}\n".encode())
+    os.write(2, f"{cursor}wanlab: {what} ({GO_ON})\n".encode())
     os._exit(1)
 
 

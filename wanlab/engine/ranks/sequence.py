@@ -68,9 +68,9 @@ class TokenSplit:
         sizes = self._sizes(self.tokens)
         padded = x.new_zeros(x.shape[0], sizes[0], *x.shape[2:])
         padded[:, : x.shape[1]] = x
-        gathered = padded.new_empty(self.size * x.shape[0], *padded.shape[1:])
-        dist.all_gather_into_tensor(gathered, padded, group=self.group)
-        return torch.cat([t[:, :n] for t, n in zip(gathered.chunk(self.size), sizes, strict=True)], dim=1)
+        every = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(every, padded, group=self.group)
+        return torch.cat([t[:, :n] for t, n in zip(every, sizes, strict=True)], dim=1)
 
     # --- inside attention --------------------------------------------------------------------------------------------
 
