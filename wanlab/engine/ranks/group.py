@@ -16,7 +16,7 @@ from typing import Any, NoReturn, TypeVar
 import torch
 import torch.distributed as dist
 
-from wanlab.engine.ranks.lifeline import Head, Line
+from wanlab.engine.ranks.lifeline import GO_ON, Head, Line
 from wanlab.engine.ranks.sequence import UNIT, TokenSplit
 from wanlab.errors import UsageError, WanlabError
 from wanlab.spec.parallel import Layout, processes
@@ -24,7 +24,6 @@ from wanlab.spec.parallel import Layout, processes
 PATIENCE = timedelta(days=30)  # a process that died is noticed by its lifeline; the others may wait for as long as it is
 Step = TypeVar("Step")
 Splits = tuple[TokenSplit | None, TokenSplit | None]
-GO_ON = "start the same command again, on any number of GPUs: it goes on from the last finished step"
 
 
 class JobError(WanlabError):
@@ -184,6 +183,8 @@ def _end_all(what: str) -> NoReturn:
     """Another rank is lost: say so and end, for the main thread may be waiting for it."""
     cursor = "\x1b[?25h" if sys.__stderr__ is not None and sys.__stderr__.isatty() else ""
     os.write(2, f"{cursor}wanlab: {what} ({GO_ON})\n".encode())
+    if isinstance(_here.lifeline, Head):
+        _here.lifeline.dismiss()
     os._exit(1)
 
 

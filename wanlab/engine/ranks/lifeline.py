@@ -21,6 +21,7 @@ VANISHED = 30  # seconds until a machine that says nothing any more is taken to 
 PROBES = 3
 JOINING = 60.0  # seconds to connect in
 FAREWELL = 5.0  # seconds that rank 0 waits for the others to be gone
+GO_ON = "start the same command again, on any number of GPUs: it goes on from the last finished step"
 
 Lost = Callable[[str], None]
 
@@ -71,13 +72,17 @@ class Head:
                     lost(f"rank {watched[connection]}: {json.loads(line)['error']}")
                     return
 
-    def end(self) -> None:
-        """Let the others go, and wait until they have gone."""
+    def dismiss(self) -> None:
+        """Let the others go."""
         self._ending = True
         for connection in self._connected:
             with suppress(OSError):
                 connection.sendall(b"end\n")
                 connection.shutdown(socket.SHUT_WR)
+
+    def end(self) -> None:
+        """Let the others go, and wait until they have gone."""
+        self.dismiss()
         for connection in self._connected:
             with suppress(OSError):
                 connection.settimeout(FAREWELL)
@@ -89,6 +94,7 @@ class Line:
     """The side of every other rank. The process ends when rank 0 does."""
 
     def __init__(self, address: str, port: int, rank: int, secret: str) -> None:
+        self._rank = rank
         self._socket = socket.create_connection((address, port), JOINING)
         self._socket.settimeout(None)
         _keep_alive(self._socket)
@@ -109,6 +115,8 @@ class Line:
         line = b""
         with suppress(OSError):
             line = _line(self._socket)
+        if line != b"end" and self._rank == 1:  # one is enough to say it
+            os.write(2, f"wanlab: rank 0 died ({GO_ON})\n".encode())
         os._exit(0 if line == b"end" else 1)
 
 

@@ -216,8 +216,8 @@ def _row(plan: StepPlan, ctx: StepContext, env: Env) -> Row:
 
 def _kept_keys(spec: RunSpec, env: Env, rows: Sequence[Row]) -> int:
     """Bytes of the keys and values of every block and branch, of the expert that has most."""
-    widths = (cost.layers * cost.width for cost in env.costs.values())
-    return max(2 * max(widths) * len(r.branches) * r.tokens * BYTES[spec.dtype] for r in rows)
+    widest = max(cost.layers * cost.width for cost in env.costs.values())
+    return max(2 * widest * len(r.branches) * r.tokens * BYTES[spec.dtype] for r in rows)
 
 
 def _memory(spec: RunSpec, checkpoint: Checkpoint, env: Env, counted: Mapping[str, int]) -> dict[str, int]:

@@ -1,0 +1,60 @@
+"""Policies that the tests of ranks need: one that keeps keys, one whose branches look at each other, one that hides it."""
+
+from dataclasses import dataclass
+
+import torch
+
+from wanlab.engine.types import Policy, Session
+from wanlab.registry import register
+
+
+@register("policy", "kept_keys")
+@dataclass(frozen=True)
+class KeptKeys(Policy):
+    """All tokens at a step of an expert, then the even ones, which attend to all."""
+
+    def begin(self, env):
+        return _Kept()
+
+
+class _Kept(Session):
+    keeps_keys = True
+
+    def through(self, call, hidden, blocks):
+        memory = self.recall(call)
+        keys = memory.setdefault("keys", {}) if not memory else {n: v for n, v in memory.items() if n != "out"}
+        if not memory.get("out") is None:
+            active = torch.arange(0, hidden.shape[1], 2)
+            part = blocks(hidden[:, active], active, keys)
+            out = memory["out"].index_copy(1, active, part)
+        else:
+            memory.pop("keys", None)
+            keys = {}
+            out = blocks(hidden, None, keys)
+        memory |= keys
+        memory["out"] = out
+        return out
+
+
+@register("policy", "coupled")
+@dataclass(frozen=True)
+class Coupled(Policy):
+    """The unconditional branch is the conditional one of the same step, halved; said, or not."""
+
+    said: bool = True
+
+    def begin(self, env):
+        return _Said() if self.said else _Unsaid()
+
+
+class _Unsaid(Session):
+    def evaluate(self, call, inner):
+        together = self.memory(call.ctx, call.x.shape[2])
+        if call.branches == ("cond",):
+            together["velocity"] = inner(call)
+            return together["velocity"]
+        return together.get("velocity", call.x) / 2
+
+
+class _Said(_Unsaid):
+    couples = True
