@@ -1,4 +1,4 @@
-"""Policies that the tests of ranks need: one that keeps keys, one whose branches look at each other, one that hides it."""
+"""Policies that the tests of ranks need: one that keeps keys, one whose branches look at each other and may hide it."""
 
 from dataclasses import dataclass
 
@@ -22,13 +22,12 @@ class _Kept(Session):
 
     def through(self, call, hidden, blocks):
         memory = self.recall(call)
-        keys = memory.setdefault("keys", {}) if not memory else {n: v for n, v in memory.items() if n != "out"}
-        if not memory.get("out") is None:
+        if "out" in memory:
+            keys = {n: v for n, v in memory.items() if n != "out"}
             active = torch.arange(0, hidden.shape[1], 2)
             part = blocks(hidden[:, active], active, keys)
             out = memory["out"].index_copy(1, active, part)
         else:
-            memory.pop("keys", None)
             keys = {}
             out = blocks(hidden, None, keys)
         memory |= keys

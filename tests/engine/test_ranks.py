@@ -28,7 +28,13 @@ SKIP = f"{EXAMPLES / 'skip_every_other.py'}:skip_every_other"
 KEYS = f"{HERE / 'methods_for_ranks.py'}:kept_keys"
 SAID = f"{HERE / 'methods_for_ranks.py'}:coupled"
 TRUNCATED = "cfg:last=2,high=2,keep=reuse"
-POLICIES = {"plain": [], "truncated": [TRUNCATED], "half": ["half", "cfg:last=2"], "cache": [FIRST_BLOCK], "skip": [SKIP]}
+POLICIES = {
+    "plain": [],
+    "truncated": [TRUNCATED],
+    "half": ["half", "cfg:last=2"],
+    "cache": [FIRST_BLOCK],
+    "skip": [SKIP],
+}
 
 
 def start(count: int, *command: str, **env: str) -> list[subprocess.Popen[str]]:
@@ -76,14 +82,14 @@ def specs_for(checkpoint, single):
 
 @pytest.fixture(scope="module")
 def job(tmp_path_factory, checkpoint, single_checkpoint):
-    """(folder, specs, errors) of a job of two processes."""
+    """(folder, specs, files of one process, errors) of a job of two processes."""
     folder = tmp_path_factory.mktemp("ranks")
     made = specs_for(checkpoint, single_checkpoint)
     (folder / "specs.json").write_text(json.dumps({name: spec.to_json() for name, (spec, _) in made.items()}))
     both = start(2, str(HERE / "ranks_job.py"), str(folder))
     said = [p.communicate(timeout=300)[1] for p in both]
     assert [p.returncode for p in both] == [0, 0], said
-    return folder, made, json.loads((folder / "errors.json").read_text())
+    return folder, made, *(json.loads((folder / f"{name}.json").read_text()) for name in ("alone", "errors"))
 
 
 def contents(path):
@@ -91,27 +97,23 @@ def contents(path):
         return {name: opened[name][...] for name in opened.data if name not in TIMED}
 
 
-def same_latents(folder, name):
-    return contents(folder / f"{name}.h5")["latent"], contents(folder / f"{name}.alone.h5")["latent"]
-
-
 def test_a_branch_on_each_process_is_equal_to_one_process_bit_by_bit(job):
-    folder, made, errors = job
+    folder, made, alone, errors = job
     exact = [n for n, (_, identical) in made.items() if identical and n not in errors]
     assert len(exact) == 9
     for name in exact:
-        a, b = contents(folder / f"{name}.h5"), contents(folder / f"{name}.alone.h5")
+        a, b = contents(folder / f"{name}.h5"), contents(alone[name])
         assert a.keys() == b.keys()
         for field, value in a.items():
             assert np.array_equal(value, b[field], equal_nan=value.dtype.kind == "f"), (name, field)
 
 
 def test_tokens_on_each_process_give_the_same_within_rounding(job):
-    folder, made, errors = job
+    folder, made, alone, errors = job
     near = [n for n, (_, identical) in made.items() if not identical and n not in errors]
     assert len(near) == 10
     for name in near:
-        a, b = contents(folder / f"{name}.h5"), contents(folder / f"{name}.alone.h5")
+        a, b = contents(folder / f"{name}.h5"), contents(alone[name])
         error = np.linalg.norm(a["latent"] - b["latent"]) / np.linalg.norm(b["latent"])
         assert error < (2e-2 if "fp8" in name else 1e-5), name
         for field in ("passes", "tokens", "block_tokens", "attention_pairs", "operations", "status_cond"):
@@ -119,8 +121,8 @@ def test_tokens_on_each_process_give_the_same_within_rounding(job):
 
 
 def test_the_file_says_how_many_ranks_there_were(job):
-    folder, *_ = job
-    with Run(folder / "cfg=2 plain.h5") as shared, Run(folder / "cfg=2 plain.alone.h5") as alone:
+    folder, _, files, _ = job
+    with Run(folder / "cfg=2 plain.h5") as shared, Run(files["cfg=2 plain"]) as alone:
         assert (shared.attrs["ranks"], alone.attrs["ranks"]) == (2, 1)
         assert shared.attrs["layouts"] == [[0, "cfg=2"]]
         assert (shared.spec.parallel, alone.spec.parallel) == ("cfg=2", "none")
@@ -134,15 +136,106 @@ def test_the_file_says_how_many_ranks_there_were(job):
     [
         ("refused keys", "UsageError", "policy kept_keys keeps keys of all heads"),
         ("refused coupled", "UsageError", "policy coupled looks at one branch to evaluate the other"),
-        ("refused degree", "UsageError", "--parallel ulysses=4 is for 4 processes, there are 2; start it with torchrun"),
+        (
+            "refused degree",
+            "UsageError",
+            "--parallel ulysses=4 is for 4 processes, there are 2; start it with torchrun",
+        ),
         ("caught coupled", "JobError", "remembers of both branches what one of them gave"),
     ],
 )
 def test_what_ranks_cannot_do_is_refused_by_name(job, name, kind, says):
-    folder, _, errors = job
+    folder, _, _, errors = job
     assert errors[name][0] == kind
     assert says in errors[name][1]
     assert not (folder / f"{name}.h5").exists()
+
+
+def torchrun(count, *arguments):
+    """`torchrun -m wanlab` in a group of processes of its own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", "0"]
+    return subprocess.Popen(
+        [*command, "-m", "wanlab", "generate", "-p", "a red ball", "--no-error-analysis", *arguments],
+        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ranks_of(parent):
+    """The process of each rank that `parent` started."""
+    children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+    variables = {int(pid): Path(f"/proc/{pid}/environ").read_text() for pid in children}
+    return {int(m[1]): pid for pid, text in variables.items() if (m := re.search(r"(?:^|\0)RANK=(\d+)", text))}
+
+
+def said_by_wanlab(text):
+    return [line for line in text.splitlines() if line.startswith("wanlab: ")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [1, 0])
+def test_a_rank_that_is_killed_ends_all_at_once_and_the_run_goes_on_by_another_number(tmp_path, checkpoint, victim):
+    arguments = ["--model", str(checkpoint), "--size", "32x32", "--frames", "9", "--steps", "1000"]
+    out, part = tmp_path / "a.h5", tmp_path / "a.h5.part"
+    job = torchrun(2, *arguments, "--out", str(out))
+    while len(list(part.glob("step-*"))) < 3:
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.05)
+    pids = ranks_of(job.pid)
+    assert set(pids) == {0, 1}
+    os.kill(pids[victim], signal.SIGKILL)
+    killed = time.monotonic()
+    _, errors = job.communicate(timeout=60)
+    assert time.monotonic() - killed < 10
+    assert job.returncode == 1
+    (line,) = said_by_wanlab(errors)
+    assert line.startswith(f"wanlab: rank {victim} died (start the same command again")
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids.values())
+
+    resumed = torchrun(3, *arguments, "--out", str(out))
+    assert resumed.wait(timeout=300) == 0, resumed.communicate()
+    alone = torchrun(1, *arguments, "--out", str(tmp_path / "b.h5"))
+    assert alone.wait(timeout=300) == 0, alone.communicate()
+    with Run(out) as opened:
+        (first, layout), (step, other) = opened.attrs["layouts"]
+        assert (first, layout, other) == (0, "cfg=2", "ring=3")  # there are two heads
+        assert step >= 3 and opened.attrs["ranks"] == 3
+    a, b = contents(out)["latent"], contents(tmp_path / "b.h5")["latent"]
+    assert np.linalg.norm(a - b) / np.linalg.norm(b) < 1e-4
+
+
+@pytest.mark.slow
+def test_ctrl_c_is_one_line_and_the_help_and_an_error_end_every_rank(tmp_path):
+    job = torchrun(2, "--steps", "1000", "--frames", "5", "--out", str(tmp_path / "a.h5"))
+    while len(list((tmp_path / "a.h5.part").glob("step-*"))) < 3:
+        assert job.poll() is None, job.communicate()
+        time.sleep(0.05)
+    os.killpg(job.pid, signal.SIGINT)  # as a terminal does
+    _, errors = job.communicate(timeout=40)
+    assert [line[:16] for line in said_by_wanlab(errors)] == ["wanlab: stopped "]
+    for arguments, code, says in ((["--help"], 0, ""), (["--steps", "0"], 1, "wanlab: --steps 0 is out of range")):
+        job = torchrun(2, *arguments)
+        _, errors = job.communicate(timeout=60)
+        assert job.returncode == code
+        assert [line.partition(" (")[0] for line in said_by_wanlab(errors)] == ([says] if says else [])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "layout"), [(4, "cfg=2,ring=2"), (3, "ulysses=3")])
+def test_more_ranks_on_the_embedded_model_are_within_rounding(tmp_path, count, layout):
+    files = []
+    for processes in (count, 1):
+        files.append(tmp_path / f"{processes}.h5")
+        job = torchrun(processes, "--steps", "6", "--policy", "cfg:last=2", "--out", str(files[-1]))
+        assert job.wait(timeout=300) == 0, job.communicate()
+    with Run(files[0]) as opened:
+        assert opened.spec.parallel == layout
+    a, b = (contents(f) for f in files)
+    assert np.linalg.norm(a["latent"] - b["latent"]) / np.linalg.norm(b["latent"]) < 1e-5
+    assert np.array_equal(a["passes"], b["passes"]) and np.array_equal(a["operations"], b["operations"])
 
 
 @pytest.mark.parametrize(

@@ -203,7 +203,7 @@ class Sampling:
         option(
             "--parallel",
             panel=_OUTPUT,
-            help="How the processes of torchrun share a clip: auto, none, cfg=2 (a branch each half), ulysses=N, ring=N "
+            help="How torchrun's processes share a clip: auto, none, cfg=2 (a branch each half), ulysses=N or ring=N "
             "(tokens), or several as cfg=2,ulysses=4.",
         ),
     ] = "auto"

@@ -46,7 +46,7 @@ class Layout:
         for part in str(text)[:200].split(","):
             match = re.fullmatch(r"\s*(cfg|ulysses|ring)\s*=\s*(\d{1,4})\s*", part, re.ASCII)
             if match is None or match[1] in degrees:
-                raise UsageError(f"--parallel {ascii(str(text)[:40])} is no layout", how)
+                raise UsageError(f"--parallel {str(text)[:40]!a} is no layout", how)
             degrees[match[1]] = int(match[2])
         if degrees.get("cfg", 1) not in (1, 2):
             raise UsageError(f"--parallel cfg={degrees['cfg']}: there are two branches", "use cfg=2, or leave cfg out")

@@ -262,7 +262,8 @@ def _axis(text: str) -> tuple[str, list[Any]]:
 
 def floors_of(baseline: MethodSpec, spec: RunSpec) -> list[Variant]:
     """The baseline, policies and all, computed other ways: both branches in one forward, another attention kernel,
-    another dtype, and where several ranks share a clip, by one of them alone. `spec` is one of the specifications that methods are laid over. Raises UsageError."""
+    another dtype, and where several ranks share a clip, by one of them alone. `spec` is one of the specifications
+    that methods are laid over. Raises UsageError."""
     from wanlab.engine.run import resolved
 
     usual = resolved(baseline.apply(spec))

@@ -184,7 +184,7 @@ def weighed(query: Tensor, key: Tensor, value: Tensor, *, flash3: bool) -> tuple
     elif query.dtype == torch.float32:
         out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[:2]
         lse = lse[..., : q.shape[2]]  # it is padded
-    elif torch.backends.cuda.cudnn_sdp_enabled():
+    elif torch.backends.cuda.cudnn_sdp_enabled():  # type: ignore[no-untyped-call]
         out, lse = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True)[:2]
         lse = lse.reshape(q.shape[:-1])
     else:

@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from wanlab.engine.ranks.group import Ranks
 from wanlab.engine.meter import Reading
+from wanlab.engine.ranks.group import Ranks
 from wanlab.engine.types import Session, State
 from wanlab.errors import WanlabError
 from wanlab.spec.parallel import Layout

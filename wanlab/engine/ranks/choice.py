@@ -51,7 +51,9 @@ def _check(layout: Layout, spec: RunSpec, size: int, heads: int) -> None:
         )
     if layout.ulysses * layout.cfg > heads:
         most = heads // layout.cfg
-        raise UsageError(f"--parallel {layout}: the model has {heads} heads to share", f"use ulysses={most} or less, or ring")
+        raise UsageError(
+            f"--parallel {layout}: the model has {heads} heads to share", f"use ulysses={most} or less, or ring"
+        )
     if layout.cfg == 2 and spec.batch_cfg:
         raise UsageError("--batch-cfg evaluates both branches in one place, --parallel cfg=2 in two", "use one of them")
 

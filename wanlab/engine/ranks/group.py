@@ -21,7 +21,9 @@ from wanlab.engine.ranks.sequence import UNIT, TokenSplit
 from wanlab.errors import UsageError, WanlabError
 from wanlab.spec.parallel import Layout, processes
 
-PATIENCE = timedelta(days=30)  # a process that died is noticed by its lifeline; the others may wait for as long as it is
+PATIENCE = timedelta(
+    days=30
+)  # a process that died is noticed by its lifeline; the others may wait for as long as it is
 Step = TypeVar("Step")
 Splits = tuple[TokenSplit | None, TokenSplit | None]
 
@@ -75,8 +77,8 @@ class Ranks:
             raise JobError(f"rank {self.rank}: {type(error).__name__}: {str(error)[:300]}", GO_ON) from error
 
     def in_lockstep(self, steps: Iterator[Step]) -> Iterator[Step]:
-        """The steps of a run, each begun by every rank when rank 0 begins it. The others stop when it goes no further.
-        """
+        """The steps of a run, each begun by every rank when rank 0 begins it; the others stop when it goes no
+        further."""
         while True:
             if self.rank == 0:
                 self.tell("step")
@@ -129,8 +131,8 @@ class Ranks:
 
     def _own(self, groups: Sequence[list[int]]) -> dist.ProcessGroup:
         """Of new groups, the one that this rank is in."""
-        made = [dist.new_group(ranks, timeout=PATIENCE) for ranks in groups]
-        return next(g for g, ranks in zip(made, groups, strict=True) if self.rank in ranks)
+        made: list[dist.ProcessGroup] = [dist.new_group(ranks, timeout=PATIENCE) for ranks in groups]
+        return made[next(k for k, ranks in enumerate(groups) if self.rank in ranks)]
 
 
 _here = Ranks()
@@ -162,7 +164,9 @@ def join() -> Ranks:
         ranks = Ranks(rank, size)
         _connect(ranks, os.environ["MASTER_ADDR"])
     except (RuntimeError, OSError) as error:
-        raise WanlabError(f"rank {rank} does not reach the others: {str(error)[:200]}", "check torchrun's addresses") from error
+        raise WanlabError(
+            f"rank {rank} does not reach the others: {str(error)[:200]}", "check torchrun's addresses"
+        ) from error
     _here = ranks
     return _here
 

@@ -74,7 +74,7 @@ class TokenSplit:
 
     # --- inside attention --------------------------------------------------------------------------------------------
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def to_heads(self, x: Tensor) -> Tensor:
         """Some tokens of all heads [B,n,heads,D] to the Ulysses group's tokens of this rank's heads."""
         if self.ulysses == 1:
@@ -83,14 +83,14 @@ class TokenSplit:
         tokens, shares = self._of_ulysses(), parts(heads, self.ulysses)
         mine = shares[self._place]
         by_token = x.transpose(0, 1)
-        sent = torch.cat([h.reshape(-1) for h in by_token.split(shares, dim=2)])
+        sent = torch.cat([h.reshape(-1) for h in torch.split(by_token, shares, 2)])
         received = x.new_empty(sum(tokens) * batch * mine * width)
         self._exchange(
             received, sent, [n * batch * mine * width for n in tokens], [own * batch * h * width for h in shares]
         )
         return received.view(sum(tokens), batch, mine, width).transpose(0, 1)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def to_tokens(self, x: Tensor, heads: int) -> Tensor:
         """What `to_heads` did, undone: [B,tokens of the group,this rank's heads,D] to [B,n,heads,D]."""
         if self.ulysses == 1:
@@ -102,10 +102,10 @@ class TokenSplit:
         counts = [own * batch * h * width for h in shares]
         received = x.new_empty(sum(counts))
         self._exchange(received, sent, counts, [n * batch * mine * width for n in tokens])
-        by_rank = [r.view(own, batch, -1, width) for r in received.split(counts)]
+        by_rank = [r.view(own, batch, -1, width) for r in torch.split(received, counts)]
         return torch.cat(by_rank, dim=2).transpose(0, 1)
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def around(self, attend: Attend, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         """Attention of this rank's queries to the keys of every rank of the ring, each [B,n,heads,D]."""
         total: Tensor | None = None

@@ -31,8 +31,9 @@ from wanlab.engine.ranks.branches import Branches
 from wanlab.engine.run.forecast import Forecast, forecast, make_env
 from wanlab.engine.run.resolve import resolve
 from wanlab.engine.run.resume import pack, restore, save, size, unpack
+from wanlab.engine.run.warm_up import warm_up
 from wanlab.engine.solvers import Solver
-from wanlab.engine.types import BOTH, COND, UNCOND, Call, Env, StepRecord
+from wanlab.engine.types import BOTH, COND, UNCOND, Env, StepRecord
 from wanlab.errors import UsageError, WanlabError
 from wanlab.registry import build
 from wanlab.runfile import Field, Run, RunWriter, remove_leftovers
@@ -269,7 +270,7 @@ class Running:
             self.network, env, branches=spec.record.probe, experts=spec.record.other_expert, shared=self.shared
         )
         with _timed(self.timing, "warm-up"), self.ranks.in_step():
-            _warm_up(self.network, self.shared, self.forecast, env, start, self.device, self.warm)
+            warm_up(self.network, self.forecast, env, start, self.device, self.warm, self.shared)
         records = denoise(
             x,
             env,
@@ -440,33 +441,6 @@ def _write_videos(out: Path, gif: bool, again: bool, fps: int) -> None:
             pixels = np.asarray(run["video"][...])
         for path, write in wanted:
             write(path, pixels, fps)
-
-
-@torch.no_grad()
-def _warm_up(
-    denoiser: Denoiser,
-    shared: Branches,
-    expected: Forecast,
-    env: Env,
-    start: int,
-    device: torch.device,
-    warm: set[tuple[Any, ...]],
-) -> None:
-    """A forward of each expert, length and batch to come that has not run before, so that no step's time holds
-    one-off work. Where experts take turns on the device the first one's serves for both, which are built alike."""
-    turns = expected.spec.memory not in ("auto", "resident")
-    for ctx, row in zip(env.steps[start:], expected.rows[start:], strict=True):
-        evaluated = tuple(b for b in row.branches if b not in row.reused)
-        groups = [row.branches] if expected.spec.batch_cfg else [(b,) for b in row.branches]
-        if not evaluated or not shared.own(groups):
-            continue
-        group = evaluated if expected.spec.batch_cfg else evaluated[:1]
-        together = shared.together(groups)
-        shape = (1, env.shape[0], row.frames, *env.shape[2:])
-        key = ("" if turns else ctx.expert, len(group), shape, expected.spec.attention, expected.spec.parallel, together)
-        if key not in warm:
-            warm.add(key)
-            denoiser(Call(ctx=ctx, branches=group, x=torch.zeros(shape, device=device), together=together))
 
 
 @contextmanager

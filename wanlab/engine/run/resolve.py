@@ -1,4 +1,4 @@
-"""What a specification leaves to be found out: device, dtypes, shift, layout of ranks, precision, memory plan, attention."""
+"""What a specification leaves to be found out: device, dtypes, layout of ranks, precision, memory plan."""
 
 from __future__ import annotations
 
