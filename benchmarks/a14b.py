@@ -283,8 +283,11 @@ def main() -> None:
     weights.stream = random_weights  # type: ignore[assignment]
     fingerprint.digests = lambda files: [""] * len(list(files))  # the files are holes
     sys.modules["wanlab.engine.run.execute"].write_mp4 = lambda *_: None  # type: ignore[attr-defined]  # films are not timed
-    if args.ranks and ranks.join().rank:
-        follow(ranks.here())
+    if args.ranks:
+        nothing = np.zeros((args.frames, 480, 832, 3), "float32")
+        sys.modules["wanlab.engine.run.execute"].decode = lambda *_: nothing  # type: ignore[attr-defined]
+        if ranks.join().rank:
+            follow(ranks.here())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_checkpoint(folder / "model", args.layers)
@@ -329,12 +332,10 @@ def policies(bench: Bench, texts: Sequence[str]) -> None:
 
 
 def shared(bench: Bench, layers: int) -> None:
-    """One GPU, then every way to share a clip that two or more have, in each precision. Nothing is decoded, and a step's
+    """One GPU, then every way to share a clip that two or more have, in each precision. Nothing is decoded. A step's
     seconds are those of rank 0, which waits for the others."""
     size = ranks.here().size
     layouts = [f"ulysses={size}", f"cfg=2,ulysses={size // 2}" if size > 2 else "cfg=2"]
-    shape = (bench.spec.frames, bench.spec.height, bench.spec.width, 3)
-    sys.modules["wanlab.engine.run.execute"].decode = lambda *_: np.zeros(shape, "float32")  # type: ignore[attr-defined]
     spec, found = bench.spec, models.describe(bench.spec.model)
     print(
         f"{size} x {torch.cuda.get_device_name()}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {layers} "

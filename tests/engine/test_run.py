@@ -256,8 +256,8 @@ def test_warm_up_runs_each_kind_of_forward_once(model, checkpoint):
     """Of two experts, of which the first works at two lengths: a forward each, and one for the single branch at the
     end."""
     from wanlab.engine.ranks.branches import Branches
-    from wanlab.engine.run.warm_up import warm_up
     from wanlab.engine.run.forecast import make_env
+    from wanlab.engine.run.warm_up import warm_up
     from wanlab.engine.solvers import Solver
 
     planned = run.plan(make_spec(checkpoint, policies=["half:switch=5", "cfg:last=2"], batch_cfg=True))

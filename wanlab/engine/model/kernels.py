@@ -127,7 +127,7 @@ class SelfAttention:
         assert rotary_emb is not None
         query, key, value = self.project(attn, hidden_states, rotary_emb)
         if self.split is not None:
-            query, key, value = self.split.to_heads(query), self.split.to_heads(key), self.split.to_heads(value)
+            query, key, value = self.split.to_heads(query, key, value)
         if self.keys is not None:
             key, value = self.kept("key", key), self.kept("value", value)
         if self.split is not None and self.split.ring > 1:

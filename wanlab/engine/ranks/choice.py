@@ -79,13 +79,14 @@ def check_policies(spec: RunSpec, sessions: Sequence[Session], tokens: int) -> N
             )
 
 
-def wide(spec: RunSpec, sessions: Sequence[Session]) -> bool:
-    """Whether all ranks share the tokens of a branch that is alone in its step.
-
-    With precision reference, whose results are equal to WanPipeline's bit by bit, they do not unless tokens are split
-    anyway; nor where keys are kept, which are each half's own.
-    """
+def rounds(spec: RunSpec) -> bool:
+    """Whether the ranks of a resolved spec may share what changes the last bits when it is shared. With precision
+    reference, whose results are equal to WanPipeline's bit by bit, they do not unless tokens are split anyway."""
     layout = Layout.parse(spec.parallel)
-    if layout.cfg == 1 or any(session.keeps_keys for session in sessions):
-        return False
-    return layout.split > 1 or spec.precision != "reference"
+    return layout.split > 1 or (layout.cfg > 1 and spec.precision != "reference")
+
+
+def wide(spec: RunSpec, sessions: Sequence[Session]) -> bool:
+    """Whether all ranks share the tokens of a branch that is alone in its step; never where keys are kept, which are
+    each half's own."""
+    return rounds(spec) and Layout.parse(spec.parallel).cfg > 1 and not any(s.keeps_keys for s in sessions)

@@ -40,6 +40,7 @@ class Ranks:
         self.lifeline: Head | Line | None = None
         self.out_of_step = False
         """Whether an error came in the midst of what the ranks do together."""
+        self._heard: tuple[str, Any] | None = None
         self._splits: dict[str, Splits] = {}
         self._peers: dict[str, dist.ProcessGroup] = {}
 
@@ -57,10 +58,13 @@ class Ranks:
 
     def hear(self) -> tuple[str, Any]:
         """The others: what `tell` said."""
+        if self._heard is not None:
+            order, self._heard = self._heard, None
+            return order
         heard: list[Any] = [None]
         dist.broadcast_object_list(heard, src=0, device=torch.device("cpu"))
-        order: tuple[str, Any] = heard[0]
-        return order
+        said: tuple[str, Any] = heard[0]
+        return said
 
     @contextmanager
     def in_step(self) -> Iterator[None]:
@@ -82,7 +86,8 @@ class Ranks:
         while True:
             if self.rank == 0:
                 self.tell("step")
-            elif self.hear()[0] != "step":
+            elif (order := self.hear())[0] != "step":
+                self._heard = order  # to be obeyed by whoever asks next
                 return
             with self.in_step():
                 step = next(steps, None)
@@ -132,7 +137,9 @@ class Ranks:
     def _own(self, groups: Sequence[list[int]]) -> dist.ProcessGroup:
         """Of new groups, the one that this rank is in."""
         made: list[dist.ProcessGroup] = [dist.new_group(ranks, timeout=PATIENCE) for ranks in groups]
-        return made[next(k for k, ranks in enumerate(groups) if self.rank in ranks)]
+        own = made[next(k for k, ranks in enumerate(groups) if self.rank in ranks)]
+        dist.all_reduce(torch.zeros(1, device=self.device), group=own)  # which connects them, before anything is timed
+        return own
 
 
 _here = Ranks()

@@ -75,19 +75,19 @@ class TokenSplit:
     # --- inside attention --------------------------------------------------------------------------------------------
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
-    def to_heads(self, x: Tensor) -> Tensor:
-        """Some tokens of all heads [B,n,heads,D] to the Ulysses group's tokens of this rank's heads."""
-        if self.ulysses == 1:
-            return x
+    def to_heads(self, *every: Tensor) -> tuple[Tensor, ...]:
+        """Some tokens of all heads [B,n,heads,D] to the Ulysses group's tokens of this rank's heads, of each tensor."""
+        return tuple(map(self._to_heads, every)) if self.ulysses > 1 else every
+
+    def _to_heads(self, x: Tensor) -> Tensor:
         batch, own, heads, width = x.shape
         tokens, shares = self._of_ulysses(), parts(heads, self.ulysses)
         mine = shares[self._place]
-        by_token = x.transpose(0, 1)
-        sent = torch.cat([h.reshape(-1) for h in torch.split(by_token, shares, 2)])
-        received = x.new_empty(sum(tokens) * batch * mine * width)
-        self._exchange(
-            received, sent, [n * batch * mine * width for n in tokens], [own * batch * h * width for h in shares]
-        )
+        sent = torch.cat([h.reshape(-1) for h in torch.split(x.transpose(0, 1), shares, 2)])
+        sends = [own * batch * h * width for h in shares]
+        receives = [n * batch * mine * width for n in tokens]
+        received = x.new_empty(sum(receives))
+        self._exchange(received, sent, receives, sends)
         return received.view(sum(tokens), batch, mine, width).transpose(0, 1)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]

@@ -28,6 +28,7 @@ from wanlab.engine.model.loading import Checkpoint, Model, fetched
 from wanlab.engine.model.transformer import Denoiser
 from wanlab.engine.ranks import JobError, Ranks, choice, here
 from wanlab.engine.ranks.branches import Branches
+from wanlab.engine.ranks.columns import Columns
 from wanlab.engine.run.forecast import Forecast, forecast, make_env
 from wanlab.engine.run.resolve import resolve
 from wanlab.engine.run.resume import pack, restore, save, size, unpack
@@ -320,10 +321,11 @@ class Running:
 
     def _conclude(self, writer: RunWriter, x: Tensor, start: int) -> None:
         """Decode the latents and publish the file."""
-        at_once = self.forecast.decoded_at_once if self.device.type == "cuda" else None
         self._tell("decode", self.env.total)
+        if choice.rounds(self.spec):
+            self.ranks.tell("decode")
         with _timed(self.timing, "decode"):
-            frames = decode(self.model, x, at_once)
+            frames = self.decode(x)
         self._tell("write", self.env.total)
         final: dict[Field, Any] = {LATENT: x[0].float().cpu().numpy(), VIDEO: (frames * 255).round().astype(np.uint8)}
         if self.spec.record.video == "float32":
@@ -337,6 +339,13 @@ class Running:
                 "predicted": self.forecast.totals(),
             },
         )
+
+    def decode(self, x: Tensor) -> np.ndarray:
+        """The frames of final latents. Where ranks may share the work, all call this, and each decodes some columns."""
+        at_once = self.forecast.decoded_at_once if self.device.type == "cuda" else None
+        columns = Columns() if choice.rounds(self.spec) and x.shape[-1] >= self.layout.ranks else None
+        with self.ranks.in_step():
+            return decode(self.model, x, at_once, columns)
 
     def _peak(self) -> int:
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
@@ -388,12 +397,13 @@ def initial_noise(seed: int, env: Env, device: torch.device) -> Tensor:
     return torch.randn((1, *env.shape), generator=generator, dtype=torch.float32).to(device)
 
 
-def decode(model: Model, latents: Tensor, at_once: int | None = None) -> np.ndarray:
-    """Frames [T,H,W,3] float32 in [0,1] of latents [1,C,F,H,W], at most `at_once` latent frames at a time.
+def decode(model: Model, latents: Tensor, at_once: int | None = None, columns: Columns | None = None) -> np.ndarray:
+    """Frames [T,H,W,3] float32 in [0,1] of latents [1,C,F,H,W], at most `at_once` latent frames at a time, shared by
+    `columns`.
 
     Raises WanlabError where the VAE gives what is no number.
     """
-    video = vae.decode(model.ready("vae"), latents, at_once)[0]
+    video = vae.decode(model.ready("vae"), latents, at_once, columns)[0]
     if not bool(torch.isfinite(video).all()):  # before clamping, which makes 1 of infinity
         raise WanlabError("the video has values that are no numbers", "use --vae-dtype float32")
     frames: np.ndarray = (video.float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 3, 0).contiguous().cpu().numpy()

@@ -52,8 +52,12 @@ def take_part(spec: RunSpec, models: Models, ranks: Ranks) -> None:
     run.load(checkpoint, models)
     order, content = ranks.hear()
     if order == "sample":
-        for _ in run.steps(*content)[1]:
-            pass
+        x, steps = run.steps(*content)
+        for record in steps:
+            x = record.x_next
+        order, content = ranks.hear()
+    if order == "decode":
+        run.decode(x)
 
 
 def _where(error: Exception) -> str:
