@@ -81,9 +81,8 @@ def main(args: list[str] | None = None) -> NoReturn:
     # Threads that wait by spinning for long starve each other where a core is shared, and waking one that sleeps costs
     # a small model a fifth of its time: spin briefly. Read when torch is first imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    args = sys.argv[1:] if args is None else args
     try:
-        code = join(args) or _run(args)
+        code = join() or _run(sys.argv[1:] if args is None else args)
         stopping.end()
     except (KeyboardInterrupt, stopping.Stopped):
         stopping.end()
@@ -98,7 +97,7 @@ def main(args: list[str] | None = None) -> NoReturn:
     leave(code)
 
 
-def join(args: list[str]) -> int:
+def join() -> int:
     """Meet the other processes that torchrun started for a command, and on all but the first one do what that says. An
     exit code where they cannot meet."""
     if processes() == 1:
@@ -118,9 +117,8 @@ def join(args: list[str]) -> int:
 
 def leave(code: int) -> NoReturn:
     """End the program, and the other ranks with it."""
-    if processes() > 1:
-        from wanlab.engine import ranks
-
+    ranks = sys.modules.get("wanlab.engine.ranks")
+    if ranks is not None and ranks.here().size > 1:
         ranks.quit(code)
     sys.exit(code)
 

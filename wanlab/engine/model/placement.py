@@ -68,6 +68,8 @@ class Placement:
             return
         # One reader, so that the parts are read in the order in which they are needed.
         reader = ThreadPoolExecutor(1, thread_name_prefix="weights")
+        if device.type == "cuda":  # a new thread's GPU is the first one, which is not every process's
+            reader.submit(torch.cuda.set_device, torch.cuda.current_device())
         for name, module in parts.items():
             if plan == "offload" and name in experts:
                 apply_group_offloading(

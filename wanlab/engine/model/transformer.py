@@ -118,7 +118,7 @@ class Blocks:
         attended = queries if active is None or keys is None else self._arguments[2][0].shape[1]
         split = self._split
         if split is not None:
-            split.tokens = queries
+            split.begin(queries, hidden.device)
             hidden, rotary = split.part(hidden), (split.part(rotary[0]), split.part(rotary[1]))
             temb = split.part(temb) if temb.ndim == 4 else temb
         for k, block in enumerate(self._blocks, self._first):

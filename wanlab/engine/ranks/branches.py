@@ -111,7 +111,8 @@ class Branches:
             assert own is not None
             tensor = own.contiguous()
         else:
-            tensor = torch.empty(like.shape, dtype=like.dtype, device=self._ranks.device)
+            place = like.place if like.place == "cpu" else self._ranks.device
+            tensor = torch.empty(like.shape, dtype=like.dtype, device=place)
         group = self._ranks.peers(self._layout)
         dist.broadcast(tensor, dist.get_global_rank(group, owner), group=group)
         return tensor if own is None or owner != self._half else own
@@ -123,11 +124,12 @@ class _Described:
 
     shape: tuple[int, ...]
     dtype: torch.dtype
+    place: str
     sent: bool = False
 
 
 def _described(tensor: Tensor) -> _Described:
-    return _Described(tuple(tensor.shape), tensor.dtype)
+    return _Described(tuple(tensor.shape), tensor.dtype, tensor.device.type)
 
 
 def _summed(memory: State) -> dict[str, Any]:

@@ -37,22 +37,20 @@ class Columns:
 
     @contextmanager
     def _beside_each_other(self, decoder: nn.Module) -> Iterator[None]:
-        changed = []
-        module: Any
+        others: dict[Any, Callable[..., Tensor]] = {}
         for module in decoder.modules():
             if isinstance(module, WanAttentionBlock):
-                module.forward = partial(self._attend, module.forward)
+                others[module] = partial(self._attend, module.forward)
             elif isinstance(module, WanCausalConv3d) and module.kernel_size[2] > 1:
-                module.forward = partial(self._convolve, module)
+                others[module] = partial(self._convolve, module)
             elif type(module) is nn.Conv2d and module.kernel_size[1] > 1:
-                module.forward = partial(self._convolve_images, module)
-            else:
-                continue
-            changed.append(module)
+                others[module] = partial(self._convolve_images, module)
+        for module, forward in others.items():
+            module.forward = forward
         try:
             yield
         finally:
-            for module in changed:
+            for module in others:
                 del module.forward
 
     def _convolve(self, conv: WanCausalConv3d, x: Tensor, cache_x: Tensor | None = None) -> Tensor:

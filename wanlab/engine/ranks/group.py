@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 
 from wanlab.engine.ranks.lifeline import GO_ON, Head, Line
-from wanlab.engine.ranks.sequence import UNIT, TokenSplit
+from wanlab.engine.ranks.sequence import TokenSplit
 from wanlab.errors import UsageError, WanlabError
 from wanlab.spec.parallel import Layout, processes
 
@@ -131,14 +131,14 @@ class Ranks:
             ulysses_group=self._own(nearest),
             ring_group=self._own(across),
             rank=own.index(self.rank),
-            unit=UNIT if self.device.type == "cpu" else 1,
         )
 
     def _own(self, groups: Sequence[list[int]]) -> dist.ProcessGroup:
         """Of new groups, the one that this rank is in."""
         made: list[dist.ProcessGroup] = [dist.new_group(ranks, timeout=PATIENCE) for ranks in groups]
         own = made[next(k for k, ranks in enumerate(groups) if self.rank in ranks)]
-        dist.all_reduce(torch.zeros(1, device=self.device), group=own)  # which connects them, before anything is timed
+        if own.size() > 1:  # connect them, before anything is timed
+            dist.all_reduce(torch.zeros(1, device=self.device), group=own)
         return own
 
 

@@ -53,6 +53,10 @@ class TokenSplit:
         """Ranks."""
         return self.ulysses * self.ring
 
+    def begin(self, tokens: int, device: torch.device) -> None:
+        """So many tokens are about to go through blocks."""
+        self.tokens, self.unit = tokens, UNIT if device.type == "cpu" else 1
+
     def _sizes(self, total: int) -> list[int]:
         return parts(total, self.size, self.unit)
 
