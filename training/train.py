@@ -14,6 +14,7 @@ import argparse
 import itertools
 import json
 import math
+import re
 import shutil
 import time
 from collections import Counter
@@ -21,6 +22,7 @@ from collections.abc import Callable, Hashable, Iterator
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,6 +37,8 @@ from wanlab.engine.model.kernels import ShortText
 from wanlab.engine.model.vae import latent_stats
 
 W, H = world.NATIVE_SIZE
+INSIDE = re.compile(r"(blocks|mid_block)\..*\.weight$")  # the matrices and convolutions that Muon takes
+POOL_MORE = 16  # frames of the autoencoder's clips beyond the longest it is shown
 
 
 Loss = Callable[..., dict[str, Tensor]]
@@ -57,7 +61,7 @@ class Recipe:
     # Share of clips that are shown with another clip's caption, as captions of pictures in the wild often are wrong:
     # without guidance the model then follows its prompts as little as it could believe its captions.
     wrong_captions: float = 0.35
-    pool: int = 40_000  # scenes the autoencoder sees, each from many start frames
+    pool: int = 6_000  # clips the autoencoder sees, each from many start frames
     # Autoencoder curriculum: (frames, clips a step, steps). Longer clips come once single frames are sharp.
     vae_phases: tuple[tuple[int, int, int], ...] = (
         (1, 128, 700),
@@ -66,8 +70,9 @@ class Recipe:
         (49, 12, 1900),
         (81, 8, 300),
     )
-    vae_lr: float = 1.2e-3
+    vae_lr: tuple[float, float] = (1.2e-3, 5e-3)  # AdamW's, and Muon's for the convolutions inside the blocks
     kl: float = 2e-4
+    squared: float = 20.0  # weight of the squared error, on which the PSNR rests, beside the absolute one's 1
     # Clips whose latents the experts learn from: (width, height, frames, clips, clips a step, share of steps).
     buckets: tuple[tuple[int, int, int, int, int, float], ...] = (
         (W, H, 49, 40_000, 40, 0.64),
@@ -109,7 +114,8 @@ class Recipe:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose every update is orthogonalised, for weight matrices inside a network.
+    """Momentum whose every update is orthogonalised, for weight matrices inside a network; a convolution's weight is
+    one of [out,in*kernel].
 
     K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024); the update is
     scaled to AdamW's usual size, 0.2 a weight, as in J. Liu et al., "Muon is scalable for LLM
@@ -121,7 +127,7 @@ class Muon(torch.optim.Optimizer):
     def __init__(self, matrices: list[Tensor], lr: float | Tensor, momentum: float, weight_decay: float) -> None:
         shapes: dict[torch.Size, list[Tensor]] = {}
         for m in matrices:
-            shapes.setdefault(m.shape, []).append(m)
+            shapes.setdefault(m.flatten(1).shape, []).append(m)
         groups = [{"params": same} for same in shapes.values()]
         super().__init__(groups, dict(lr=lr, momentum=momentum, weight_decay=weight_decay))
 
@@ -129,7 +135,9 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: None = None) -> None:
         for group in self.param_groups:
             params, state = group["params"], self.state[group["params"][0]]
-            grad = torch.stack([p.grad for p in params])  # [n,rows,columns]
+            # A convolution over time has no part in single frames, and no gradient.
+            grads = (torch.zeros_like(p) if p.grad is None else p.grad for p in params)
+            grad = torch.stack([g.flatten(1) for g in grads])  # [n,rows,columns]
             kept = state.setdefault("momentum", torch.zeros_like(grad)).lerp_(grad, 1 - group["momentum"])
             x = grad.lerp(kept, group["momentum"])  # Nesterov
             tall = x.shape[1] > x.shape[2]
@@ -140,7 +148,7 @@ class Muon(torch.optim.Optimizer):
                 x = 3.4445 * x + (-4.7750 * a + 2.0315 * (a @ a)) @ x
             x = (x.mT if tall else x).float() * (0.2 * math.sqrt(max(x.shape[1:])) * group["lr"])
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_sub_(params, list(x.unbind()))
+            torch._foreach_sub_(params, [update.view(p.shape) for update, p in zip(x.unbind(), params, strict=True)])
 
 
 class Stage:
@@ -148,7 +156,7 @@ class Stage:
 
     `graphs`: record one optimiser step of each kind as a CUDA graph and replay it. Networks this
     small wait for kernel launches otherwise; replayed, a step costs its arithmetic.
-    `lr`: AdamW's, and Muon's, which takes the matrices inside `blocks`.
+    `lr`: AdamW's, and Muon's, which takes the matrices and convolutions inside blocks.
     """
 
     def __init__(
@@ -167,7 +175,7 @@ class Stage:
         self.params = [p for p in module.parameters() if p.requires_grad]
         cuda = self.params[0].is_cuda
         rates = [torch.tensor(r, device="cuda") if cuda else r for r in lr]  # a recorded step reads the tensors
-        inside = {id(p) for n, p in module.named_parameters() if p.ndim == 2 and "blocks." in n}
+        inside = {id(p) for n, p in module.named_parameters() if p.ndim > 1 and INSIDE.search(n)}
         matrices = [p for p in self.params if id(p) in inside]
         others = [p for p in self.params if id(p) not in inside]
         self.opts: list[torch.optim.Optimizer] = [
@@ -181,6 +189,8 @@ class Stage:
         self.graphs = graphs and cuda
         self.visits: Counter[Hashable] = Counter()
         self.recorded: dict[Hashable, tuple[torch.cuda.CUDAGraph, tuple[Tensor, ...], dict[str, Tensor]]] = {}
+        # One memory for all graphs: they run one after the other, and what one returns is read before the next.
+        self.pool = torch.cuda.graph_pool_handle() if self.graphs else None
         if self.file.exists():
             state = torch.load(self.file, map_location=self.params[0].device, weights_only=True)
             module.load_state_dict(state["module"])
@@ -211,7 +221,7 @@ class Stage:
             return parts
         if kind not in self.recorded:
             graph, held = torch.cuda.CUDAGraph(), tuple(i.clone() for i in inputs)
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, pool=self.pool):
                 parts = self.update(loss_of, held)
             self.recorded[kind] = graph, held, parts
         graph, held, parts = self.recorded[kind]
@@ -269,10 +279,40 @@ class Stage:
         return True
 
 
+def ahead(
+    choose: Callable[[int], tuple[Any, list[np.ndarray]]], steps: int, device: torch.device
+) -> Callable[[int], tuple[Any, list[Tensor]]]:
+    """`choose(step)` gives what a step is and random indices for it, int64. The indices of many steps are moved to the
+    device in one copy: a step that waited for its own would leave the GPU idle."""
+    kept: dict[int, tuple[Any, list[Tensor]]] = {}
+
+    def at(step: int) -> tuple[Any, list[Tensor]]:
+        if step not in kept:
+            kept.clear()
+            chosen = {s: choose(s) for s in range(step, min(step + 200, steps))}
+            arrays = [a for _, indices in chosen.values() for a in indices]
+            flat = torch.from_numpy(np.concatenate(arrays)).to(device)
+            pieces = iter(flat.split([len(a) for a in arrays]))
+            kept.update({s: (what, [next(pieces) for _ in indices]) for s, (what, indices) in chosen.items()})
+        return kept[step]
+
+    return at
+
+
 # --- autoencoder ----------------------------------------------------------------------------------
 
 
-def train_vae(recipe: Recipe, out: Path, device: torch.device, deadline: float, start: Path | None) -> bool:
+def film(rows: Tensor, frames: int) -> Tensor:
+    """Drawn clips [N,3,frames,H,W] of placed ones [N,COLUMNS], uint8."""
+    out = torch.empty(len(rows), 3, frames, H, W, dtype=torch.uint8, device=rows.device)
+    for i in range(0, len(rows), 16):
+        out[i : i + 16] = (render.draw(rows[i : i + 16], W, H, frames) * 255).round_()
+    return out
+
+
+def train_vae(
+    recipe: Recipe, out: Path, device: torch.device, deadline: float, compiled: bool, start: Path | None
+) -> bool:
     torch.manual_seed(recipe.seed)
     vae = (AutoencoderKLWan.from_pretrained(start / "vae") if start else models.vae()).to(device)
     fast_vae.channels_last(vae)
@@ -280,17 +320,23 @@ def train_vae(recipe: Recipe, out: Path, device: torch.device, deadline: float, 
     pool = list(itertools.islice(world.scenes(recipe.seed, drawn=0.2, version=version), recipe.pool))
     rows = render.place_all(pool, recipe.seed, W, H, version=version).to(device)
     plan = [(t, b) for t, b, n in recipe.vae_phases for _ in range(n)]
-    stage = Stage("vae", vae, len(plan), (recipe.vae_lr, 0.0), out, warmup=200)
+    stage = Stage("vae", vae, len(plan), recipe.vae_lr, out, warmup=200, graphs=compiled)
+    clips_of = film(rows, max(t for t, _ in plan) + POOL_MORE)
 
-    def prepare(step: int) -> tuple[Hashable, Loss, tuple[Tensor, ...]]:
+    def choose(step: int) -> tuple[Any, list[np.ndarray]]:
         frames, clips = plan[step]
         rng = np.random.default_rng((recipe.seed, step))
-        pick = torch.from_numpy(rng.integers(len(rows), size=clips)).to(device)
-        x = render.draw(rows[pick], W, H, frames, start=int(rng.integers(0, 80))) * 2 - 1
-        return frames, loss_of, (x,)
+        return (frames, int(rng.integers(clips_of.shape[2] - frames + 1))), [rng.integers(len(rows), size=clips)]
+
+    chosen = ahead(choose, len(plan), device)
+
+    def prepare(step: int) -> tuple[Hashable, Loss, tuple[Tensor, ...]]:
+        (frames, first), (pick,) = chosen(step)
+        x = clips_of[pick, :, first : first + frames]
+        return frames, loss_of, (x * (2 / 255) - 1,)
 
     def loss_of(x: Tensor) -> dict[str, Tensor]:
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):  # as in `train_denoiser`
             h = fast_vae.encode_moments(vae, x)
             mean, logvar = h.float().chunk(2, dim=1)
             logvar = logvar.clamp(-20, 10)
@@ -300,7 +346,7 @@ def train_vae(recipe: Recipe, out: Path, device: torch.device, deadline: float, 
         # Flat areas drift in colour before edges blur: weigh what survives 4x4 averaging once more.
         low = F.avg_pool3d(d, (1, 4, 4)).abs().mean()
         kl = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
-        loss = d.abs().mean() + 10 * mse + low + recipe.kl * kl
+        loss = d.abs().mean() + recipe.squared * mse + low + recipe.kl * kl
         return {"loss": loss, "psnr": -10 * torch.log10(mse / 4), "kl": kl}
 
     if not stage.run(prepare, deadline):
@@ -441,16 +487,20 @@ def train_denoiser(
     short.install(model)
     p = np.array(shares) / sum(shares)
 
-    def prepare(step: int) -> tuple[Hashable, Loss, tuple[Tensor, ...]]:
+    def choose(step: int) -> tuple[Any, list[np.ndarray]]:
         rng = np.random.default_rng((recipe.seed, {"base": 1, "high": 2, "low": 3}[part], step))
         frames, clips = plan[step]
         k = 0 if frames else int(rng.choice(len(buckets), p=p))
-        clips = clips or buckets[k].clips
-        pick = torch.from_numpy(rng.integers(len(buckets[k].latents), size=clips)).to(device)
-        which = torch.from_numpy(rng.integers(recipe.captions, size=clips)).to(device)
-        wrong = torch.from_numpy(rng.random(clips) < recipe.wrong_captions).to(device)
-        said = torch.where(wrong, torch.from_numpy(rng.integers(len(buckets[k].latents), size=clips)).to(device), pick)
-        return (k, frames), partial(loss_of, buckets[k], frames), (pick, said, which)
+        clips, count = clips or buckets[k].clips, len(buckets[k].latents)
+        pick, which = rng.integers(count, size=clips), rng.integers(recipe.captions, size=clips)
+        said = np.where(rng.random(clips) < recipe.wrong_captions, rng.integers(count, size=clips), pick)
+        return (k, frames), [pick, said, which]
+
+    chosen = ahead(choose, len(plan), device)
+
+    def prepare(step: int) -> tuple[Hashable, Loss, tuple[Tensor, ...]]:
+        (k, frames), indices = chosen(step)
+        return (k, frames), partial(loss_of, buckets[k], frames), tuple(indices)
 
     def loss_of(bucket: Bucket, frames: int, pick: Tensor, said: Tensor, which: Tensor) -> dict[str, Tensor]:
         ids = bucket.ids[said, which]
@@ -556,7 +606,8 @@ def main() -> None:
             (
                 "vae",
                 lambda: (
-                    (args.out / "tiny" / "vae").exists() or train_vae(recipe, args.out, device, deadline, args.start)
+                    (args.out / "tiny" / "vae").exists()
+                    or train_vae(recipe, args.out, device, deadline, args.compile, args.start)
                 ),
             ),
             ("transformers", lambda: train_transformers(recipe, args.out, device, deadline, args.compile, args.start)),

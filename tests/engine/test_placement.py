@@ -66,6 +66,30 @@ def test_one_part_at_a_time_is_on_the_device(checkpoint, tmp_path, monkeypatch):
     assert order == ["UMT5EncoderModel", "AutoencoderKLWan"]  # the experts' blocks come and go by diffusers' own hooks
 
 
+def test_host_memory_holds_the_same_values_in_as_few_pieces_as_they_fit(monkeypatch):
+    """Pieces of 1 KiB here: 500 and 300 bytes share one (the second begins at 512), 600 more need another, 5000 one
+    of their own."""
+    pieces = []
+
+    def empty(n, **_):
+        pieces.append(n)
+        return torch.zeros(n, dtype=torch.uint8)
+
+    monkeypatch.setattr(placement.HostMemory, "PIECE", 1024)
+    memory = placement.HostMemory()
+    monkeypatch.setattr(placement.torch, "empty", empty)
+    module = torch.nn.ParameterList(
+        torch.nn.Parameter(torch.arange(n, dtype=torch.float32).to(dtype), requires_grad=False)
+        for n, dtype in ((125, torch.float32), (150, torch.bfloat16), (300, torch.float16), (1250, torch.float32))
+    )
+    before = [p.clone() for p in module]
+    host = memory.take(module)
+    assert pieces == [1024, 1024, 5000]
+    assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in zip(before, host, strict=True))
+    assert all(p.data_ptr() == h.data_ptr() for p, h in zip(module, host, strict=True))
+    assert host[0].data_ptr() != host[1].data_ptr()
+
+
 @pytest.mark.parametrize(
     ("plan", "says"), [("resident", "--memory swap"), ("swap", "--memory offload"), ("offload", "use fewer frames")]
 )
@@ -87,6 +111,7 @@ def test_peaks_by_hand(checkpoint):
     working, decoding = held["activations"], 5 * held["decoding"]  # all five latent frames: half a GiB holds more
     assert planned.memory_plans["resident"] == text + autoencoder + 2 * expert + max(working, decoding)
     assert planned.memory_plans["swap"] == max(text, expert + working, autoencoder + decoding)
+    assert planned.host_plans == {"resident": 0, "swap": 2**30, "offload": 2**30}  # a few MB, in pieces of a GiB
     assert decoded_at_once({"activations": 0, "decoding": 2**30}) == 1
     assert decoded_at_once({"activations": 0, "decoding": 2**28}) == 3
     assert decoded_at_once({"activations": 7 * 2**28, "decoding": 2**28}) == 7

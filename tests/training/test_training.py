@@ -278,3 +278,48 @@ def test_the_blocks_residual_is_what_they_added() -> None:
     assert torch.equal(out[0], want)
     model(x, t, torch.zeros(1, 4, 128))
     assert len(added) == 1  # the hooks are gone
+
+
+def test_muon_takes_what_is_inside_the_blocks() -> None:
+    """Of the autoencoder its residual blocks' convolutions, of the transformer its blocks' matrices, of the text
+    encoder nothing; no norm, bias or table."""
+    for network, first, last in (
+        (models.vae(), "encoder.down_blocks.0.resnets.0.conv1.weight", "decoder.conv_in.weight"),
+        (models.transformer(), "blocks.0.attn1.to_q.weight", "proj_out.weight"),
+    ):
+        inside = {n for n, p in network.named_parameters() if p.ndim > 1 and train.INSIDE.search(n)}
+        assert first in inside and last not in inside
+        assert not any("norm" in n or "bias" in n or "table" in n for n in inside)
+    assert not any(train.INSIDE.search(n) for n, _ in models.text_encoder().named_parameters())
+
+
+def test_a_convolution_is_a_matrix_to_muon() -> None:
+    torch.manual_seed(0)
+    kernel, gradient = torch.randn(8, 4, 3, 3, 3), torch.randn(8, 4, 3, 3, 3)
+    flat = kernel.flatten(1).clone()
+    kernel.grad, flat.grad = gradient, gradient.flatten(1)
+    for weights in (kernel, flat):
+        train.Muon([weights], 0.01, momentum=0.95, weight_decay=0.1).step()
+    assert torch.equal(kernel.flatten(1), flat)
+
+
+def test_indices_come_many_steps_at_a_time_and_are_those_of_each_step() -> None:
+    asked = []
+
+    def choose(step: int) -> tuple[int, list[np.ndarray]]:
+        asked.append(step)
+        return 10 * step, [np.arange(step), np.full(2, step)]
+
+    at = train.ahead(choose, 450, torch.device("cpu"))
+    for step in (0, 1, 199, 200, 449):
+        what, (first, second) = at(step)
+        assert what == 10 * step and first.tolist() == list(range(step)) and second.tolist() == [step, step]
+    assert asked == [*range(400), *range(449, 450)]
+
+
+def test_films_of_the_autoencoder_are_the_drawn_ones_in_8_bits() -> None:
+    scenes = list(itertools.islice(world.scenes(4, version=OPEN), 18))
+    rows = render.place_all(scenes, 4, W, H, version=OPEN)
+    films = train.film(rows, 3)
+    assert films.shape == (18, 3, 3, H, W) and films.dtype == torch.uint8
+    assert float((films / 255 - render.draw(rows, W, H, 3)).abs().max()) <= 0.5 / 255 + 1e-6

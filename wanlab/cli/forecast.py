@@ -60,6 +60,7 @@ def summary(forecast: Forecast, count: int = 1) -> list[str]:
         f"operations  {operations(f)}",
         f"weights     {', '.join(f'{k} {render.size(v)}' for k, v in f.memory_bytes.items())}",
         f"memory      {', '.join(f'{k} {render.size(v)}' for k, v in f.memory_plans.items())}; here {f.spec.memory}",
+        f"host        {render.size(f.host_plans['swap'])} page-locked under swap and offload, none under resident",
         f"disk        {disk}",
     ]
 

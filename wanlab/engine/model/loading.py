@@ -53,18 +53,14 @@ class Model:
     experts: dict[str, WanTransformer3DModel]
     device: torch.device
     dtype: torch.dtype
-    memory: str = "resident"
-    """The plan by which the parts are on the device (placement.py)."""
+    placement: Placement
+    """Where the parts are while a run goes on."""
     short_text: kernels.ShortText | None = None
     """The experts' cross-attention, where it is given prompts without their padding."""
 
-    def __post_init__(self) -> None:
-        parts = {"text_encoder": self.text_encoder, **self.experts, "vae": self.vae}
-        self._placement = Placement(self.memory, self.device, parts, self.experts)
-
     def ready(self, part: str) -> Any:
         """The text_encoder, vae or expert called `part`, on the device until another is asked for."""
-        return self._placement.ready(part)
+        return self.placement.ready(part)
 
     @torch.no_grad()
     def encode(self, prompt: str) -> Tensor:
@@ -96,19 +92,22 @@ def load(
     found = fetched(name if isinstance(name, Checkpoint) else describe(name, revision))
     device = torch.device(device)
     tokenizer = load_tokenizer(found)
-    place = device if memory == "resident" else torch.device("cpu")
-    text_encoder = load_component(found, "text_encoder", place, dtype)
-    vae = load_component(found, "vae", place, vae_dtype or dtype)
-    if device.type == "cpu" and vae.dtype != torch.float32:
-        wan_vae.optimize(vae)
+    placement = Placement(memory, device)
+    text_encoder = load_component(found, "text_encoder", placement.cradle(False), dtype)
+    placement.add("text_encoder", text_encoder)
     # On a GPU the padding's share is small, and a bias keeps the fastest attention away.
     text = kernels.ShortText() if precision != "reference" and device.type == "cpu" else None
     experts = {}
     for expert, component in found.experts.items():
-        experts[expert] = load_component(found, component, place, dtype)
+        experts[expert] = load_component(found, component, placement.cradle(True), dtype)
         if precision != "reference":
             kernels.optimize(experts[expert], precision, compiled=device.type == "cuda", text=text)
-    return Model(found, tokenizer, text_encoder, vae, experts, device, dtype, memory, text)
+        placement.add(expert, experts[expert], by_blocks=True)
+    vae = load_component(found, "vae", placement.cradle(False), vae_dtype or dtype)
+    if device.type == "cpu" and vae.dtype != torch.float32:
+        wan_vae.optimize(vae)
+    placement.add("vae", vae)
+    return Model(found, tokenizer, text_encoder, vae, experts, device, dtype, placement, text)
 
 
 def load_tokenizer(found: Checkpoint) -> Any:

@@ -1,19 +1,17 @@
 """Where a model's weights are while a run goes on. Every plan computes the same; they differ in memory and time.
 
 resident  everything stays on the device
-swap      on the device is the part at work: text encoder, one expert, VAE. The others wait in pinned host memory, and
-          while one expert runs, the next one's files are read there (with precision reference; the others read them
-          while loading); the switch then costs one copy to the device
+swap      on the device is the part at work: text encoder, one expert, VAE. Each is read and made ready on the device
+          once, then waits in page-locked host memory, from which it comes back at the bus's full speed
 offload   as swap, but of an expert only the block at work and the next one, on its way, are on the device
           (diffusers' group offloading): for cards that do not hold one expert
 
-What a plan needs is predicted in plan.py from configurations alone.
+What a plan needs is predicted in engine/run/forecast.py from configurations alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 from diffusers.hooks import apply_group_offloading
@@ -29,61 +27,85 @@ def choose(peaks: Mapping[str, int], free: int) -> str:
     return next((name for name in MEMORY_PLANS if peaks[name] <= HEADROOM * free), MEMORY_PLANS[-1])
 
 
+class HostMemory:
+    """Page-locked memory for weights, in pieces of 1 GiB: the allocator rounds whatever is asked for up to a power of
+    two, which would cost a large model's tensors half as much again."""
+
+    PIECE = 2**30
+    ALIGNMENT = 256
+
+    def __init__(self) -> None:
+        self._piece = torch.empty(0, dtype=torch.uint8)
+        self._used = 0
+
+    def take(self, module: nn.Module) -> list[Tensor]:
+        """Move a module's weights here, one after the other, so that never are two copies of it anywhere."""
+        tensors = [*module.parameters(), *module.buffers()]
+        for tensor in tensors:
+            tensor.data = self._copy(tensor.data)
+        return [tensor.data for tensor in tensors]
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        size = tensor.numel() * tensor.element_size()
+        start = -(-self._used // self.ALIGNMENT) * self.ALIGNMENT
+        if start + size > len(self._piece):
+            length = max(self.PIECE, size)
+            self._piece, start = torch.empty(length, dtype=torch.uint8, pin_memory=True), 0
+        self._used = start + size
+        host = self._piece[start : start + size].view(tensor.dtype).view(tensor.shape)
+        return host.copy_(tensor)
+
+
 class Parked:
     """A module whose weights are in host memory, and on the device between `enter` and `leave`."""
 
-    def __init__(self, module: nn.Module, device: torch.device, reader: ThreadPoolExecutor) -> None:
+    def __init__(self, module: nn.Module, device: torch.device, memory: HostMemory) -> None:
+        """module  on the device; it is parked here"""
         self.module, self._device = module, device
-        self._host: Future[list[Tensor]] = reader.submit(self._read)
+        self._tensors = [*module.parameters(), *module.buffers()]
+        self._host = memory.take(module) if device.type == "cuda" else [t.data for t in self._tensors]
 
     def enter(self) -> None:
-        """Copy the weights to the device, waiting for what is still being read."""
-        for tensor, host in zip(self._tensors(), self._host.result(), strict=True):
+        """Copy the weights to the device."""
+        for tensor, host in zip(self._tensors, self._host, strict=True):
             tensor.data = host.to(self._device, non_blocking=True)
 
     def leave(self) -> None:
         """Give the device's memory back. The weights were never changed, so nothing is copied."""
-        for tensor, host in zip(self._tensors(), self._host.result(), strict=True):
+        for tensor, host in zip(self._tensors, self._host, strict=True):
             tensor.data = host
-
-    def _tensors(self) -> list[Tensor]:
-        return [*self.module.parameters(), *self.module.buffers()]
-
-    def _read(self) -> list[Tensor]:
-        if self._device.type != "cuda":
-            return [tensor.data for tensor in self._tensors()]
-        return [tensor.data.pin_memory() for tensor in self._tensors()]
 
 
 class Placement:
     """A model's parts, by name, under one of the plans."""
 
-    def __init__(
-        self, plan: str, device: torch.device, parts: Mapping[str, nn.Module], experts: Mapping[str, object]
-    ) -> None:
-        """parts  in the order of their work; on the device already if the plan is "resident", else on the host"""
-        self._parts, self._here = parts, ""
+    def __init__(self, plan: str, device: torch.device) -> None:
+        self._plan, self._device, self._here = plan, device, ""
+        self._parts: dict[str, nn.Module] = {}
         self._parked: dict[str, Parked] = {}
-        if plan == "resident":
-            return
-        # One reader, so that the parts are read in the order in which they are needed.
-        reader = ThreadPoolExecutor(1, thread_name_prefix="weights")
-        if device.type == "cuda":  # a new thread's GPU is the first one, which is not every process's
-            reader.submit(torch.cuda.set_device, torch.cuda.current_device())
-        for name, module in parts.items():
-            if plan == "offload" and name in experts:
-                apply_group_offloading(
-                    module,
-                    onload_device=device,
-                    offload_device=torch.device("cpu"),
-                    offload_type="block_level",
-                    num_blocks_per_group=1,
-                    non_blocking=True,
-                    use_stream=device.type == "cuda",
-                )
-            else:
-                self._parked[name] = Parked(module, device, reader)
-        reader.shutdown(wait=False)
+        self._memory = HostMemory()
+
+    def cradle(self, by_blocks: bool) -> torch.device:
+        """Where a part is to be read and made ready; `by_blocks`: under plan offload it comes block by block."""
+        return torch.device("cpu") if by_blocks and self._plan == "offload" else self._device
+
+    def add(self, name: str, module: nn.Module, *, by_blocks: bool = False) -> None:
+        """Take a part that is ready in its cradle."""
+        self._parts[name] = module
+        if by_blocks and self._plan == "offload":
+            if self._device.type == "cuda":
+                self._memory.take(module)  # diffusers page-locks tensor by tensor what is not page-locked
+            apply_group_offloading(
+                module,
+                onload_device=self._device,
+                offload_device=torch.device("cpu"),
+                offload_type="block_level",
+                num_blocks_per_group=1,
+                non_blocking=True,
+                use_stream=self._device.type == "cuda",
+            )
+        elif self._plan != "resident":
+            self._parked[name] = Parked(module, self._device, self._memory)
 
     def ready(self, name: str) -> nn.Module:
         """The part `name`, able to compute on the device; another that was there may have left."""

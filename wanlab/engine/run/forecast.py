@@ -17,6 +17,7 @@ from wanlab.engine.loop import nest, plans
 from wanlab.engine.model import loading, vae
 from wanlab.engine.model.cost import BYTES, Cost
 from wanlab.engine.model.loading import Checkpoint
+from wanlab.engine.model.placement import HostMemory
 from wanlab.engine.observers.latents import OTHER_EXPERT
 from wanlab.engine.ranks import choice
 from wanlab.engine.solvers import Solver, step_contexts
@@ -87,6 +88,8 @@ class Forecast:
     latent frame and, where a policy keeps them, of "keys" and values."""
     memory_plans: Mapping[str, int]
     """The predicted peak on the device under each plan of placement.py."""
+    host_plans: Mapping[str, int]
+    """Bytes of page-locked host memory under each of them, on a GPU."""
     disk_bytes: int
     """The run file's arrays before compression."""
 
@@ -178,6 +181,7 @@ def forecast(spec: RunSpec, checkpoint: Checkpoint) -> Forecast:
         parameters=parameters,
         memory_bytes=memory,
         memory_plans=_peaks(memory, checkpoint, env.shape[1]),
+        host_plans=_host(memory, checkpoint),
         disk_bytes=_disk(spec, env, sessions),
     )
 
@@ -265,6 +269,13 @@ def _peaks(held: Mapping[str, int], checkpoint: Checkpoint, frames: int) -> dict
         "swap": max(alone, max(experts.values()) + working),
         "offload": max(alone, int(3 * blocks) + working),
     }
+
+
+def _host(held: Mapping[str, int], checkpoint: Checkpoint) -> dict[str, int]:
+    """Bytes of page-locked host memory, by plan: every weight once, in whole pieces."""
+    weights = held["text_encoder"] + held["vae"] + sum(held[component] for component in checkpoint.experts.values())
+    pieces = -(-weights // HostMemory.PIECE) * HostMemory.PIECE
+    return {"resident": 0, "swap": pieces, "offload": pieces}
 
 
 def _disk(spec: RunSpec, env: Env, sessions: Sequence[Session]) -> int:
