@@ -1,6 +1,6 @@
 """Policies that the tests of ranks need: one that keeps keys, one whose branches look at each other and may hide it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -57,3 +57,22 @@ class _Unsaid(Session):
 
 class _Said(_Unsaid):
     couples = True
+
+
+@register("policy", "led")
+@dataclass(frozen=True)
+class Led(Policy):
+    """Half of the blocks, in both branches, where a digit of the first one's hidden states is odd."""
+
+    def begin(self, env):
+        return _Led()
+
+
+class _Led(Session):
+    def plan(self, plan, ctx):
+        return replace(plan, least=0.5)
+
+    def through(self, call, hidden, blocks):
+        hidden = blocks[:1](hidden)
+        odd = int(call.agree(float(hidden.abs().mean())) * 1e4) % 2
+        return hidden if odd else blocks[1:](hidden)

@@ -27,6 +27,7 @@ TIMED = {"seconds", "peak"}
 FIRST_BLOCK = f"{EXAMPLES / 'first_block_cache.py'}:first_block_cache:threshold=0.5"
 SKIP = f"{EXAMPLES / 'skip_every_other.py'}:skip_every_other"
 KEYS = f"{HERE / 'methods_for_ranks.py'}:kept_keys"
+LED = f"{HERE / 'methods_for_ranks.py'}:led"
 SAID = f"{HERE / 'methods_for_ranks.py'}:coupled"
 TRUNCATED = "cfg:last=2,high=2,keep=reuse"
 POLICIES = {
@@ -77,6 +78,7 @@ def specs_for(checkpoint, single, per_token):
     more = everything | {"parallel": "cfg=2"}
     made["cfg=2 probed"] = make_spec(checkpoint, policies=[TRUNCATED], **more | {"record": probed}), True
     made["cfg=2 keys"] = make_spec(checkpoint, policies=[KEYS], **more), True
+    made["cfg=2 led"] = make_spec(checkpoint, policies=[LED], **more), True
     made["cfg=2 fp8"] = make_spec(checkpoint, precision="fp8", **more), True
     made["cfg=2 wide"] = make_spec(checkpoint, precision="exact", policies=[TRUNCATED], **more), False
     made["ulysses=2 fp8"] = make_spec(checkpoint, precision="fp8", **everything | {"parallel": "ulysses=2"}), False
@@ -111,7 +113,8 @@ def contents(path):
 def test_a_branch_on_each_process_is_equal_to_one_process_bit_by_bit(job):
     folder, made, alone, errors = job
     exact = [n for n, (_, identical) in made.items() if identical and n not in errors]
-    assert len(exact) == 9
+    assert len(exact) == 10
+    assert len({*contents(folder / "cfg=2 led.h5")["block_tokens"].tolist()}) > 1  # it did decide
     for name in exact:
         a, b = contents(folder / f"{name}.h5"), contents(alone[name])
         assert a.keys() == b.keys()

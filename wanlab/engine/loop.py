@@ -107,9 +107,11 @@ def evaluate_branches(
     """The velocity [1,C,F,H,W] of each of the plan's branches that this rank evaluates."""
     groups = [plan.branches] if batched else [(b,) for b in plan.branches]
     velocities: dict[str, Tensor] = {}
+    said: list[float] = []
     for group in shared.own(groups):
         together = shared.together(groups)
-        batch = inner(Call(ctx=ctx, branches=group, x=x, positions=plan.positions, together=together))
+        agree = shared.agreement(groups, said)
+        batch = inner(Call(ctx=ctx, branches=group, x=x, positions=plan.positions, together=together, agree=agree))
         if batch.shape != (len(group), *x.shape[1:]):
             raise WanlabError(f"step {ctx.index}: velocities {tuple(batch.shape)} for latents {tuple(x.shape)}")
         velocities |= {b: batch[i : i + 1] for i, b in enumerate(group)}

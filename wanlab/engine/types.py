@@ -155,6 +155,9 @@ class Call:
     """Told of every block that runs: (samples, active tokens, keys). None for what is evaluated for the record only."""
     together: bool = False
     """Whether all ranks of a job evaluate it together, a step having one branch only (engine/ranks/)."""
+    agree: Callable[[float], float] = float
+    """A branch's own number to that of the step's first branch: what a decision for the whole step is made on. Branches
+    may be evaluated at the same time on different ranks, so every branch asks, or none."""
 
 
 Inner: TypeAlias = "Callable[[Call], Tensor]"
@@ -211,7 +214,8 @@ class Session:
     """Whether `through` runs blocks on some tokens that attend to all of them (`Blocks.__call__`, `keys`)."""
 
     couples: ClassVar[bool] = False
-    """Whether `evaluate` or `through` of one branch looks at what the same step made of the other."""
+    """Whether `evaluate` or `through` of one branch looks at what the same step made of the other, otherwise than by
+    `Call.agree`."""
 
     _memory: dict[tuple[str, int, str], dict[str, Any]]
     _notes: dict[str, np.ndarray]

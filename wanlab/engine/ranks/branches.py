@@ -7,7 +7,8 @@ ran is the whole job's.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -43,6 +44,25 @@ class Branches:
         if self._layout.cfg == 1 or self.together(groups):
             return groups
         return groups[self._half :: self._layout.cfg]
+
+    def agreement(self, groups: Sequence[Group], said: list[float]) -> Callable[[float], float]:
+        """What one group's call asks by (`Call.agree`); `said` is the step's."""
+        asked = itertools.count()
+
+        def agree(value: float) -> float:
+            if (number := next(asked)) == len(said):
+                said.append(self._of_first(value) if len(groups) > 1 else value)
+            return said[number]
+
+        return agree
+
+    def _of_first(self, value: float) -> float:
+        """The first half's value."""
+        if self._layout.cfg == 1:
+            return value
+        group, said = self._ranks.peers(self._layout), [value]
+        dist.broadcast_object_list(said, dist.get_global_rank(group, 0), group=group, device=torch.device("cpu"))
+        return said[0]
 
     def exchange(
         self, velocities: Mapping[str, Tensor], reading: Reading | None = None, sessions: Sequence[Session] = ()
