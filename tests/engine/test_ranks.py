@@ -170,7 +170,7 @@ def test_what_ranks_cannot_do_is_refused_by_name(job, name, kind, says):
 
 def torchrun(count, *arguments):
     """`torchrun -m wanlab` in a group of processes of its own."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", "0"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--standalone"]
     return subprocess.Popen(
         [*command, "-m", "wanlab", "generate", "-p", "a red ball", "--no-error-analysis", *arguments],
         env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},

@@ -21,9 +21,8 @@ from wanlab.engine.ranks.sequence import TokenSplit
 from wanlab.errors import UsageError, WanlabError
 from wanlab.spec.parallel import Layout, processes
 
-PATIENCE = timedelta(
-    days=30
-)  # a process that died is noticed by its lifeline; the others may wait for as long as it is
+MEETING = timedelta(minutes=5)  # for all processes to have started
+PATIENCE = timedelta(days=30)  # one that died is noticed by its lifeline; the others may wait for as long as it is
 Step = TypeVar("Step")
 Splits = tuple[TokenSplit | None, TokenSplit | None]
 
@@ -40,6 +39,7 @@ class Ranks:
         self.lifeline: Head | Line | None = None
         self.out_of_step = False
         """Whether an error came in the midst of what the ranks do together."""
+        self._orders = dist.new_group(timeout=PATIENCE, backend="gloo") if size > 1 else None
         self._heard: tuple[str, Any] | None = None
         self._splits: dict[str, Splits] = {}
         self._peers: dict[str, dist.ProcessGroup] = {}
@@ -54,7 +54,7 @@ class Ranks:
     def tell(self, order: str, content: Any = None) -> None:
         """Rank 0: let the others hear of what they do next."""
         if self.size > 1:
-            dist.broadcast_object_list([(order, content)], src=0, device=torch.device("cpu"))
+            dist.broadcast_object_list([(order, content)], src=0, group=self._orders)
 
     def hear(self) -> tuple[str, Any]:
         """The others: what `tell` said."""
@@ -62,7 +62,7 @@ class Ranks:
             order, self._heard = self._heard, None
             return order
         heard: list[Any] = [None]
-        dist.broadcast_object_list(heard, src=0, device=torch.device("cpu"))
+        dist.broadcast_object_list(heard, src=0, group=self._orders)
         said: tuple[str, Any] = heard[0]
         return said
 
@@ -167,7 +167,7 @@ def join() -> Ranks:
             )
         torch.cuda.set_device(local)
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=PATIENCE)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if cuda else "gloo", timeout=MEETING)
         ranks = Ranks(rank, size)
         _connect(ranks, os.environ["MASTER_ADDR"])
     except (RuntimeError, OSError) as error:

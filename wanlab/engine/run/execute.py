@@ -10,7 +10,7 @@ import platform
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -171,6 +171,9 @@ class Running:
         """Whether the other ranks share this run."""
         return self.spec.parallel != NONE
 
+    def _in_step(self) -> AbstractContextManager[None]:
+        return self.ranks.in_step() if self.together else nullcontext()
+
     @contextmanager
     def ordered(self) -> Iterator[None]:
         """The other ranks take part in this run while inside."""
@@ -270,7 +273,7 @@ class Running:
         prober = Prober(
             self.network, env, branches=spec.record.probe, experts=spec.record.other_expert, shared=self.shared
         )
-        with _timed(self.timing, "warm-up"), self.ranks.in_step():
+        with _timed(self.timing, "warm-up"), self._in_step():
             warm_up(self.network, self.forecast, env, start, self.device, self.warm, self.shared)
         records = denoise(
             x,
@@ -344,7 +347,7 @@ class Running:
         """The frames of final latents. Where ranks may share the work, all call this, and each decodes some columns."""
         at_once = self.forecast.decoded_at_once if self.device.type == "cuda" else None
         columns = Columns() if choice.rounds(self.spec) and x.shape[-1] >= self.layout.ranks else None
-        with self.ranks.in_step():
+        with self._in_step():
             return decode(self.model, x, at_once, columns)
 
     def _peak(self) -> int:
