@@ -1,5 +1,6 @@
 """Policies that the tests of ranks need: one that keeps keys, one whose branches look at each other and may hide it."""
 
+import os
 from dataclasses import dataclass, replace
 
 import torch
@@ -76,3 +77,19 @@ class _Led(Session):
         hidden = blocks[:1](hidden)
         odd = int(call.agree(float(hidden.abs().mean())) * 1e4) % 2
         return hidden if odd else blocks[1:](hidden)
+
+
+@register("policy", "faulty")
+@dataclass(frozen=True)
+class Faulty(Policy):
+    """Fails on rank 1 alone."""
+
+    def begin(self, env):
+        return _Faulty()
+
+
+class _Faulty(Session):
+    def evaluate(self, call, inner):
+        if os.environ["RANK"] == "1" and call.ctx.index == 2:
+            raise RuntimeError("no luck here")
+        return inner(call)

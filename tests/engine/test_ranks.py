@@ -195,7 +195,7 @@ def said_by_wanlab(text):
 @pytest.mark.slow
 @pytest.mark.parametrize("victim", [1, 0])
 def test_a_rank_that_is_killed_ends_all_at_once_and_the_run_goes_on_by_another_number(tmp_path, checkpoint, victim):
-    arguments = ["--model", str(checkpoint), "--size", "32x32", "--frames", "9", "--steps", "1000"]
+    arguments = ["--model", str(checkpoint), "--size", "32x32", "--frames", "9", "--steps", "150"]
     out, part = tmp_path / "a.h5", tmp_path / "a.h5.part"
     job = torchrun(2, *arguments, "--out", str(out))
     while len(list(part.glob("step-*"))) < 3:
@@ -222,6 +222,20 @@ def test_a_rank_that_is_killed_ends_all_at_once_and_the_run_goes_on_by_another_n
         assert step >= 3 and opened.attrs["ranks"] == 3
     a, b = contents(out)["latent"], contents(tmp_path / "b.h5")["latent"]
     assert np.linalg.norm(a - b) / np.linalg.norm(b) < 1e-4
+
+
+@pytest.mark.slow
+def test_an_error_of_one_rank_is_said_once_in_its_words_and_ends_all(tmp_path, checkpoint):
+    spec = make_spec(
+        checkpoint, steps=8, frames=9, parallel="cfg=2", policies=[f"{HERE / 'methods_for_ranks.py'}:faulty"]
+    )
+    (tmp_path / "specs.json").write_text(json.dumps({"faulty": spec.to_json()}))
+    both = start(2, str(HERE / "ranks_job.py"), str(tmp_path))
+    said = [p.communicate(timeout=120)[1] for p in both]
+    assert [p.returncode for p in both] == [1, 1]
+    lines = [line for text in said for line in said_by_wanlab(text)]
+    assert len(lines) == 1
+    assert lines[0].startswith("wanlab: rank 1: RuntimeError: no luck here (methods_for_ranks.py, line ")
 
 
 @pytest.mark.slow

@@ -73,12 +73,12 @@ class Ranks:
         try:
             yield
         except Exception as error:
-            self.out_of_step = self.size > 1
-            if self.size == 1 or isinstance(error, torch.OutOfMemoryError):  # which is said better elsewhere
+            self.out_of_step = True
+            if self.rank or isinstance(error, torch.OutOfMemoryError):  # which are said elsewhere
                 raise
             if isinstance(error, WanlabError):
                 raise JobError(error.message, error.hint) from error
-            raise JobError(f"rank {self.rank}: {type(error).__name__}: {str(error)[:300]}", GO_ON) from error
+            raise JobError(f"rank 0: {type(error).__name__}: {str(error)[:300]}", GO_ON) from error
 
     def in_lockstep(self, steps: Iterator[Step]) -> Iterator[Step]:
         """The steps of a run, each begun by every rank when rank 0 begins it; the others stop when it goes no

@@ -46,11 +46,12 @@ class Head:
         while len(self._connected) < self._others:
             connection, _ = self._server.accept()
             connection.settimeout(JOINING)
-            hello = json.loads(_line(connection) or b"{}")
-            if hello.get("secret") == self.secret:
-                _keep_alive(connection)
-                connection.settimeout(None)
-                self._connected[connection] = int(hello["rank"])
+            with suppress(OSError, ValueError, AttributeError):  # it may be anybody
+                hello = json.loads(_line(connection))
+                if hello.get("secret") == self.secret:
+                    _keep_alive(connection)
+                    connection.settimeout(None)
+                    self._connected[connection] = int(hello["rank"])
         self._server.close()
         threading.Thread(target=self._watch, args=(lost,), name="lifeline", daemon=True).start()
 
