@@ -143,7 +143,8 @@ def execute(
         out.parent.mkdir(parents=True, exist_ok=True)
         run = Running(spec=spec, asked=asked, out=out, forecast=expected, progress=progress, force=force)
         with _out_of_memory(spec), run.ordered():
-            run.load(checkpoint, loaded or Models())
+            with run.in_step():
+                run.load(checkpoint, loaded or Models())
             run.sample()
         force = True  # the films of the run before
     _write_videos(out, gif, force, checkpoint.fps)
@@ -171,7 +172,8 @@ class Running:
         """Whether the other ranks share this run."""
         return self.spec.parallel != NONE
 
-    def _in_step(self) -> AbstractContextManager[None]:
+    def in_step(self) -> AbstractContextManager[None]:
+        """What is inside, all ranks of the run do together."""
         return self.ranks.in_step() if self.together else nullcontext()
 
     @contextmanager
@@ -273,7 +275,7 @@ class Running:
         prober = Prober(
             self.network, env, branches=spec.record.probe, experts=spec.record.other_expert, shared=self.shared
         )
-        with _timed(self.timing, "warm-up"), self._in_step():
+        with _timed(self.timing, "warm-up"), self.in_step():
             warm_up(self.network, self.forecast, env, start, self.device, self.warm, self.shared)
         records = denoise(
             x,
@@ -347,7 +349,7 @@ class Running:
         """The frames of final latents. Where ranks may share the work, all call this, and each decodes some columns."""
         at_once = self.forecast.decoded_at_once if self.device.type == "cuda" else None
         columns = Columns() if choice.rounds(self.spec) and x.shape[-1] >= self.layout.ranks else None
-        with self._in_step():
+        with self.in_step():
             return decode(self.model, x, at_once, columns)
 
     def _peak(self) -> int:
