@@ -220,3 +220,19 @@ def test_methods_are_read_and_laid_over_a_spec():
 def test_methods_that_make_no_sense_are_refused(text):
     with pytest.raises(UsageError):
         MethodSpec.parse(text).apply(RunSpec(prompt="x"))
+
+
+def test_an_edit_of_a_file_that_a_knob_names_makes_another_specification(tmp_path):
+    path = tmp_path / "c.json"
+    path.write_text("{}")
+    text = f"magcache:calibration={path}"
+    first = RunSpec(prompt="a", policies=(PolicySpec.parse(text),))
+    assert first.digest() == RunSpec(prompt="a", policies=(PolicySpec.parse(text),)).digest()
+    assert RunSpec.from_json(first.to_json()) == first
+    path.write_text("[]")
+    assert first.digest() != RunSpec(prompt="a", policies=(PolicySpec.parse(text),)).digest()
+    assert "code" not in PolicySpec.parse("magcache:calibration=tiny").to_dict()
+    path.unlink()
+    assert RunSpec.from_json(first.to_json()) == first  # a run file is read wherever it is
+    with pytest.raises(UsageError, match="cannot read"):
+        PolicySpec.parse(text)

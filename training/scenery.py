@@ -139,8 +139,8 @@ def _texture(c: dict[str, Tensor], x: Tensor, y: Tensor, t: Tensor) -> Tensor:
         2 * _soft(torch.minimum(s, (bump(u, 2 * s) - s / 2) * (bump(v, 2 * s) - s / 2))) - 1,
         torch.sin(2 * math.pi * (y / (s * 0.7) + 0.25 * torch.sin(x / s) + c["roll"] * t / 16)),
     )
-    out = torch.zeros(())
-    for k, form in enumerate(forms):
+    out = forms[0]
+    for k, form in enumerate(forms[1:], 1):
         out = torch.where(kind == k, form, out)
     return out
 

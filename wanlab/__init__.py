@@ -18,19 +18,22 @@ if TYPE_CHECKING:
     from wanlab.errors import UsageError, WanlabError
     from wanlab.spec import MethodSpec as Method
     from wanlab.spec import RunSpec
-    from wanlab.study.api import compare, continuity, generate, open_run, report
+    from wanlab.study.api import calibrate, compare, continuity, generate, open_run, report, what_if
 
 __version__ = "0.1.0.dev0"
 
 __all__ = ["Method", "RunSpec", "UsageError", "WanlabError", "__version__"]
-__all__ += ["compare", "continuity", "generate", "open_run", "report"]
+__all__ += ["calibrate", "compare", "continuity", "generate", "open_run", "report", "what_if"]
 
 _PLACES = {
     "Method": ("wanlab.spec", "MethodSpec"),
     "RunSpec": ("wanlab.spec", "RunSpec"),
     "UsageError": ("wanlab.errors", "UsageError"),
     "WanlabError": ("wanlab.errors", "WanlabError"),
-    **{name: ("wanlab.study.api", name) for name in ("compare", "continuity", "generate", "open_run", "report")},
+    **{
+        name: ("wanlab.study.api", name)
+        for name in ("calibrate", "compare", "continuity", "generate", "open_run", "report", "what_if")
+    },
 }
 
 

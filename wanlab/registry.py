@@ -93,16 +93,19 @@ def build(kind: str, asked: Asked) -> Any:
     made = from_file(asked.file, asked.code)[kind, asked.name] if asked.file else lookup(kind, asked.name)
     known = {f.name for f in dataclasses.fields(made) if f.init}
     hints = get_type_hints(made)
+    options = dict(asked.options)
     for knob, value in asked.options.items():
         if knob not in known:
             raise UsageError(f"{kind} {asked.name} has no knob '{knob}'", suggest(knob, known))
+        if hints[knob] is str and type(value) is int:  # a list of one step
+            options[knob] = value = str(value)
         choices = get_args(hints[knob])
         if choices and value not in choices:
             raise UsageError(f"{asked.name}:{knob} is '{value}'", suggest(str(value), map(str, choices)))
         wanted = (int, float) if hints[knob] is float else hints[knob]
         if not choices and (not isinstance(value, wanted) or isinstance(value, bool) is not (hints[knob] is bool)):
             raise UsageError(f"{asked.name}:{knob} is '{value}'", f"give a value of type {hints[knob].__name__}")
-    return made(**asked.options)
+    return made(**options)
 
 
 class _File(dict[tuple[str, str], Any]):

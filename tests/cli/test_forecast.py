@@ -71,6 +71,19 @@ def test_a_policy_of_a_file_is_forecast_exactly(capsys: pytest.CaptureFixture[st
     assert f"passes      {ran} of 16 without policies" in out and out.count("(cond)+(uncond)") == 8 - ran // 2
 
 
+def test_a_known_schedule_is_printed_with_what_its_threshold_does(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """At 20 steps and the published defaults of consecutive and retention magcache decides about 15 of them."""
+    method = "magcache:calibration=wan2.2-t2v-a14b,threshold="
+    for threshold, says in (("0.12", "10 of 15 steps reused"), ("0.002", "reuses nothing, indicator 0.00341 to 0.198")):
+        with pytest.raises(SystemExit) as stop:
+            main(["generate", "--dry-run", "--format", "human", "--prompt", "a ball", "--policy", method + threshold])
+        assert stop.value.code == 0
+        said = " ".join(capsys.readouterr().out.split())
+        assert says in said and said.count("(cond)+(uncond)") == (10 if threshold == "0.12" else 0)
+
+
 def test_reused_branches_stand_in_parentheses() -> None:
     row: dict[str, Any] = dict(
         step=0,
@@ -144,6 +157,7 @@ def test_show_steps_fits_80_columns(
         peak_memory_bytes=0,
         resumed_from_step=3,
         reading=["r"],
+        reuse=["c: 1 of 2 steps reused"],
         files={"run": "a\x1b[31m.h5"},
         by_step=[step],
     )

@@ -81,6 +81,8 @@ def toy_env(steps: int = 20, frames: int = 5, guidance: float = 4.0, solver: str
         guidance={"high": guidance, "low": guidance},
         shape=(1, frames, 2, 2),
         costs={"high": TOY_COST, "low": TOY_COST},
+        solver=solver,
+        shift=12.0,
     )
     return env, made
 

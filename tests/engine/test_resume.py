@@ -59,6 +59,8 @@ def stop_at(step):
         ("unipc", ["cfg:last=3,high=3,keep=reuse"]),
         ("dpm++", ["half:complete=renoise,rope=strided", "cfg:last=2,keep=reuse"]),
         ("unipc", ["paired"]),
+        ("unipc", ["adaptive:threshold=0.9999895"]),
+        ("dpm++", ["cfgcache:every=3"]),
     ],
 )
 def test_interrupted_and_resumed_is_bit_identical(tmp_path, model, loaded, checkpoint, solver, policies):

@@ -125,3 +125,10 @@ def test_swept_methods_are_named_with_all_their_settings():
     for base, label in (("half+steps=7", "half+steps=7+shift="), ("shift=2", "shift=")):
         labels = [v.method.label for v in swept(MethodSpec.parse(base), ["shift=3,5"])]
         assert labels == [f"{label}3", f"{label}5"]
+
+
+def test_a_method_at_two_costs_is_sampled_once(tmp_path: Path) -> None:
+    """Whole steps do not hit every cost: the nearest may be the same for two."""
+    twice = [Variant(MethodSpec.parse("cfg:last=2"), {"at_cost": c}) for c in (0.75, 0.74)]
+    design = arrange([BASE], MethodSpec("baseline"), twice, [], tmp_path)
+    assert design.variant_runs[0] == design.variant_runs[1] and len(design.order) == 2

@@ -130,7 +130,8 @@ def at_equal_cost(results: Sequence[Result]) -> list[str]:
     groups: dict[float, list[Result]] = {}
     for result in results:
         cost = result.summary["speedup_predicted"].mean
-        if math.isfinite(cost) and cost > 1 and math.isfinite(result.summary["mse"].mean):
+        asked = "at_cost" in result.setting  # those are held against the controls (controls.py)
+        if math.isfinite(cost) and cost > 1 and math.isfinite(result.summary["mse"].mean) and not asked:
             groups.setdefault(round(1 / cost, 6), []).append(result)
     return [
         f"at {share:.3f} of the operations {_loses_least(own)}" for share, own in sorted(groups.items()) if len(own) > 1
@@ -154,14 +155,15 @@ def _loses_least(results: Sequence[Result]) -> str:
     against = []
     for other in others:
         ratio = paired_ratio(errors[other], errors[best], prompts, factor=factor)
-        mean, low, high = (_decibels(v) for v in (ratio.mean, ratio.low, ratio.high))
+        mean, low, high = (decibels(v) for v in (ratio.mean, ratio.low, ratio.high))
         spread = f" ({low:.2f} to {high:.2f})" if ratio.known else ""
         apart = "" if ratio.known and low > 0 else ", which is not enough to tell them apart"
         against.append(f"{mean:.2f} dB{spread} above {other.label}{apart}")
     return f"{best.label} loses least: PSNR {'; '.join(against)}"
 
 
-def _decibels(ratio: float) -> float:
+def decibels(ratio: float) -> float:
+    """A ratio of squared errors in dB."""
     return 10 * math.log10(ratio) if ratio > 0 else -math.inf if ratio == 0 else math.nan
 
 

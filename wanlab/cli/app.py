@@ -16,6 +16,7 @@ from typer.core import TyperCommand
 
 from wanlab import __version__
 from wanlab.cli import render, stopping
+from wanlab.cli.calibrate import calibrate
 from wanlab.cli.compare import compare
 from wanlab.cli.continuity import continuity
 from wanlab.cli.generate import generate
@@ -56,7 +57,7 @@ app = typer.Typer(
     help="The laboratory bench for video-diffusion sampling: what a trick on Wan2.2 does to quality, time consistency "
     "and cost.",
 )
-for command in (generate, compare, continuity, report, inspect, methods):
+for command in (generate, compare, continuity, calibrate, report, inspect, methods):
     app.command(cls=Command, short_help=(command.__doc__ or "").partition("\n")[0])(command)
 
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from rich.text import Text
 
 from wanlab.cli import render
+from wanlab.cli.forecast import show_design
 from wanlab.cli.grouping import option, with_options
 from wanlab.cli.options import Form, Sampling, Shortcuts
 from wanlab.cli.running import Watcher
 from wanlab.errors import UsageError
-from wanlab.spec import MethodSpec, PolicySpec, RecordSpec
+from wanlab.spec import MethodSpec, RecordSpec, RunSpec
 from wanlab.study import design as designs
-from wanlab.study.design import MODES, Design, Variant
+from wanlab.study.design import MODES, Variant
 
 if TYPE_CHECKING:
     from wanlab.study.compare import Asked
@@ -34,18 +35,32 @@ class Subject:
         str | None, option("--mode", panel=_WHAT, help=f"{', '.join(MODES)}.  [default: cfg_vs_baseline]")
     ] = None
     a: Annotated[
-        str | None,
+        list[str] | None,
         option(
             "--a",
             panel=_WHAT,
-            help='A method, as "half+cfg:last=5,keep=cond+guidance=3"; or a run file, a video, a folder of images, or '
-            "a folder of such, paired with --b's by name.",
+            help='A method, as "half+cfg:last=5,keep=cond+guidance=3", repeatable; or a run file, a video, a folder of '
+            "images, or a folder of such, paired with --b's by name.",
         ),
     ] = None
     b: Annotated[str | None, option("--b", panel=_WHAT, help="What A is held against.  [default: baseline]")] = None
     methods: Annotated[
         Path | None,
-        option("--methods", panel=_WHAT, help='A TOML file of methods: [methods.fast] policies = ["cfg:last=5"].'),
+        option(
+            "--methods",
+            panel=_WHAT,
+            help='A TOML file of methods: [methods.fast] policies = ["cfg:last=5"]; or builtin:caches. All of them, or '
+            "those that --a names.",
+        ),
+    ] = None
+    at_cost: Annotated[
+        str | None,
+        option(
+            "--at-cost",
+            panel=_WHAT,
+            help="Shares of the baseline's operations, as 0.75,0.6: compare each method, and steps left out evenly and "
+            "at random, where its knob makes it cost that.",
+        ),
     ] = None
     sweep: Annotated[
         list[str] | None,
@@ -136,11 +151,13 @@ def compare(
     shown_as = form.choose()
     asked = judging.asked(bool(subject.sweep))
     named = designs.read_methods(subject.methods) if subject.methods else {}
-    if designs.is_source(subject.a, named) or designs.is_source(subject.b, named):
-        if subject.mode or subject.sweep or judging.noise_floor:
-            raise UsageError("--mode, --sweep and --noise-floor sample; two videos are given", "leave them out")
+    if any(designs.is_source(text, named) for text in (*(subject.a or ()), subject.b)):
+        if subject.mode or subject.sweep or subject.at_cost or judging.noise_floor:
+            raise UsageError(
+                "--mode, --sweep, --at-cost and --noise-floor sample; two videos are given", "leave them out"
+            )
         return _finish(_of_files(subject.a, subject.b, named, out, asked), shown_as)
-    baseline, variants = _methods(subject, named, shortcuts)
+    baseline, methods = _methods(subject, named, shortcuts)
     if subject.suite not in (None, "builtin"):
         raise UsageError(
             f"there is no suite '{render.plain(subject.suite, 40)}'", "use --suite builtin, or --prompts FILE"
@@ -148,9 +165,13 @@ def compare(
     prompts = designs.builtin_prompts(subject.suite is not None)
     specs = sampling.specs((), RecordSpec(level="latents", video="float32"), prompts=prompts)
     floors = designs.floors_of(baseline, specs[0]) if judging.noise_floor else []
+    variants, said = _variants(subject, methods, specs, baseline, out, force=force, dry_run=dry_run, yes=yes)
+    asked = replace(asked, remarks=said)
     design = designs.arrange(specs, baseline, variants, floors, out)
     if dry_run:
-        return _dry_run(design, shown_as)
+        for line in asked.remarks:
+            render.say(f"note: {line}")
+        return show_design(design, shown_as)
     from wanlab.study import compare as study
 
     if len(design.new) > MANY_RUNS and not yes:
@@ -158,9 +179,12 @@ def compare(
     return _finish(study.compare(design, out, asked, force=force, watcher=Watcher()), shown_as)
 
 
-def _of_files(a: str | None, b: str | None, named: dict[str, MethodSpec], out: Path, asked: Asked) -> ComparisonResult:
+def _of_files(
+    texts: list[str] | None, b: str | None, named: dict[str, MethodSpec], out: Path, asked: Asked
+) -> ComparisonResult:
     from wanlab.study.compare import compare_files
 
+    a = texts[0] if texts and len(texts) == 1 else None
     if not (a and b and designs.is_source(a, named) and designs.is_source(b, named)):
         raise UsageError(
             "a run, video or folder is compared with another one",
@@ -169,67 +193,59 @@ def _of_files(a: str | None, b: str | None, named: dict[str, MethodSpec], out: P
     return compare_files(Path(a), Path(b), out, asked, watcher=Watcher())
 
 
-def _methods(subject: Subject, named: dict[str, MethodSpec], given: Shortcuts) -> tuple[MethodSpec, list[Variant]]:
-    """(the baseline, what is held against it). Raises UsageError."""
-    if subject.mode and (subject.sweep or subject.a or subject.b):
-        raise UsageError(f"{'--sweep' if subject.sweep else '--a'} and --mode both name methods", "give one of them")
-    if not (subject.sweep or subject.a or subject.b):
-        first, baseline = of_mode(subject.mode or MODES[0], given)
-        return baseline, [Variant(first)]
+def _methods(subject: Subject, named: dict[str, MethodSpec], given: Shortcuts) -> tuple[MethodSpec, list[MethodSpec]]:
+    """(the baseline, what is held against it, or swept). Raises UsageError."""
+    for name, value in (
+        ("--sweep", subject.sweep),
+        ("--at-cost", subject.at_cost),
+        ("--methods", named),
+        ("--a", subject.a or subject.b),
+    ):
+        if subject.mode and value:
+            raise UsageError(f"{name} and --mode both name methods", "give one of them")
+    if subject.sweep and (subject.at_cost or len(subject.a or ()) > 1):
+        raise UsageError("a sweep is laid over one method, and says its values", "give one --a, and no --at-cost")
+    if subject.at_cost and not (subject.a or named):
+        raise UsageError("--at-cost is there for methods", "give --a METHOD, or --methods builtin:caches")
+    if not (subject.sweep or subject.a or subject.b or named):
+        first, baseline = given.of_mode(subject.mode or MODES[0])
+        return baseline, [first]
     baseline = designs.parse_method(subject.b or "baseline", named)
-    method = designs.parse_method(subject.a or "baseline", named)
-    return baseline, designs.swept(method, subject.sweep) if subject.sweep else [Variant(method)]
+    texts = subject.a or ([n for n in named if n != subject.b] if not subject.sweep else [])
+    return baseline, [designs.parse_method(text, named) for text in dict.fromkeys(texts or ["baseline"])]
 
 
-def of_mode(mode: str, given: Shortcuts) -> tuple[MethodSpec, MethodSpec]:
-    """A and B of a mode, with the guide's defaults. Raises UsageError, for an option that is no part of it too."""
-    cfg = given.cfg(last=5, high=3)
-    methods = designs.methods_of(mode, cfg or PolicySpec("cfg"))
-    first = mode.replace("-", "_").partition("_vs_")[0]
-    uses_cfg = first in ("cfg", "combined")
-    used = {
-        "--cfg-truncate-steps": given.cfg_truncate_steps is None or uses_cfg,
-        "--cfg-truncate-high-noise-steps": given.cfg_truncate_high_noise_steps is None or uses_cfg,
-        "--enable-half-frame-generation": not given.enable_half_frame_generation or "half" in mode,
-        "--enable-improved-frame-completion": not given.enable_improved_frame_completion
-        or first in ("improved", "combined"),
-    }
-    for name, fits in used.items():
-        if not fits:
-            raise UsageError(f"{name} is no part of {mode}", "leave it out, or choose another --mode or --a")
-    if uses_cfg and cfg is None:
-        raise UsageError(f"{mode} truncates no step", "give --cfg-truncate-steps 1 or more")
-    return methods
+def _variants(
+    subject: Subject,
+    methods: list[MethodSpec],
+    specs: list[RunSpec],
+    baseline: MethodSpec,
+    out: Path,
+    *,
+    force: bool,
+    dry_run: bool,
+    yes: bool,
+) -> tuple[list[Variant], list[str]]:
+    """The methods as they are compared, and what there is to say of the choice. Raises UsageError."""
+    from wanlab.study import compare as study
+
+    if subject.sweep:
+        return designs.swept(methods[0], subject.sweep), []
+    if not subject.at_cost:
+        listed = str(subject.methods).startswith(designs.BUILTIN) and not subject.a
+        kept, said = study.fitting(methods, specs[0]) if listed else (methods, [])
+        return [Variant(m) for m in kept], said
+    from wanlab.study import atcost
+
+    targets = atcost.parse_costs(subject.at_cost)
+    least = len(specs) * (1 + len(targets) * (len(methods) + 2))
+    if least > MANY_RUNS and not (yes or dry_run):
+        raise UsageError(f"{least} runs or more", "add --yes to go ahead, or take fewer costs, prompts or seeds")
+    costs = atcost.Costs(specs, baseline, out, force, Watcher())
+    return atcost.find(methods, targets, costs, sample=not dry_run)
 
 
 # --- what is shown -----------------------------------------------------------------------------------------------
-
-
-def _dry_run(design: Design, form: str) -> int:
-    from wanlab.study.compare import forecast
-
-    rows = forecast(design)
-    methods = 1 + len(design.floors) + len(design.variants)
-    if len(rows) < methods:
-        render.say(f"note: the first {len(rows)} of {methods} methods are shown")
-    if form in ("json", "csv", "md"):
-        render.emit(rows, form)
-        return 0
-    exact = all(r["exact"] == "yes" for r in rows)
-    shown = [
-        {
-            ("disk a run" if k == "bytes a run" else k): (render.size(v) if k == "bytes a run" else v)
-            for k, v in r.items()
-            if k != "exact"
-        }
-        for r in rows
-    ]
-    title = f"{len(design.specs)} prompts and seeds, {len(design.order)} runs, {len(design.new)} of them new"
-    caption = "exact" if exact else "exact, and least–most of what methods decide while running"
-    render.show(
-        render.table(shown, title=title, left=("method", "folder"), caption=f"passes and operations: {caption}")
-    )
-    return 0
 
 
 def _finish(result: ComparisonResult, form: str) -> int:

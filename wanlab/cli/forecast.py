@@ -1,4 +1,4 @@
-"""`wanlab generate --dry-run`: what runs are going to do and cost, exactly or between bounds."""
+"""`--dry-run`: what runs are going to do and cost, exactly or between bounds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from wanlab.spec import RunSpec
 
 if TYPE_CHECKING:
     from wanlab.engine.run.forecast import Forecast
+    from wanlab.study.design import Design
 
 
 def show(specs: Sequence[RunSpec], outs: Sequence[Path], form: str) -> int:
@@ -58,6 +59,7 @@ def summary(forecast: Forecast, count: int = 1) -> list[str]:
     return [
         f"passes      {passes(f)}",
         f"operations  {operations(f)}",
+        *(f"reuse       {text}" for text in reuse_lines(f)),
         f"weights     {', '.join(f'{k} {render.size(v)}' for k, v in f.memory_bytes.items())}",
         f"memory      {', '.join(f'{k} {render.size(v)}' for k, v in f.memory_plans.items())}; here {f.spec.memory}",
         f"host        {render.size(f.host_plans['swap'])} page-locked under swap and offload, none under resident",
@@ -77,6 +79,17 @@ def passes(forecast: Forecast) -> str:
         f" to {forecast.plain_flops / least:.2f}" if least else " or more"
     )
     return f"{count} of {forecast.plain_passes} without policies, decided while running; predicted speed-up {speedup}"
+
+
+def reuse_lines(forecast: Forecast) -> list[str]:
+    """What the thresholds reuse of those policies whose steps are known beforehand."""
+    from wanlab.analysis import reuse
+
+    reused = [bool(row.reused) for row in forecast.rows]
+    return [
+        reuse.line(name, [float("nan") if v is None else v for v in values], reused)
+        for name, values in forecast.indicators.items()
+    ]
 
 
 def operations(forecast: Forecast) -> str:
@@ -106,3 +119,31 @@ def step_rows(forecast: Forecast, run: int | None = None) -> list[dict[str, Any]
             }
         )
     return rows
+
+
+def show_design(design: Design, form: str) -> int:
+    """What a comparison is going to run; the exit code."""
+    from wanlab.study.compare import forecast
+
+    rows = forecast(design)
+    methods = 1 + len(design.floors) + len(design.variants)
+    if len(rows) < methods:
+        render.say(f"note: the first {len(rows)} of {methods} methods are shown")
+    if form in ("json", "csv", "md"):
+        render.emit(rows, form)
+        return 0
+    exact = all(r["exact"] == "yes" for r in rows)
+    shown = [
+        {
+            ("disk a run" if k == "bytes a run" else k): (render.size(v) if k == "bytes a run" else v)
+            for k, v in r.items()
+            if k != "exact"
+        }
+        for r in rows
+    ]
+    title = f"{len(design.specs)} prompts and seeds, {len(design.order)} runs, {len(design.new)} of them new"
+    caption = "exact" if exact else "exact, and least–most of what methods decide while running"
+    render.show(
+        render.table(shown, title=title, left=("method", "folder"), caption=f"passes and operations: {caption}")
+    )
+    return 0

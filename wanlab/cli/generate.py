@@ -119,7 +119,7 @@ def summarise(path: Path, analysis: str, *, alone: bool) -> dict[str, Any]:
     """
     import numpy as np
 
-    from wanlab.analysis import figures, guidance
+    from wanlab.analysis import figures, guidance, reuse
     from wanlab.analysis.metrics.cost import Cost
     from wanlab.runfile import Run
 
@@ -155,6 +155,7 @@ def summarise(path: Path, analysis: str, *, alone: bool) -> dict[str, Any]:
             "resumed_from_step": run.attrs.get("resumed_from_step", 0),
             "timing_seconds": timing,
             "reading": guidance.reading(g),
+            "reuse": reuse.reading(g),
             "files": {k: str(v) for k, v in files.items()},
             "by_step": by_step(run, g),
         }
@@ -203,6 +204,7 @@ def picture(s: dict[str, Any], show_steps: bool) -> list[Any]:
         lines.append(f"resumed   after step {s['resumed_from_step']}")
     if s["peak_memory_bytes"]:
         lines.append(f"memory    {render.size(s['peak_memory_bytes'])} at most on the GPU")
+    lines += [f"{'reuse' if not k else '':<10}{text}" for k, text in enumerate(s["reuse"])]
     lines += [f"{'guidance' if not k else '':<10}{text}" for k, text in enumerate(s["reading"])]
     lines += [f"{'files' if not k else '':<10}{plain(v, 4000)}" for k, v in enumerate(s["files"].values())]
     parts: list[Any] = [

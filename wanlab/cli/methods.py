@@ -138,6 +138,8 @@ def describe(kind: str, name: str, item: Any) -> Entry:
     cited = dict.fromkeys(" ".join((m[1] or m[2]).split()) for m in _SOURCE.finditer(text))
     sources = (notes["Source"].rstrip("."),) if "Source" in notes else tuple(cited)
     cost = notes.get("Cost", "")
+    if (turned := getattr(item, "cost_knob", None)) is not None:
+        cost = f"{cost} `compare --at-cost` turns {turned[0]}."
     needs = getattr(item, "needs", ())
     if not cost and needs:
         cost = "needs " + ", ".join(map(str, [needs] if isinstance(needs, str) else needs))

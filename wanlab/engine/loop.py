@@ -68,11 +68,10 @@ def denoise(
             ran=ran,
             predictions={b: v for b, v in velocities.items() if ran.shares.get(b) == 1.0},
             reused={b: v for b, v in velocities.items() if ran.shares.get(b) != 1.0},
-            notes=noted(sessions),
         )
         for session in sessions:
             session.after(record)
-        yield record
+        yield replace(record, notes=noted(sessions))
         x = x_next
 
 
@@ -109,9 +108,9 @@ def evaluate_branches(
     velocities: dict[str, Tensor] = {}
     said: list[float] = []
     for group in shared.own(groups):
-        together = shared.together(groups)
-        agree = shared.agreement(groups, said)
-        batch = inner(Call(ctx=ctx, branches=group, x=x, positions=plan.positions, together=together, agree=agree))
+        call = Call(ctx=ctx, branches=group, x=x, step_branches=plan.branches, positions=plan.positions)
+        together, agree = shared.together(groups), shared.agreement(groups, said)
+        batch = inner(replace(call, together=together, agree=agree))
         if batch.shape != (len(group), *x.shape[1:]):
             raise WanlabError(f"step {ctx.index}: velocities {tuple(batch.shape)} for latents {tuple(x.shape)}")
         velocities |= {b: batch[i : i + 1] for i, b in enumerate(group)}

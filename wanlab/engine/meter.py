@@ -1,7 +1,7 @@
 """What ran: counted where it runs, so that it is true for every policy.
 
-A pass is one sample that went through the transformer, whole or in part. A block-token is one token in one block; an
-attention pair one query with one key in one block's self-attention. Operations follow from these (model/cost.py).
+A pass is one sample that went through blocks of the transformer, all or some. A block-token is one token in one block;
+an attention pair one query with one key in one block's self-attention. Operations follow from these (model/cost.py).
 """
 
 from __future__ import annotations
@@ -52,8 +52,9 @@ class Meter:
             ran.operations += samples * cost.block(queries, keys)
 
         velocities = self._network(replace(call, count=count))
-        ran.passes += len(call.branches)
-        ran.tokens += len(call.branches) * tokens
+        if ran.block_tokens > before:  # else a policy used the blocks' work of an earlier step
+            ran.passes += len(call.branches)
+            ran.tokens += len(call.branches) * tokens
         ran.operations += len(call.branches) * cost.around(tokens)
         share = (ran.block_tokens - before) / (len(call.branches) * tokens * cost.layers)
         ran.shares |= dict.fromkeys(call.branches, share)

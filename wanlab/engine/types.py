@@ -79,6 +79,20 @@ class Env:
     """C, F, H, W of the full-length latents."""
     costs: Mapping[str, Cost] = field(repr=False)
     """By expert."""
+    model: str = ""
+    """The model's name, as it was asked for."""
+    solver: str = ""
+    shift: float = 1.0
+    read_fingerprint: Callable[[], str] = field(default=lambda: "", repr=False, compare=False)
+    """Reads all weights the first time, so it is called by those alone who need the fingerprint."""
+    read_time_embeddings: Callable[[bool], Tensor | None] = field(default=lambda _: None, repr=False, compare=False)
+    """What the experts make of each step's timestep (model/time.py): [steps, D] float32, or with True what modulates
+    the blocks, [steps, 6 D]. None where the weights are not here: a forecast of a model on the hub."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The checkpoint's; "" where its weights are not here."""
+        return self.read_fingerprint()
 
     @property
     def total(self) -> int:
@@ -133,11 +147,18 @@ class StepPlan:
     """Applied to the latents before they are evaluated."""
     reused: tuple[str, ...] = ()
     """Those of `branches` that will not be evaluated: their values are from an earlier step."""
+    optional: tuple[str, ...] = ()
+    """Those of `branches` that the step may turn out not to need: a policy decides it while it runs."""
+    extra: int = 0
+    """Passes besides, that no velocity is made of."""
     least: float = 1.0
     """The least share of the blocks' operations, in the other branches, that will run: below 1 where a policy decides
     while it runs, 0 where the network may not be asked at all."""
     most: float = 1.0
     """The greatest share: below 1 where fewer blocks or tokens are certain."""
+    around: bool = False
+    """Whether the embeddings and the head run also where no block does: the blocks' work is used again, not the
+    velocity."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,6 +168,8 @@ class Call:
     ctx: StepContext
     branches: tuple[str, ...]
     x: Tensor
+    step_branches: tuple[str, ...] = ()
+    """All branches of the step, of this and its other calls: what decides for the step decides for all of them."""
     positions: int = 1
     """Distance of neighbouring latent frames in temporal rotary positions."""
     through: Callable[[Tensor, Blocks], Tensor] | None = None
@@ -210,12 +233,18 @@ class Session:
     fields: ClassVar[tuple[Field, ...]] = ()
     """What `note` reports, one value a step, and with dims ("branch",) one a branch. In the run file each is called
     POLICY_NAME."""
+    indicator: Sequence[float] = ()
+    """What the session compares with its threshold, by step, NaN where it does not: if it is known beforehand."""
     keeps_keys: ClassVar[bool] = False
     """Whether `through` runs blocks on some tokens that attend to all of them (`Blocks.__call__`, `keys`)."""
 
     couples: ClassVar[bool] = False
     """Whether `evaluate` or `through` of one branch looks at what the same step made of the other, otherwise than by
     `Call.agree`."""
+
+    def kept_hidden(self, branches: int) -> int:
+        """How many hidden states [1,N,D] are kept in memory in steps of so many branches: for the forecast of it."""
+        return 0
 
     _memory: dict[tuple[str, int, str], dict[str, Any]]
     _notes: dict[str, np.ndarray]
@@ -319,6 +348,10 @@ class Session:
 
 class Policy:
     """A frozen set of knobs (a frozen dataclass, one field a knob)."""
+
+    cost_knob: ClassVar[tuple[str, float, float] | None] = None
+    """The knob that trades cost for quality, its value at which all is evaluated, and the one at which least is
+    (`inf` for the number of steps): what `wanlab compare --at-cost` turns. None when there is no such knob."""
 
     def begin(self, env: Env) -> Session:
         """A session for one run. Raises UsageError when the knobs do not fit the run."""

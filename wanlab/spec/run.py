@@ -93,7 +93,7 @@ class PolicySpec:
     file: str = ""
     """The Python file that registers the name; "" for what wanlab or an installed package has."""
     code: str = ""
-    """SHA-256 (hex) of that file."""
+    """SHA-256 (hex) of that file, or else of the .json that a knob names: an edit makes another specification."""
 
     def __post_init__(self) -> None:
         pairs = self.knobs.items() if isinstance(self.knobs, Mapping) else self.knobs
@@ -130,7 +130,10 @@ class PolicySpec:
             if key in knobs:
                 raise UsageError(f"knob {short(key)} is given twice in '{short(text)}'", "give it once")
             knobs[key] = parse_value(value)
-        return cls(name.strip(), knobs, file[1], digest(file[1])) if file else cls(name.strip(), knobs)
+        if file:
+            return cls(name.strip(), knobs, file[1], digest(file[1]))
+        named = [v for v in knobs.values() if isinstance(v, str) and v.endswith(".json")]
+        return cls(name.strip(), knobs, code=digest(named[0]) if named else "")
 
     @classmethod
     def from_dict(cls, plain: Mapping[str, Any]) -> Self:
@@ -140,7 +143,7 @@ class PolicySpec:
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         plain: dict[str, Any] = {"name": self.name, "knobs": self.options}
-        return plain | ({"file": self.file, "code": self.code} if self.file else {})
+        return plain | ({"file": self.file} if self.file else {}) | ({"code": self.code} if self.code else {})
 
     def __str__(self) -> str:
         knobs = ",".join(f"{k}={str(v).lower() if isinstance(v, bool) else v}" for k, v in self.options.items())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,14 @@ from wanlab.spec import MethodSpec, PolicySpec, RecordSpec, RunSpec, parse_guida
 from wanlab.spec.presets import TASKS, TINY
 from wanlab.study import design as designs
 from wanlab.study.requests import Prompt, expand, places
-from wanlab.study.results import ComparisonResult, ContinuityResult, ReportResult, RunResult
+from wanlab.study.results import (
+    CalibrationResult,
+    ComparisonResult,
+    ContinuityResult,
+    ReportResult,
+    RunResult,
+    WhatIfResult,
+)
 from wanlab.study.runners.local import Watcher, run_all
 
 if TYPE_CHECKING:
@@ -91,10 +99,11 @@ def generate(
 
 
 def compare(
-    a: str | MethodSpec | None = None,
+    a: str | MethodSpec | Sequence[str | MethodSpec] | None = None,
     b: str | MethodSpec = "baseline",
     *,
     sweep: Sequence[str] = (),
+    at_cost: float | Sequence[float] = (),
     prompts: str | Iterable[str] | None = None,
     seeds: int | Iterable[int] = 0,
     noise_floor: bool = False,
@@ -107,8 +116,11 @@ def compare(
 ) -> ComparisonResult:
     """Sample method `a` (or a sweep of it) and baseline `b` from the same prompts, seeds and noise, and compare them.
 
-    a, b         methods ("half+cfg:last=5"), or two run files, videos, folders of images, or folders of such
+    a, b         methods ("half+cfg:last=5", several of them as `a`), or two run files, videos, folders of images, or
+                 folders of such
     sweep        as ["cfg.last=0:10", "guidance=1:8:1"]: every combination, laid over `a`
+    at_cost      shares of the baseline's operations: each method, and steps left out evenly and at random, where its
+                 knob makes it cost that
     prompts      three of the package's by default
     max_loss     the loss that a sweep may cost, as "ssim=.98"
     metrics      measures beyond the usual, as ["vmaf"], or files that register some
@@ -119,24 +131,32 @@ def compare(
     """
     from wanlab.analysis.compare import parse_loss
     from wanlab.analysis.metrics import chosen
+    from wanlab.study import atcost
     from wanlab.study.compare import Asked, compare_files
     from wanlab.study.compare import compare as run
 
     folder, watcher = Path(out), _watcher(progress)
     chosen(metrics)  # what a file registers is known from here on
     asked = Asked(loss=parse_loss(max_loss) if sweep else None, metrics=metrics)
-    if a is None and not sweep:
+    if not a and not sweep:
         raise UsageError("there is nothing to compare", 'give a="cfg:last=5", or a sweep')
+    if sweep and (at_cost or not isinstance(a, str | MethodSpec | None)):
+        raise UsageError("a sweep is laid over one method, and says its values", "give one method, and no at_cost")
     if isinstance(a, str) and isinstance(b, str) and (designs.is_source(a) or designs.is_source(b)):
-        if settings or sweep or prompts is not None or noise_floor:
+        if settings or sweep or at_cost or prompts is not None or noise_floor:
             raise UsageError("two videos are given, so nothing is sampled", "leave out what decides a sample")
         return compare_files(Path(a), Path(b), folder, asked, watcher=watcher)
-    method = _method(a if a is not None else "baseline")
-    variants = designs.swept(method, sweep) if sweep else [designs.Variant(method)]
+    methods = [_method(m) for m in ([a or "baseline"] if a is None or isinstance(a, str | MethodSpec) else a)]
     record = RecordSpec(level="latents", video="float32")
     specs = specify(designs.builtin_prompts(False) if prompts is None else prompts, seeds, record=record, **settings)
     baseline = _method(b)
     floors = designs.floors_of(baseline, specs[0]) if noise_floor else []
+    if at_cost:
+        costs = atcost.Costs(specs, baseline, folder, force, watcher)
+        variants, said = atcost.find(methods, atcost.parse_costs(at_cost), costs)
+        asked = replace(asked, remarks=said)
+    else:
+        variants = designs.swept(methods[0], sweep) if sweep else [designs.Variant(m) for m in methods]
     return run(designs.arrange(specs, baseline, variants, floors, folder), folder, asked, force=force, watcher=watcher)
 
 
@@ -180,6 +200,48 @@ def continuity(
         chosen = designs.split_methods([methods] if isinstance(methods, str) else methods)
         sources, failed = study.sample(specs, chosen, folder, force=force, watcher=watcher)
     return study.continuity(sources, folder, failed=failed, watcher=watcher)
+
+
+def calibrate(
+    prompts: str | Iterable[str] | None = None,
+    seeds: int | Iterable[int] = 0,
+    *,
+    out: Place = "calibration.json",
+    record_dtype: str = "float32",
+    force: bool = False,
+    progress: bool | Watcher = True,
+    **settings: Any,
+) -> CalibrationResult:
+    """Measure what step caches need to know of a model, of full runs of prompts and seeds, into one JSON.
+
+    prompts       those of the package by default
+    record_dtype  "float32" or "float16": how the runs keep their latents
+    settings      as in `specify`; what is measured belongs to them, and is refused elsewhere
+
+    The runs are kept in the folder named as `out` without .json. Raises UsageError and WanlabError.
+    """
+    from wanlab.study.calibrate import calibrate as run
+
+    record = RecordSpec(level="all", dtype=record_dtype)
+    specs = specify(designs.builtin_prompts(True) if prompts is None else prompts, seeds, record=record, **settings)
+    return run(specs, Path(out), force=force, watcher=_watcher(progress))
+
+
+def what_if(
+    methods: str | Sequence[str], runs: Place | Iterable[Place], *, progress: bool | Watcher = True
+) -> WhatIfResult:
+    """What methods would have done in runs recorded with record="all": an estimate, without weights.
+
+    methods  as "easycache:threshold=.05"
+    runs     run files, or folders of them
+
+    Raises UsageError and WanlabError.
+    """
+    from wanlab.study.what_if import what_if as replay
+
+    chosen = [_method(m) for m in ([methods] if isinstance(methods, str) else methods)]
+    given = [Path(p) for p in ([runs] if isinstance(runs, str | PathLike) else runs)]
+    return replay(given, chosen, watcher=_watcher(progress))
 
 
 def report(

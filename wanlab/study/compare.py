@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from wanlab.errors import UsageError, WanlabError
 from wanlab.files import make_folder, write_text
+from wanlab.spec import MethodSpec, RunSpec
 from wanlab.spec.paths import is_run_file
 from wanlab.study import folders
 from wanlab.study.design import Design, Variant, slug
@@ -37,6 +38,8 @@ class Asked:
     """The loss that a sweep may cost, as ("psnr", 35.0); None without a sweep."""
     metrics: Sequence[str] = ()
     """Measures beyond those that always are: names, or files that register some."""
+    remarks: Sequence[str] = ()
+    """What was found before anything was compared."""
 
     @property
     def bounds(self) -> list[tuple[str, ...] | tuple[str, str, float]]:
@@ -45,6 +48,24 @@ class Asked:
 
 
 NOTHING = Asked()
+
+
+def fitting(methods: Sequence[MethodSpec], spec: RunSpec) -> tuple[list[MethodSpec], list[str]]:
+    """The methods that a run of `spec` can use, and which are left out, and why: of a list that is the package's.
+    Raises UsageError when there is none."""
+    from wanlab.engine.run import plan
+
+    kept: list[MethodSpec] = []
+    said: list[str] = []
+    for method in methods:
+        try:
+            plan(method.apply(spec))
+            kept.append(method)
+        except UsageError as reason:
+            said.append(f"left out, {method.label}: {reason}")
+    if not kept:
+        raise UsageError("; ".join(said))
+    return kept, said
 
 
 def forecast(design: Design) -> list[dict[str, Any]]:
@@ -232,9 +253,10 @@ def conclude(
     comparison.json, .csv, .md and error_comparison.txt (the latest), and figures. Raises WanlabError."""
     from wanlab.analysis import table
     from wanlab.analysis.compare import failures
+    from wanlab.analysis.controls import against_even
 
-    said = [*remarks, *comparison.remarks()]
-    answer = table.answer(comparison, asked.loss) if asked.loss else []
+    said = [*asked.remarks, *remarks, *comparison.remarks()]
+    answer = against_even(comparison.results) + (table.answer(comparison, asked.loss) if asked.loss else [])
     missed = failures(comparison.results, asked.conditions)
     content = comparison.to_dict() | {"compared": description, "remarks": said, "answer": answer, "missed": missed}
     texts = {
@@ -266,11 +288,12 @@ def conclude(
 def _figures(comparison: Comparison, out: Path) -> dict[str, Path]:
     from wanlab.analysis.compare import pareto
     from wanlab.analysis.figures import compare as figures
+    from wanlab.analysis.figures.pareto import front
 
     files: dict[str, Path] = {}
     results = list(comparison.results)
     if len(results) > 1:
-        files["front"] = figures.front(comparison, out / "pareto.png")
+        files["front"] = front(comparison, out / "pareto.png")
     if len(results) > DETAILED:
         points = [(1 / r.summary["speedup_predicted"].mean, r.summary["psnr"].mean) for r in results]
         results = [results[k] for k in pareto(points)][:DETAILED]

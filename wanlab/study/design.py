@@ -26,6 +26,7 @@ from wanlab.study.requests import check_names, known, run_name
 
 MODES = ("cfg_vs_baseline", "half_vs_baseline", "improved_vs_baseline", "combined_vs_baseline", "cfg_vs_half")
 MAX_METHODS = 10_000  # of a sweep
+BUILTIN = "builtin:"
 MAX_NAME = 80  # characters of a method's folder
 
 
@@ -116,8 +117,18 @@ def parse_method(text: str, named: Mapping[str, MethodSpec]) -> MethodSpec:
     return MethodSpec.parse(text)
 
 
+def builtin_methods(name: str) -> dict[str, MethodSpec]:
+    """The methods of a list in the package, by name. Raises UsageError when there is no such list."""
+    lists = {p.stem: p for p in sorted((Path(__file__).parent / "methods").glob("*.toml"))}
+    if name not in lists:
+        raise UsageError(f"there is no list of methods 'builtin:{short(name, 40)}'", suggest(name, lists))
+    return read_methods(lists[name])
+
+
 def read_methods(path: Path) -> dict[str, MethodSpec]:
-    """The methods of a TOML file by name. Raises UsageError."""
+    """The methods of a TOML file by name; `builtin:NAME` is a list in the package. Raises UsageError."""
+    if str(path).startswith(BUILTIN):
+        return builtin_methods(str(path).removeprefix(BUILTIN))
     try:
         plain = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # not UTF-8, no TOML, too deep, a number too long
@@ -306,13 +317,13 @@ def arrange(
     runs: list[list[Path]] = []
     for group in (floors, variants):
         # A method equal to its baseline is sampled again: the result must be the same, and is not taken for granted.
-        places = baseline_places if len(group) > 1 else {}
+        places = dict(baseline_places) if len(group) > 1 else {}
         for variant in group:
             own = [variant.method.apply(s) for s in specs]
             check_names(own[0])
             folder = out / _folder(variant.method, folders)
             rows.append(own)
-            runs.append([places.get((s.digest(), s.parallel), folder / f"{run_name(s)}.h5") for s in own])
+            runs.append([places.setdefault((s.digest(), s.parallel), folder / f"{run_name(s)}.h5") for s in own])
     order: dict[Path, RunSpec] = {}
     for k in range(len(base)):
         row = [(base[k], base_runs[k]), *((s[k], p[k]) for s, p in zip(rows, runs, strict=True))]

@@ -219,6 +219,7 @@ class ComparisonResult:
         Raises UsageError for another kind or method, WanlabError when there is nothing to draw.
         """
         from wanlab.analysis.figures import compare as figures
+        from wanlab.analysis.figures.pareto import front
 
         results = {r.label: r for r in self.comparison.results}
         if method and method not in results:
@@ -228,7 +229,7 @@ class ComparisonResult:
             "per_frame": lambda path: figures.per_frame(result, path),
             "divergence": lambda path: figures.divergence(result, path),
             "worst_frame": lambda path: figures.worst_frame(result.worst, path, result.label),
-            "front": lambda path: figures.front(self.comparison, path),
+            "front": lambda path: front(self.comparison, path),
         }
         return _choose({name: lambda draw=draw: _draw(draw) for name, draw in kinds.items()}, kind)  # type: ignore[misc]
 
@@ -297,6 +298,60 @@ class ContinuityResult:
             {"method": g.method, "frames": g.frames, "runs": len(g.runs), "steps": g.first.steps} for g in self.groups
         ]
         return table(rows) + "".join(f"<p>{html.escape(line)}</p>" for line in self.reading)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationResult:
+    """What was measured of a model for its step caches: `policy:calibration=PATH` uses it."""
+
+    path: Path
+    content: dict[str, Any]
+    """What the file says (docs/caches.md)."""
+    runs: tuple[Path, ...]
+    remarks: tuple[str, ...] = ()
+    """What it lacks, and why."""
+    failed: tuple[Path, ...] = ()
+
+    @cached_property
+    def rows(self) -> list[dict[str, Any]]:
+        """A row a step: ratios with their spread over prompts, the embedding's change."""
+        from wanlab.study.calibrate import step_rows
+
+        return step_rows(self.content)
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of `rows`. Raises WanlabError without pandas."""
+        return _frame(self.rows)
+
+    def _repr_html_(self) -> str:
+        from wanlab.study.calibrate import expert_rows, plan_rows
+
+        return table(expert_rows(self.content)) + table(plan_rows(self.content))
+
+
+@dataclass(frozen=True, kw_only=True)
+class WhatIfResult:
+    """What methods would have done in recorded runs: an estimate, for the latents are those of the full runs."""
+
+    content: dict[str, Any]
+    """Every method, run and step."""
+    rows: list[dict[str, Any]]
+    """A row a method: the share of passes saved (mean, least, most over runs), the error of the guided velocity where
+    it is off (mean, worst), and where something is reused or left out, in all and in some of the runs."""
+
+    @cached_property
+    def steps(self) -> list[dict[str, Any]]:
+        """A row a method and step."""
+        from wanlab.study.what_if import step_rows
+
+        return step_rows(self.content)
+
+    def to_pandas(self) -> Any:
+        """A DataFrame of `steps`. Raises WanlabError without pandas."""
+        return _frame(self.steps)
+
+    def _repr_html_(self) -> str:
+        return table(self.rows) + f"<p>{html.escape(self.content['estimate'])}</p>"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,3 +99,14 @@ def in_words(error: OSError) -> tuple[str, str]:
     what = error.strerror or str(error) or type(error).__name__
     remedy = REMEDIES.get(error.errno or 0, "check the path and the disk, and run the same command again")
     return f"{place}: {what}" if place else what, remedy
+
+
+def steps_in_short(steps: Sequence[int]) -> str:
+    """Steps as 0-3/7/9-11, as `steps:skip=` takes them; "none" for none."""
+    rows: list[list[int]] = []
+    for k in steps:
+        if rows and k == rows[-1][-1] + 1:
+            rows[-1].append(k)
+        else:
+            rows.append([k])
+    return "/".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in rows) or "none"

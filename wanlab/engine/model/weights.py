@@ -67,6 +67,15 @@ def stream(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
                     yield name, safe.get_tensor(name)
 
 
+def read(file: Path, name: str) -> Tensor:
+    """One tensor of a file, as `stream` gives it. Raises UsageError when the file is damaged."""
+    if file.suffix == ".pth":
+        return _unpickled(file)[name]
+    with _opened(file) as safe:
+        tensor: Tensor = safe.get_tensor(name)
+    return tensor
+
+
 def shown(name: str, most: int = 120) -> str:
     """A tensor's name, which is whatever its file says, fit for one line."""
     plain = name if name.isprintable() else name.encode("unicode_escape", "backslashreplace").decode()

@@ -27,7 +27,7 @@ class Cost(Observer):
         Field("guidance_scale", (), "float64", "1", "guidance scale of the expert"),
         Field("frames", (), "int32", "1", "latent frames evaluated"),
         Field("frame_stride", (), "int32", "1", "full-length latent frames from one of them to the next"),
-        Field("passes", (), "int32", "1", "samples that went through the transformer, whole or in part"),
+        Field("passes", (), "int32", "1", "samples that went through blocks of the transformer, all or some"),
         Field("tokens", (), "int64", "1", "transformer tokens, summed over passes"),
         Field("block_tokens", (), "int64", "1", "tokens that each block ran, summed over blocks and passes"),
         Field("attention_pairs", (), "int64", "1", "queries times keys of self-attention, summed likewise"),

@@ -4,12 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from wanlab.engine.policies import cfg, frames
+from wanlab.engine.policies import (
+    cfg,
+    easycache,
+    firstblock,
+    forecasts,
+    frames,
+    guidance,
+    magcache,
+    measure,
+    seacache,
+    sencache,
+    steps,
+    teacache,
+)
 from wanlab.engine.types import Env, Policy, Session
 from wanlab.registry import build
 from wanlab.spec import PolicySpec
 
-__all__ = ["begin", "cfg", "frames"]
+__all__ = [
+    "begin",
+    "cfg",
+    "easycache",
+    "firstblock",
+    "forecasts",
+    "frames",
+    "guidance",
+    "magcache",
+    "measure",
+    "seacache",
+    "sencache",
+    "steps",
+    "teacache",
+]
 
 
 def begin(policies: Iterable[PolicySpec], env: Env) -> Sequence[Session]:

@@ -202,7 +202,7 @@ class Running:
         self.solver = Solver(
             spec.solver, spec.schedule, spec.steps, float(spec.shift or 0), checkpoint.scheduler, self.device
         )
-        self.env = make_env(spec, checkpoint, self.solver)
+        self.env = make_env(spec, self.model.checkpoint, self.solver)
         self.sessions = policies.begin(spec.policies, self.env)
         self.layout = Layout.parse(spec.parallel)
         self.shared = Branches(self.ranks, self.layout, wide=choice.wide(spec, self.sessions))

@@ -5,8 +5,10 @@ What policies decide beforehand is forecast exactly; of what they decide while t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,8 +18,10 @@ from wanlab.engine.guiders import Cfg, Guider
 from wanlab.engine.loop import nest, plans
 from wanlab.engine.model import loading, vae
 from wanlab.engine.model.cost import BYTES, Cost
+from wanlab.engine.model.fingerprint import fingerprint
 from wanlab.engine.model.loading import Checkpoint
 from wanlab.engine.model.placement import HostMemory
+from wanlab.engine.model.time import time_embeddings
 from wanlab.engine.observers.latents import OTHER_EXPERT
 from wanlab.engine.ranks import choice
 from wanlab.engine.solvers import Solver, step_contexts
@@ -85,13 +89,15 @@ class Forecast:
     """By component."""
     memory_bytes: Mapping[str, int]
     """By component, weights in their dtypes; and estimates of the transformers' "activations", of "decoding" one
-    latent frame and, where a policy keeps them, of "keys" and values."""
+    latent frame and, where a policy keeps them, of "keys" and values and of "caches": hidden states."""
     memory_plans: Mapping[str, int]
     """The predicted peak on the device under each plan of placement.py."""
     host_plans: Mapping[str, int]
     """Bytes of page-locked host memory under each of them, on a GPU."""
     disk_bytes: int
     """The run file's arrays before compression."""
+    indicators: Mapping[str, tuple[float | None, ...]]
+    """By policy, what it compares with its threshold at each step, where that is known beforehand."""
 
     @property
     def exact(self) -> bool:
@@ -136,14 +142,20 @@ def make_env(spec: RunSpec, checkpoint: Checkpoint, solver: Solver) -> Env:
     """The run's schedule, guidance and cost by expert, and full-length latent shape. Raises UsageError for a size that
     the model cannot make."""
     low, high = spec.guidance
+    steps = step_contexts(solver, checkpoint.boundary, loading.TRAIN_TIMESTEPS)
     return Env(
-        steps=step_contexts(solver, checkpoint.boundary, loading.TRAIN_TIMESTEPS),
+        steps=steps,
         guidance={"low": low, "high": high, "single": low},
         shape=checkpoint.latent_shape(spec.frames, spec.width, spec.height),
         costs={
             expert: Cost.of(checkpoint.expert_config(expert), checkpoint.expand_timesteps)
             for expert in checkpoint.experts
         },
+        model=spec.model,
+        solver=spec.solver,
+        shift=float(spec.shift or 0),
+        read_fingerprint=lambda: fingerprint(checkpoint) if checkpoint.files else "",
+        read_time_embeddings=partial(time_embeddings, checkpoint, steps),
     )
 
 
@@ -164,6 +176,8 @@ def forecast(spec: RunSpec, checkpoint: Checkpoint) -> Forecast:
     memory = _memory(spec, checkpoint, env, parameters)
     if any(session.keeps_keys for session in sessions):
         memory["keys"] = _kept_keys(spec, env, rows)
+    if caches := _kept_hidden(spec, env, rows, sessions):
+        memory["caches"] = caches
     return Forecast(
         spec=spec,
         model_path=str(checkpoint.path),
@@ -183,6 +197,11 @@ def forecast(spec: RunSpec, checkpoint: Checkpoint) -> Forecast:
         memory_plans=_peaks(memory, checkpoint, env.shape[1]),
         host_plans=_host(memory, checkpoint),
         disk_bytes=_disk(spec, env, sessions),
+        indicators={
+            p.name: tuple(None if math.isnan(v) else v for v in s.indicator)
+            for p, s in zip(spec.policies, sessions, strict=True)
+            if s.indicator
+        },
     )
 
 
@@ -192,13 +211,16 @@ def _sums(bounds: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
 
 def _row(plan: StepPlan, ctx: StepContext, env: Env) -> Row:
     tokens, cost = env.tokens(plan.frames), env.costs[ctx.expert]
-    passes = len(set(plan.branches) - set(plan.reused))
     around, whole = cost.around(tokens), cost.whole(tokens)
+    every, sure = set(plan.branches), set(plan.branches) - set(plan.optional)
+    passes, fewest = (len(branches - set(plan.reused)) + plan.extra for branches in (every, sure))
 
-    def operations(share: float) -> float:
-        return passes * (around + share * (whole - around)) if share else 0.0  # with 0 the network is not asked
+    def operations(branches: set[str], share: float) -> float:
+        count = len(branches - set(plan.reused)) + plan.extra
+        asked = len(branches) if plan.around else count if share else 0  # else the network is not asked
+        return asked * around + count * share * (whole - around)
 
-    least, most = operations(plan.least), operations(plan.most)
+    least, most = operations(sure, plan.least), operations(every, plan.most)
     return Row(
         step=ctx.index,
         timestep=ctx.timestep,
@@ -211,7 +233,7 @@ def _row(plan: StepPlan, ctx: StepContext, env: Env) -> Row:
         frames=plan.frames,
         tokens=tokens,
         passes=passes if plan.most else 0,
-        passes_bounds=(passes if plan.least else 0, passes if plan.most else 0),
+        passes_bounds=(fewest if plan.least else 0, passes if plan.most else 0),
         flops=most,
         flops_bounds=(least, most),
         jump=plan.jump is not None,
@@ -222,6 +244,13 @@ def _kept_keys(spec: RunSpec, env: Env, rows: Sequence[Row]) -> int:
     """Bytes of the keys and values of every block and branch, of the expert that has most."""
     widest = max(cost.layers * cost.width for cost in env.costs.values())
     return max(2 * widest * len(r.branches) * r.tokens * BYTES[spec.dtype] for r in rows)
+
+
+def _kept_hidden(spec: RunSpec, env: Env, rows: Sequence[Row], sessions: Sequence[Session]) -> int:
+    """Bytes of the hidden states that policies keep, at most."""
+    width = max(cost.width for cost in env.costs.values())
+    most = max(r.tokens * sum(s.kept_hidden(len(r.branches)) for s in sessions) for r in rows)
+    return most * width * BYTES[spec.dtype]
 
 
 def _memory(spec: RunSpec, checkpoint: Checkpoint, env: Env, counted: Mapping[str, int]) -> dict[str, int]:
@@ -259,7 +288,7 @@ def decoded_at_once(held: Mapping[str, int]) -> int:
 def _peaks(held: Mapping[str, int], checkpoint: Checkpoint, frames: int) -> dict[str, int]:
     """Bytes on the device at most, by plan."""
     experts = {component: held[component] for component in checkpoint.experts.values()}
-    working = held["activations"] + held.get("keys", 0)
+    working = held["activations"] + held.get("keys", 0) + held.get("caches", 0)
     decoding = min(decoded_at_once(held), frames) * held["decoding"]
     blocks = max(size / checkpoint.transformer.num_layers for size in experts.values())
     weights = held["text_encoder"] + held["vae"] + sum(experts.values())

@@ -14,7 +14,7 @@ from wanlab.spec import RunSpec
 from wanlab.study.requests import check_place
 
 if TYPE_CHECKING:
-    from wanlab.engine.run import Progress
+    from wanlab.engine.run import Models, Progress
 
 PAUSE = 0.5  # seconds between looks at a run that another process writes
 RETRIES = 3  # of a run that another process was seen to write
@@ -55,11 +55,13 @@ def run_all(
     force: bool = False,
     gif: bool = False,
     watcher: Watcher | None = None,
+    loaded: Models | None = None,
 ) -> list[Path]:
     """Run each spec into its file, in order, with one model loaded; returns the files of runs that failed.
 
     What cannot be done fails before a model is loaded. A run that fails among several is told to the watcher; alone it
-    raises. A run that another process is writing is waited for, then taken. Raises UsageError and WanlabError.
+    raises. A run that another process is writing is waited for, then taken. `loaded` keeps the model for the next job.
+    Raises UsageError and WanlabError.
     """
     from wanlab.engine import run as engine
 
@@ -74,7 +76,7 @@ def run_all(
     failed: list[Path] = []
     watcher.start(len(specs), sum(s.steps for s in specs))
     try:
-        loaded = engine.Models()
+        loaded = loaded or engine.Models()
         for spec, place in zip(specs, places, strict=True):
             watcher.begin(spec, place)
             try:
