@@ -79,6 +79,7 @@ def specs_for(checkpoint, single, per_token):
     made["cfg=2 probed"] = make_spec(checkpoint, policies=[TRUNCATED], **more | {"record": probed}), True
     made["cfg=2 keys"] = make_spec(checkpoint, policies=[KEYS], **more), True
     made["cfg=2 led"] = make_spec(checkpoint, policies=[LED], **more), True
+    made["cfg=2 firstblock"] = make_spec(checkpoint, policies=["firstblock:threshold=0.5"], **more), True
     made["cfg=2 fp8"] = make_spec(checkpoint, precision="fp8", **more), True
     made["cfg=2 wide"] = make_spec(checkpoint, precision="exact", policies=[TRUNCATED], **more), False
     made["ulysses=2 fp8"] = make_spec(checkpoint, precision="fp8", **everything | {"parallel": "ulysses=2"}), False
@@ -113,7 +114,7 @@ def contents(path):
 def test_a_branch_on_each_process_is_equal_to_one_process_bit_by_bit(job):
     folder, made, alone, errors = job
     exact = [n for n, (_, identical) in made.items() if identical and n not in errors]
-    assert len(exact) == 10
+    assert len(exact) == 11
     assert len({*contents(folder / "cfg=2 led.h5")["block_tokens"].tolist()}) > 1  # it did decide
     for name in exact:
         a, b = contents(folder / f"{name}.h5"), contents(alone[name])
