@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +185,10 @@ class Result:
         low, high = metric.bounds
         far = metric.better == "lower" and low == 0  # of an error the upper limit is far away: there it is only cut
         limits = (low, math.inf if far else high)
-        return grouped(self.values(name), self.prompts, limits, factor=factor)[0].within(low, high)
+        values = self.values(name)
+        counted = metric.counted(values)
+        prompts = list(compress(self.prompts, counted))
+        return grouped(list(compress(values, counted)), prompts, limits, factor=factor)[0].within(low, high)
 
     def median(self, name: str) -> float:
         """A figure of the pair in the middle."""

@@ -120,7 +120,7 @@ def _times(a: Clip, b: Clip) -> str:
 def _reduced(item: Metric, by_frame: Floats) -> float:
     if not len(by_frame):
         return float("nan")
-    return float(by_frame.max() if item.reduce == "max" else by_frame.mean())
+    return float(by_frame.max() if item.reduce == "max" else by_frame[item.counted(by_frame)].mean())
 
 
 def check_same_size(a: Clip, b: Clip) -> None:

@@ -42,8 +42,8 @@ class Interval:
 
 
 def interval(values: ArrayLike, limits: tuple[float, float] = UNBOUNDED, *, factor: float | None = None) -> Interval:
-    """The mean of independent values [n] with its 95 % interval, inside the `limits` of the quantity (none, a lower one
-    or both); `factor` stands in
+    """The mean of independent values [n] with its 95 % interval, inside the `limits` of the quantity (none, one or
+    both); `factor` stands in
     for Student's quantile where several intervals are to hold together (see `simultaneous`).
 
     Without limits: the t statistic corrected for the skewness g of the values by Hall's monotone cubic transformation
@@ -68,6 +68,9 @@ def interval(values: ArrayLike, limits: tuple[float, float] = UNBOUNDED, *, fact
     low, high = (float(b[0]) for b in bounds(x[None], factor))
     if limits == UNBOUNDED:
         return Interval(mean, low, high, n)
+    if math.isinf(limits[0]):  # an upper limit is a lower one of the negative
+        own = interval(-x, (-limits[1], math.inf), factor=factor)
+        return Interval(mean, -own.high, -own.low, n)
     half = (quantile(n) if factor is None else factor) * float(x.std(ddof=1)) / math.sqrt(n)
     within = _bounded(mean, half, n, limits)
     if math.isinf(limits[1]):

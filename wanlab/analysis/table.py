@@ -13,6 +13,7 @@ from typing import Any
 from wanlab.analysis import clips, metrics
 from wanlab.analysis.compare import Comparison, Result
 from wanlab.analysis.metrics import BASELINE, Metric
+from wanlab.analysis.metrics.conventions import PUBLISHED
 from wanlab.analysis.stats import ENOUGH, Interval
 
 Row = dict[str, Any]
@@ -84,6 +85,26 @@ def cell(value: Interval | None, metric: Metric, *, form: str = "", lines: bool 
         return mean
     bounds = f"{value.low:{form}}{'–' if value.low >= 0 else ' to '}{value.high:{form}}"
     return f"{mean}\n{bounds}" if lines else f"{mean} ({bounds})"
+
+
+def tables(comparison: Comparison) -> list[list[Row]]:
+    """Methods, what their clips show, and the field's conventions where these were asked for."""
+    return [t for t in (rows(comparison), clip_rows(comparison), conventions(comparison)) if t]
+
+
+def conventions(comparison: Comparison) -> list[Row]:
+    """PSNR and SSIM by the field's conventions, a row each and a column a method; empty where none was asked for."""
+    known = comparison.results[0].metrics
+    shown = [n for n in PUBLISHED if n in known]
+    return [
+        {
+            "convention": n,
+            **{r.label: cell(r.summary[n], r.metrics[n], form=r.metrics[n].format) for r in comparison.results},
+            "who prints it": PUBLISHED[n],
+        }
+        for n in shown
+        if any(known[n].asked for n in shown)
+    ]
 
 
 def flat(comparison: Comparison) -> list[Row]:

@@ -102,6 +102,12 @@ class Judging:
     vmaf: Annotated[bool, option("--vmaf", panel=_HOW, help="--metric vmaf, where ffmpeg has it: similarity only.")] = (
         False
     )
+    conventions: Annotated[
+        str | None,
+        option(
+            "--conventions", panel=_HOW, help="published: PSNR and SSIM as other projects compute them, side by side."
+        ),
+    ] = None
     max_loss: Annotated[
         str | None,
         option("--max-loss", panel=_HOW, help="The loss that a sweep may cost, as ssim=.98.  [default: psnr=35]"),
@@ -125,14 +131,19 @@ class Judging:
         """The same for a study. Raises UsageError."""
         from wanlab.analysis.compare import parse_condition, parse_loss
         from wanlab.analysis.metrics import chosen
+        from wanlab.analysis.metrics.conventions import PUBLISHED
         from wanlab.study.compare import Asked
 
-        metrics = [*(self.metric or []), *["vmaf"] * self.vmaf]
-        chosen(metrics)  # what a file registers is known from here on
+        if self.conventions not in (None, "published"):
+            raise UsageError(
+                f"--conventions '{render.plain(self.conventions, 40)}' is unknown", "write --conventions published"
+            )
         if self.max_loss is not None and not is_sweep:
             raise UsageError("--max-loss is for a sweep", 'give --sweep, or --fail-if "psnr<35"')
         if self.confirm is not None and not is_sweep:
             raise UsageError("--confirm is for what a sweep chose", "give --sweep, or other seeds with --seed")
+        metrics = [*(self.metric or []), *["vmaf"] * self.vmaf, *(PUBLISHED if self.conventions else [])]
+        chosen(metrics)  # files register theirs before conditions name them
         loss = parse_loss(self.max_loss or "psnr=35")
         conditions = [parse_condition(c) for c in self.fail_if or []]
         return Asked(conditions=conditions, loss=loss if is_sweep else None, metrics=metrics)

@@ -23,9 +23,7 @@ def finish(result: ComparisonResult, form: str) -> int:
     if form in ("json", "csv"):
         render.emit(result.rows, form, result.content)
     elif form == "md":
-        for rows in (table.rows(result.comparison), table.clip_rows(result.comparison)):
-            render.emit(rows, form)
-            render.write("\n")
+        render.write("\n".join(map(render.markdown, table.tables(result.comparison))))
     else:
         _show(result)
     for text in result.missed:
@@ -54,7 +52,9 @@ def _show(result: ComparisonResult) -> None:
         rows, looks = ([{k: v for k, v in r.items() if k not in NARROW} for r in t] for t in (rows, looks))
     shown = render.table(rows, left=("method", "verdict"), styles=styles)
     clips = render.table(looks, title=CLIPS, left=("method",))
-    render.show(Text(""), Text(title, style="bold"), Text(result.description), shown, clips, Text("\n".join(lines)))
+    more = [render.table(t, left=("convention", "who prints it")) for t in [table.conventions(comparison)] if t]
+    above = (Text(""), Text(title, style="bold"), Text(result.description), shown, clips)
+    render.show(*above, *(x for t in more for x in (Text(""), t)), Text("\n".join(lines)))
 
 
 def _style(verdict: str) -> str:

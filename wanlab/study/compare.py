@@ -349,8 +349,7 @@ def conclude(
     texts = {
         "json": json.dumps(finite(content), ensure_ascii=True) + "\n",
         "csv": table.to_csv(table.pairs(comparison)),
-        "md": "\n".join(markdown(rows) for rows in (table.rows(comparison), table.clip_rows(comparison)))
-        + "".join(f"\n{line}\n" for line in [*answer, *said]),
+        "md": "\n".join([*map(markdown, table.tables(comparison)), *(f"{line}\n" for line in [*answer, *said])]),
         "txt": table.report(comparison, description, [*answer, *said]),
     }
     every = make_folder(make_folder(out) / "comparisons")

@@ -23,7 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -37,7 +37,17 @@ if TYPE_CHECKING:
 Needs = Literal["frame pair", "frame", "clip", "clips", "pair", "run", "runs", "verdict", "figures"]
 WINDOW = {"frame": 1, "clip": 2, "clips": 3}  # frames in a row of one video
 OF_BOTH = (*WINDOW, "run", "verdict")  # measured of A and of B
-MODULES = ("pixels", "latent", "temporal", "adherence", "appearance", "cost")
+MODULES = (
+    "pixels",
+    "conventions",
+    "learned.distances",
+    "learned.video",
+    "latent",
+    "temporal",
+    "adherence",
+    "appearance",
+    "cost",
+)
 BASELINE = "_baseline"
 
 _of_files: dict[str, Metric] = {}  # what files named on the command line register
@@ -56,8 +66,9 @@ class Metric:
     bounds: tuple[float, float] = (-math.inf, math.inf)
     """What the figure can be; its interval never leaves them."""
     format: str = ".4g"
-    reduce: Literal["mean", "max"] = "mean"
-    """How a value a frame becomes one of the pair."""
+    reduce: Literal["mean", "max", "mean of unequal"] = "mean"
+    """How a value a frame becomes one of the pair. "mean of unequal", over pairs too: of those that do not stand for
+    equal frames (`identical`), if there are any."""
     mean: str = "arithmetic"
     """Over pairs: "arithmetic"; "geometric", of the pairs that have it; "none"; or the name of a figure, whose mean and
     bounds the function turns into this one's."""
@@ -66,6 +77,8 @@ class Metric:
     prompts, and the factor that stands in for Student's quantile."""
     asked: bool = False
     """Measured only where it is asked for by name."""
+    check: Callable[[], None] = field(default=lambda: None)
+    """Raises WanlabError where what it needs is not installed; called before anything is measured or sampled."""
     column: str = ""
     """How the table shows it, as ".1f"; "" where it does not."""
     table: Literal["main", "clips"] = "main"
@@ -82,6 +95,11 @@ class Metric:
         low, high = self.bounds
         possible = value == self.identical or (math.isfinite(value) and low - 1e-9 <= value <= high + 1e-9)
         return value if possible else math.nan
+
+    def counted(self, values: Iterable[float]) -> list[bool]:
+        """Which of the values enter their mean: all, or those that do not stand for equal frames, if there are any."""
+        unequal = [v != self.identical for v in values]
+        return unequal if self.reduce == "mean of unequal" and any(unequal) else [True] * len(unequal)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -110,10 +128,10 @@ class Metric:
 def metric(name: str, *, needs: Needs, title: str = "", **more: Any) -> Callable[[Callable[..., float]], Metric]:
     """Decorator: register a function as the measure `name`; `more` are fields of Metric.
 
-    Raises ValueError for a name that is taken or no identifier in lower case.
+    Raises ValueError for a name that is taken, or is no identifier in lower case, dots apart.
     """
-    if not name.isidentifier() or name != name.lower() or name.endswith(BASELINE):
-        raise ValueError(f"'{name}' is no name for a metric: write lower case, as psnr or edge_error")
+    if not name.replace(".", "_").isidentifier() or name != name.lower() or name.endswith(BASELINE):
+        raise ValueError(f"'{name}' is no name for a metric: write lower case, as psnr, edge_error or psnr.frames")
 
     def add(function: Callable[..., float]) -> Metric:
         made = Metric(name=name, function=function, needs=needs, title=title or name.replace("_", " "), **more)
@@ -139,13 +157,13 @@ def _place(item: Metric) -> tuple[int, int]:
 
 def chosen(asked: Sequence[str] = ()) -> list[Metric]:
     """The measures of a comparison: all that are not measured on request only, and those asked for, by name or as the
-    file that registers them. Raises UsageError for an unknown one."""
-    wanted = set()
+    file that registers them, with what these are made from. Raises UsageError for an unknown one, WanlabError for what
+    is not installed."""
+    known, wanted = by_figure(), set()
     for text in asked:
-        if text.endswith(".py"):
-            wanted |= {m.name for m in load(text)}
-        else:
-            wanted.add(get(text).name)
+        for m in load(text) if text.endswith(".py") else [get(text)]:
+            m.check()
+            wanted |= {m.name, m.mean} if m.mean in known else {m.name}
     return [m for m in every() if not m.asked or m.name in wanted]
 
 
