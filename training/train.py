@@ -15,7 +15,6 @@ import itertools
 import json
 import math
 import re
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
@@ -320,11 +319,9 @@ def film(rows: Tensor, frames: int) -> Tensor:
     return out
 
 
-def train_vae(
-    recipe: Recipe, out: Path, device: torch.device, deadline: float, compiled: bool, start: Path | None
-) -> bool:
+def train_vae(recipe: Recipe, out: Path, device: torch.device, deadline: float, compiled: bool) -> bool:
     torch.manual_seed(recipe.seed)
-    vae = (AutoencoderKLWan.from_pretrained(start / "vae") if start else models.vae()).to(device)
+    vae = models.vae().to(device)
     fast_vae.channels_last(vae)
     version = world.WORLDS[recipe.world]
     pool = list(itertools.islice(world.scenes(recipe.seed, drawn=0.2, version=version), recipe.pool))
@@ -545,9 +542,7 @@ def train_denoiser(
     return stage.run(prepare, deadline)
 
 
-def train_transformers(
-    recipe: Recipe, out: Path, device: torch.device, deadline: float, compiled: bool, start_from: Path | None
-) -> bool:
+def train_transformers(recipe: Recipe, out: Path, device: torch.device, deadline: float, compiled: bool) -> bool:
     tiny, start = out / "tiny", time.monotonic()
     data = make_buckets(recipe, tiny, device)
     print(f"{sum(len(b.latents) for b in data[0])} clips ready after {time.monotonic() - start:.0f} s", flush=True)
@@ -559,10 +554,7 @@ def train_transformers(
         return m
 
     base_dir = out / "base"
-    if start_from:
-        if not (tiny / "text_encoder").exists():
-            shutil.copytree(start_from / "text_encoder", tiny / "text_encoder")
-    elif not (base_dir / "transformer").exists():
+    if not (base_dir / "transformer").exists():
         torch.manual_seed(recipe.seed + 10)
         model, encoder = ready(models.transformer(**recipe.transformer)), models.text_encoder().to(device)
         if not train_denoiser("base", recipe, model, encoder, data, out, deadline, compiled):
@@ -573,8 +565,7 @@ def train_transformers(
     for part, component in (("high", "transformer"), ("low", "transformer_2")):
         if (tiny / component).exists():
             continue
-        first = start_from / component if start_from else base_dir / "transformer"
-        model = ready(WanTransformer3DModel.from_pretrained(first, torch_dtype=torch.float32))
+        model = ready(WanTransformer3DModel.from_pretrained(base_dir / "transformer", torch_dtype=torch.float32))
         if not train_denoiser(part, recipe, model, encoder, data, out, deadline, compiled):
             return False
         models.save(tiny, component, model)
@@ -585,9 +576,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop in time to be resumed")
-    parser.add_argument(
-        "--start", type=Path, help="tune this checkpoint: its autoencoder, then its experts; no base model is trained"
-    )
     parser.add_argument("--only", choices=["vae", "transformers"], help="one stage")
     parser.add_argument("--recipe", type=json.loads, default={}, help='changes to the recipe, as JSON: {"pairs": 0.5}')
     parser.add_argument(
@@ -617,11 +605,10 @@ def main() -> None:
             (
                 "vae",
                 lambda: (
-                    (args.out / "tiny" / "vae").exists()
-                    or train_vae(recipe, args.out, device, deadline, args.compile, args.start)
+                    (args.out / "tiny" / "vae").exists() or train_vae(recipe, args.out, device, deadline, args.compile)
                 ),
             ),
-            ("transformers", lambda: train_transformers(recipe, args.out, device, deadline, args.compile, args.start)),
+            ("transformers", lambda: train_transformers(recipe, args.out, device, deadline, args.compile)),
         ]
     )
     for name, stage in stages:
