@@ -132,4 +132,4 @@ def test_factors_of_ties(count, usual):
     15 degrees 2.60, 2.88, 3.38 and 4.2 (its q over the root of 2), by Bonferroni 2.69, 3.04, 3.67 and 4.9."""
     x = np.random.default_rng(0).standard_normal((count, 16))
     first, second = np.triu_indices(count, 1)
-    assert simultaneous(x[first] - x[second]) == pytest.approx(usual, rel=0.06)
+    assert simultaneous(x[first] - x[second]) == pytest.approx(usual, rel=0.1)

@@ -14,7 +14,7 @@ from scipy import special, stats
 Floats = NDArray[np.float64]
 CONFIDENCE = 0.95
 ENOUGH = 4  # independent values from which on there is an interval
-HELD = 0.88  # of the skewness term, where the cubic transformation's slope would go to infinity
+HELD = 0.84  # of the skewness term, where the cubic transformation's slope would go to infinity
 UNBOUNDED = (-math.inf, math.inf)
 DRAWS = 4000  # of the largest t statistic, for simultaneous intervals
 
@@ -49,7 +49,7 @@ def interval(values: ArrayLike, limits: tuple[float, float] = UNBOUNDED, *, fact
     Without limits: the t statistic corrected for the skewness g of the values by Hall's monotone cubic transformation
     (P. Hall, "On the removal of skewness by transformation", JRSS B 54, 1992), T + g T²/3 + g² T³/27 + g/(6n) with
     T = (mean - mu)/s, inverted at Student's quantiles instead of a bootstrap's. g is the sample skewness times
-    (1 + 6/n): the plain one is too near to 0 in small samples; it is held where |g| t/√n is .88, since the inverse's
+    (1 + 6/n): the plain one is too near to 0 in small samples; it is held where |g| t/√n is .84, since the inverse's
     slope is infinite near 1, and a bound would jump where one value moves a little. Both numbers were chosen by
     simulation; `coverage` in tests/analysis/test_stats.py measures what the interval holds, docs/compare.md has the
     table.
@@ -200,7 +200,8 @@ def simultaneous(values: ArrayLike) -> float:
         z = math.sqrt(1 - share) * (x.astype(np.float32) @ shared) + math.sqrt(share) * own
         t = z.mean(axis=2) / z.std(axis=2, ddof=1) * math.sqrt(n)
         largest.append(np.abs(t).max(axis=1))
-    return float(np.quantile(np.concatenate(largest), CONFIDENCE))
+    unsure = 2 * math.sqrt(CONFIDENCE * (1 - CONFIDENCE) / DRAWS)  # so few draws do not say more
+    return float(np.quantile(np.concatenate(largest), CONFIDENCE + unsure))
 
 
 def share(

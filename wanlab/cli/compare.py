@@ -91,7 +91,7 @@ class Judging:
         option(
             "--noise-floor",
             panel=_HOW,
-            help="Also B itself, computed three other ways: what a difference must exceed.",
+            help="Also B itself, computed other ways: what a difference must exceed.",
         ),
     ] = False
     metric: Annotated[

@@ -225,6 +225,15 @@ class Sampling:
     attention: Annotated[
         str, option("--attention", panel=_OUTPUT, help="The kernel: auto, math, flash, efficient, cudnn or flash3.")
     ] = "auto"
+    parallel: Annotated[
+        str,
+        option(
+            "--parallel",
+            panel=_OUTPUT,
+            help="How torchrun's processes share a clip: auto, none, cfg=2 (a branch each half), ulysses=N or ring=N "
+            "(tokens), or several as cfg=2,ulysses=4.",
+        ),
+    ] = "auto"
     device: Annotated[str, option("--device", panel=_OUTPUT, help="auto, cpu, cuda or cuda:N.")] = "auto"
     dtype: Annotated[
         str, option("--dtype", panel=_OUTPUT, help="The transformers': auto, float32, bfloat16 or float16.")
@@ -260,6 +269,7 @@ class Sampling:
             precision=self.precision,
             attention=self.attention,
             memory=self.memory,
+            parallel=self.parallel,
             record=record,
         )
         if self.guider is not None:

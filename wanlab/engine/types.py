@@ -188,6 +188,11 @@ class Call:
     """What a policy does in place of running all blocks: (hidden [B,N,D], blocks) -> hidden [B,N,D]."""
     count: Callable[[int, int, int], None] | None = None
     """Told of every block that runs: (samples, active tokens, keys). None for what is evaluated for the record only."""
+    together: bool = False
+    """Whether all ranks of a job evaluate it together, a step having one branch only (engine/ranks/)."""
+    agree: Callable[[float], float] = float
+    """A branch's own number to that of the step's first branch: what a decision for the whole step is made on. Branches
+    may be evaluated at the same time on different ranks, so every branch asks, or none."""
 
 
 Inner: TypeAlias = "Callable[[Call], Tensor]"
@@ -246,6 +251,10 @@ class Session:
     """Whether `through` runs blocks on some tokens that attend to all of them (`Blocks.__call__`, `keys`)."""
     keys_float8: bool = False
     """Whether it keeps their keys and values as 8-bit floats (`Blocks.__call__`, `float8`)."""
+
+    couples: ClassVar[bool] = False
+    """Whether `evaluate` or `through` of one branch looks at what the same step made of the other, otherwise than by
+    `Call.agree`."""
 
     def kept_hidden(self, branches: int) -> int:
         """How many hidden states [1,N,D] are kept in memory in steps of so many branches: for the forecast of it."""
@@ -311,6 +320,32 @@ class Session:
         """What was reported since the last time."""
         notes, self._notes = self._notes, {}
         return notes
+
+    @property
+    def notes(self) -> Mapping[str, np.ndarray]:
+        """What was reported and not taken yet."""
+        return self._notes
+
+    def complete(self, notes: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Take over what the same session noted of other branches, on other ranks."""
+        for name, value in ((n, v) for others in notes for n, v in others.items()):
+            own = self._notes.setdefault(name, value)
+            if own.shape == (len(BOTH),):
+                self._notes[name] = np.where(np.isnan(own), value, own)
+
+    def remembered(self, branches: tuple[str, ...]) -> State:
+        """The memory of these branches by flat names, of all together for none."""
+        every = self._memory.items()
+        return {f"{e} {f}/{n}": v for (e, f, b), kept in every if b == "+".join(branches) for n, v in kept.items()}
+
+    def remember(self, branches: tuple[str, ...], state: State) -> None:
+        """Put what `remembered` gave in the place of what is known of these branches."""
+        for key in [key for key in self._memory if key[2] == "+".join(branches)]:
+            self._memory[key].clear()  # a session may hold on to it
+        for flat, value in state.items():
+            where, _, name = flat.partition("/")
+            expert, frames = where.split(" ")
+            self._memory.setdefault((expert, int(frames), "+".join(branches)), {})[name] = value
 
     def forget(self, ctx: StepContext, frames: int) -> None:
         """Let go of what belongs to another expert or length than the step that begins."""

@@ -126,7 +126,7 @@ def compare(
     max_loss     the loss that a sweep may cost, as "ssim=.98"
     confirm      fresh seeds on which what a sweep chose is measured again
     metrics      measures beyond the usual, as ["vmaf"], or files that register some
-    noise_floor  also `b` itself, computed three other ways
+    noise_floor  also `b` itself, computed other ways
     settings     as in `specify`
 
     Raises UsageError and WanlabError.

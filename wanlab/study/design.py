@@ -19,6 +19,7 @@ from typing import Any
 from wanlab.errors import UsageError
 from wanlab.registry import suggest
 from wanlab.spec import METHOD_SETTINGS, MethodSpec, PolicySpec, RunSpec, parse_guidance
+from wanlab.spec.parallel import AUTO, NONE
 from wanlab.spec.paths import VIDEOS, is_run_file
 from wanlab.spec.run import short
 from wanlab.study.requests import check_names, known, run_name
@@ -283,8 +284,9 @@ def _axis(text: str) -> tuple[str, list[Any]]:
 
 
 def floors_of(baseline: MethodSpec, spec: RunSpec) -> list[Variant]:
-    """The baseline, policies and all, computed three other ways: both branches in one forward, another attention
-    kernel, another dtype. `spec` is one of the specifications that methods are laid over. Raises UsageError."""
+    """The baseline, policies and all, computed other ways: both branches in one forward, another attention kernel,
+    another dtype, and where several ranks share a clip, by one of them alone. `spec` is one of the specifications
+    that methods are laid over. Raises UsageError."""
     from wanlab.engine.run import resolved
 
     usual = resolved(baseline.apply(spec))
@@ -293,15 +295,18 @@ def floors_of(baseline: MethodSpec, spec: RunSpec) -> list[Variant]:
         "attention": "math" if usual.device == "cpu" else "efficient",
         "dtype": "bfloat16" if usual.dtype == "float32" else "float32",
     }
+    if usual.parallel != NONE:
+        ways["parallel"] = NONE
     # What is for 16 bits alone gives way to the other dtype.
     wide = {"attention": "auto"} if usual.attention in ("flash3", "cudnn") else {}
     wide |= {"precision": "exact"} if usual.precision == "fp8" else {}
+    beside = {"dtype": wide, "batch_cfg": {"parallel": AUTO}}  # branches in one forward are not on two halves
     return [
         Variant(
             MethodSpec(
                 f"floor: {name}={str(value).lower()}",
                 baseline.policies,
-                tuple((dict(baseline.settings) | {name: value} | (wide if name == "dtype" else {})).items()),
+                tuple((dict(baseline.settings) | {name: value} | beside.get(name, {})).items()),
             )
         )
         for name, value in ways.items()
@@ -319,7 +324,7 @@ def arrange(
         check_names(spec)
     folders = {slug(baseline.label)}
     base_runs = [out / slug(baseline.label) / f"{run_name(s)}.h5" for s in base]
-    baseline_places = {s.digest(): p for s, p in zip(base, base_runs, strict=True)}
+    baseline_places = {(s.digest(), s.parallel): p for s, p in zip(base, base_runs, strict=True)}
     rows: list[list[RunSpec]] = []
     runs: list[list[Path]] = []
     for group in (floors, variants):
@@ -330,7 +335,7 @@ def arrange(
             check_names(own[0])
             folder = out / _folder(variant.method, folders)
             rows.append(own)
-            runs.append([places.setdefault(s.digest(), folder / f"{run_name(s)}.h5") for s in own])
+            runs.append([places.setdefault((s.digest(), s.parallel), folder / f"{run_name(s)}.h5") for s in own])
     groups: list[PairGroup] = []
     placed: set[Path] = set()
     for k in range(len(base)):

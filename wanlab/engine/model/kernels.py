@@ -20,6 +20,8 @@ import torch.nn.functional as F
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor, nn
 
+from wanlab.engine.ranks.sequence import TokenSplit
+
 E4M3_MAX = 448.0
 # By whether they are 8-bit floats, what is kept of a block's keys and values.
 KEPT = {False: ("key", "value"), True: ("key", "key scale", "value", "value scale")}
@@ -86,13 +88,13 @@ def fp8_problem(device: str) -> str:
     return ""
 
 
-def set_self_attention(expert: Any, kernel: str, *, keeps_keys: bool = False) -> None:
+def set_self_attention(expert: Any, kernel: str, *, ours: bool = False) -> None:
     """Let the self-attention of an expert be FlashAttention-3's if `kernel` is "flash3" and `optimize` changed the
-    expert, else torch's. One that keeps keys is ours in any case, and equal to diffusers' bit for bit where all tokens
-    are active."""
+    expert, else torch's. One that keeps keys, or whose tokens are on several ranks, is `ours` in any case, and equal to
+    diffusers' bit for bit where all tokens are active and here."""
     for block in expert.blocks:
         fused = hasattr(block.attn1, "to_qkv")
-        if fused or keeps_keys:
+        if fused or ours:
             block.attn1.set_processor(SelfAttention(flash3=fused and kernel == "flash3"))
         elif isinstance(block.attn1.processor, SelfAttention):
             block.attn1.set_processor(WanAttnProcessor())
@@ -107,6 +109,7 @@ class SelfAttention:
     kept    before a call with active tokens what was kept, after every call what is to be (`KEPT`). Tensors only, and
             none by the block's name: one compilation serves every block
     float8  whether they are kept as 8-bit floats
+    split   the ranks whose tokens these are a part of (engine/ranks/sequence.py); None: they are all there are
     """
 
     def __init__(self, *, flash3: bool = False) -> None:
@@ -114,6 +117,7 @@ class SelfAttention:
         self.keeps, self.float8 = False, False
         self.active: Tensor | None = None
         self.kept: tuple[Tensor, ...] = ()
+        self.split: TokenSplit | None = None
 
     def __call__(
         self,
@@ -126,15 +130,21 @@ class SelfAttention:
         """[B,n,D] to [B,n,D]; rotary_emb  cosines and sines, each [1,n,1,D/heads], of these tokens' positions"""
         assert rotary_emb is not None
         query, key, value = self.project(attn, hidden_states, rotary_emb)
+        if self.split is not None:
+            query, key, value = self.split.to_heads(query, key, value)
         if self.keeps:
             key, value = self.whole(key, value)
-        if self.flash3:
+        if self.split is not None and self.split.ring > 1:
+            out = self.split.around(functools.partial(weighed, flash3=self.flash3), query, key, value)
+        elif self.flash3:
             # The package's public function is an autograd one around this operator, which a compiler cannot see
             # through.
             out = torch.ops.fa3_fwd._flash_attn_forward(query, key, value, softmax_scale=query.shape[-1] ** -0.5)[0]
         else:
             out = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
             out = out.transpose(1, 2)
+        if self.split is not None:
+            out = self.split.to_tokens(out, attn.heads)
         joined: Tensor = attn.to_out[0](out.flatten(2).type_as(query))
         return joined
 
@@ -184,6 +194,25 @@ def tokens_to_float8(x: Tensor) -> tuple[Tensor, Tensor]:
     """[B,N,heads,D/heads] as e4m3 values of that shape and a scale [B,N,1,1] for each token."""
     values, scale = to_float8(x.flatten(2).flatten(0, 1))
     return values.reshape(x.shape), scale.reshape(*x.shape[:2], 1, 1)
+
+
+def weighed(query: Tensor, key: Tensor, value: Tensor, *, flash3: bool) -> tuple[Tensor, Tensor]:
+    """Attention and its log-sum-exp: [B,n,heads,D] each to [B,n,heads,D] and [B,heads,n] in float32."""
+    if flash3:
+        out, lse = torch.ops.fa3_fwd._flash_attn_forward(query, key, value, softmax_scale=query.shape[-1] ** -0.5)[:2]
+        return out, lse
+    q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    if not query.is_cuda:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+    elif query.dtype == torch.float32:
+        out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[:2]
+        lse = lse[..., : q.shape[2]]  # it is padded
+    elif torch.backends.cuda.cudnn_sdp_enabled():  # type: ignore[no-untyped-call]
+        out, lse = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True)[:2]
+        lse = lse.reshape(q.shape[:-1])
+    else:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[:2]
+    return out.transpose(1, 2), lse.float()
 
 
 class ShortText:

@@ -23,10 +23,12 @@ from wanlab.engine.model.loading import Checkpoint
 from wanlab.engine.model.placement import HostMemory
 from wanlab.engine.model.time import time_embeddings
 from wanlab.engine.observers.latents import DIMS, OTHER_EXPERT
+from wanlab.engine.ranks import choice
 from wanlab.engine.solvers import Solver, step_contexts
 from wanlab.engine.types import BOTH, Env, Session, StepContext, StepPlan
 from wanlab.registry import build
 from wanlab.spec import RunSpec
+from wanlab.spec.parallel import AUTO, Layout
 
 DECODING = 2**29
 
@@ -167,6 +169,7 @@ def forecast(spec: RunSpec, checkpoint: Checkpoint) -> Forecast:
     env = make_env(spec, checkpoint, solver)
     sessions = policies.begin(spec.policies, env)
     nest(sessions, lambda call: call.x)  # that the policies fit each other
+    choice.check_policies(spec, sessions, env.tokens(1))
     guider: Guider = build("guider", spec.guider)
     rows = [_row(plan, ctx, env) for ctx, plan in plans(env, sessions, guider)]
     plain = [_row(plan, ctx, env) for ctx, plan in plans(env, (), Cfg())]
@@ -273,8 +276,9 @@ def _memory(spec: RunSpec, checkpoint: Checkpoint, env: Env, counted: Mapping[st
     if checkpoint.expand_timesteps:  # six modulations of every token, as they are and in float32
         per_token += 6 * width * (main + 4)
     *_, height, columns = env.shape
+    own = -(-env.tokens() // Layout.parse("none" if spec.parallel == AUTO else spec.parallel).split)
     return held | {
-        "activations": batch * env.tokens() * per_token,
+        "activations": batch * own * per_token,
         # Where the decoder is widest: a block's input, its norm, a convolution's result, the cache, and three times as
         # much for cuDNN's workspaces (measured: benchmarks/a14b.md).
         "decoding": 16 * decoder * vae.widest(checkpoint.vae, height, columns),
