@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 from wanlab.cli import render
 from wanlab.cli.comparison import finish
 from wanlab.cli.forecast import show_design
-from wanlab.cli.grouping import option, with_options
-from wanlab.cli.options import Figures, Form, Sampling, Shortcuts
+from wanlab.cli.grouping import Figures, option, with_options
+from wanlab.cli.options import Form, Sampling, Shortcuts
 from wanlab.cli.running import Watcher
 from wanlab.cli.workers import Sharing, wait_for_others
 from wanlab.errors import UsageError

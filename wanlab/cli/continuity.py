@@ -11,8 +11,8 @@ import typer
 from rich.text import Text
 
 from wanlab.cli import render
-from wanlab.cli.grouping import option, with_options
-from wanlab.cli.options import Figures, Form, Sampling
+from wanlab.cli.grouping import Figures, option, with_options
+from wanlab.cli.options import Form, Sampling
 from wanlab.cli.running import Watcher
 from wanlab.cli.workers import Sharing, wait_for_others
 from wanlab.errors import UsageError

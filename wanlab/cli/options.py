@@ -24,12 +24,6 @@ _SAMPLING, _METHOD, _OUTPUT = "Sampling", "Method", "Output"
 KEEPS = ("uncond", "cond", "reuse")
 
 
-Figures = Annotated[
-    str | None,
-    option("--figures", panel=_OUTPUT, help="Figures for papers too: pdf or svg; pdf:6.75 is 6.75 inches wide."),
-]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Form:
     """How results are printed."""
