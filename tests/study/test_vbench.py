@@ -3,11 +3,13 @@
 import json
 import math
 import re
+import shlex
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from wanlab.cli.app import main
 from wanlab.errors import UsageError, WanlabError
 from wanlab.images import read_video
 from wanlab.runfile import Field, RunWriter
@@ -91,6 +93,29 @@ def test_scores_come_back_over_prompts_with_intervals(tmp_path):
     own = rows["half"]
     assert (own["difference"], own["difference_low"], own["difference_high"]) == pytest.approx((-0.01,) * 3)
     assert vbench.table([own])[0]["against the baseline"].startswith("-0.0100")
+
+
+def test_a_cosine_above_1_by_rounding_is_1(tmp_path):
+    path = results(tmp_path, "a", {(k, 0): 1.0000002 for k in range(4)})
+    assert vbench.scores(path)[0]["mean"] == 1
+
+
+def test_the_command_line(handed, tmp_path, capsys):
+    def run(*args):
+        with pytest.raises(SystemExit) as stop:
+            main(["report", *map(str, args)])
+        return stop.value.code, *capsys.readouterr()
+
+    runs = handed[0].parent / "runs"
+    code, out, err = run(runs, "--export", "vbench", tmp_path / "a b", "--format", "human")
+    assert code == 0, err
+    line = next(line for line in out.splitlines() if "evaluate.py" in line)
+    assert str(tmp_path / "a b" / "baseline") in shlex.split(line)
+    results(tmp_path, "baseline", {(k, 0): 0.9 for k in range(4)})
+    code, out, err = run("--import", "vbench", tmp_path, "--format", "latex")
+    assert code == 0 and r"vbench.subject\_consistency & 0.9000" in out, err
+    for wrong in (("--export", "vbnch", "x"), ("--import", "vbench", tmp_path, "--watch")):
+        assert run(*wrong)[0] == 2
 
 
 def test_scales_and_truths(tmp_path):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ OWN = (
 )
 PERCENT = ("imaging_quality",)  # its single values are of 100, its overall score of 1
 COSINES = ("overall_consistency", "temporal_style", "appearance_style")  # can be below 0
+ROUNDING = 1e-5
 MAX_BYTES = 50_000_000
 MAX_NAME = 180  # bytes of a prompt that becomes a file's name
 
@@ -79,12 +81,12 @@ def export(paths: Sequence[Path], out: Path) -> list[dict[str, Any]]:
 
 def commands(out: Path, methods: Sequence[str]) -> list[str]:
     """What to run in VBench's folder, a line a method."""
-    dims, at = " ".join(OWN), out.resolve()
-    return [
-        f"python evaluate.py --mode custom_input --videos_path {at / m} --prompt_file {at / m}.prompts.json "
-        f"--output_path {at / 'results' / m} --dimension {dims}"
-        for m in methods
-    ]
+    at, written = out.resolve(), []
+    for m in methods:
+        words = ["python", "evaluate.py", "--mode", "custom_input", "--videos_path", at / m]
+        words += ["--prompt_file", f"{at / m}.prompts.json", "--output_path", at / "results" / m, "--dimension", *OWN]
+        written.append(shlex.join(map(str, words)))
+    return written
 
 
 def _by_method(paths: Sequence[Path]) -> dict[str, dict[tuple[str, int], Path]]:
@@ -190,9 +192,9 @@ def _read(file: Path) -> dict[str, tuple[float, dict[str, float]]]:
         found = {}
         for dimension, (overall, films) in content.items():
             scale = 100.0 if dimension in PERCENT else 1.0
-            values = {str(f["video_path"]): float(f["video_results"]) / scale for f in films}
-            found[plain(dimension, 60)] = (float(overall), values)
             metric = _metric(dimension)
+            values = {str(f["video_path"]): _within(float(f["video_results"]) / scale, *metric.bounds) for f in films}
+            found[plain(dimension, 60)] = (float(overall), values)
             for film, value in values.items():
                 if math.isnan(metric(value)):
                     raise WanlabError(
@@ -202,3 +204,9 @@ def _read(file: Path) -> dict[str, tuple[float, dict[str, float]]]:
         hint = f"name a file NAME{RESULTS}: dimension, [score, [video_path and video_results of each film]]"
         raise WanlabError(wrong, hint) from error
     return found
+
+
+def _within(value: float, low: float, high: float) -> float:
+    """The value; the limit where it passes that by rounding, as a cosine in float32 does."""
+    near = min(max(value, low), high)
+    return near if abs(near - value) < ROUNDING else value
