@@ -325,7 +325,7 @@ def float8_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     scale = query.shape[-1] ** -0.5
     if query.is_cuda:
         (q, q_scale), (k, k_scale), (v, v_scale) = parts
-        out = torch.ops.fa3_fwd._flash_attn_forward(
+        out: Tensor = torch.ops.fa3_fwd._flash_attn_forward(
             q, k, v, q_descale=q_scale, k_descale=k_scale, v_descale=v_scale, softmax_scale=scale
         )[0]
         return out + mean
@@ -335,7 +335,8 @@ def float8_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     # The kernel multiplies the weights by 2^8 before it rounds them, so that small ones keep their digits.
     rounded = (weights * 256).to(torch.float8_e4m3fn).float() / 256
     out = (rounded @ v) / weights.sum(-1, keepdim=True)
-    return out.transpose(1, 2).to(query.dtype) + mean
+    small: Tensor = out.transpose(1, 2).to(query.dtype)
+    return small + mean
 
 
 def heads_to_float8(x: Tensor) -> tuple[Tensor, Tensor]:

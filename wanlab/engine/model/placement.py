@@ -31,7 +31,7 @@ def choose(peaks: Mapping[str, int], free: int) -> str:
 def check_keys(peaks: Mapping[str, int], keys: int, plan: str, free: int) -> None:
     """Raises UsageError where a policy keeps `keys` bytes of keys and values and the plan's predicted peak is more
     than `free` bytes."""
-    if peaks[plan] <= free:
+    if not keys or peaks[plan] <= free:
         return
     fitting = [name for name in MEMORY_PLANS if peaks[name] <= free]
     raise UsageError(

@@ -86,7 +86,7 @@ def _precision(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
             )
         spec = dataclasses.replace(spec, precision="reference")
     planned = forecast(spec, checkpoint)
-    if keys := planned.memory_bytes.get("keys", 0):
+    if keys := planned.memory_bytes.get("keys", 0):  # the device is asked only then
         placement.check_keys(planned.memory_plans, keys, spec.memory, _free(spec.device))
     return spec
 
