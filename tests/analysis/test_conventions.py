@@ -10,6 +10,7 @@ import pytest
 from skimage.metrics import peak_signal_noise_ratio
 
 from tests.analysis.test_fidelity import run_of
+from tests.test_docs import ROOT
 from wanlab.analysis import metrics
 from wanlab.analysis.compare import Result, measure
 from wanlab.analysis.fidelity import compare
@@ -229,6 +230,21 @@ def test_nan_is_no_equal_frame(frames):
     a[0, 0, 0] = math.nan
     for name in ("psnr.frames", "psnr.frames100"):
         assert math.isnan(metrics.get(name)(a, frames[1][1]))
+
+
+def test_the_worked_example_of_the_docs(tmp_path):
+    """Four grey frames of .5, and the same lighter by .01, .1, 0 and .02: 40, 20, no and 33.9794 dB."""
+    b = np.full((4, 64, 64, 3), 0.5, np.float64)
+    a = b + np.array([0.01, 0.1, 0, 0.02])[:, None, None, None]
+    found = compare(run_of(tmp_path / "a.h5", a), run_of(tmp_path / "b.h5", b), metrics=metrics.chosen(ASKED))
+    assert found["psnr"] == pytest.approx(-10 * math.log10((0.01**2 + 0.1**2 + 0.02**2) / 4), abs=1e-5)
+    assert found["psnr.frames"] == pytest.approx((40 + 20 + 33.979400) / 3, abs=1e-5)
+    assert found["psnr.frames100"] == pytest.approx((40 + 20 + 100 + 33.979400) / 4, abs=1e-5)
+    # 127.5, 130.05, 153 and 132.6 of 255 become 128, 130, 153 and 133
+    assert found["psnr.8bit"] == pytest.approx(-10 * math.log10((2**2 + 25**2 + 5**2) / 4 / 255**2), abs=1e-5)
+    page = (ROOT / "docs" / "conventions.md").read_text()
+    for name in ("psnr", "psnr.frames", "psnr.frames100", "psnr.8bit"):
+        assert f"| `{name}` | {found[name]:.2f} " in page
 
 
 def test_they_are_measured_where_they_are_asked_for():

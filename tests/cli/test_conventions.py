@@ -35,7 +35,7 @@ def compare(films, capsys, tmp_path):
 def test_side_by_side(compare, tmp_path):
     code, out, err = compare("--conventions", "published", "--format", "md")
     assert code == 0, err
-    methods, conventions = out.split("\n\n")
+    methods, *_, conventions = out.split("\n\n")
     assert methods.startswith("| method |")
     rows = [line.split(" | ") for line in conventions.splitlines()[2:]]
     assert [r[0].strip("| ") for r in rows] == list(PUBLISHED)

@@ -117,7 +117,7 @@ def _show(result: CalibrationResult, form: str) -> None:
 
 
 def _show_what_if(result: WhatIfResult, form: str) -> None:
-    if form in ("json", "csv", "md"):
+    if form in render.DATA:
         render.emit(result.rows if form != "csv" else result.steps, form, result.content)
         return
     n = render.number

@@ -10,13 +10,14 @@ from wanlab.cli import render
 from wanlab.cli.comparison import finish
 from wanlab.cli.forecast import show_design
 from wanlab.cli.grouping import option, with_options
-from wanlab.cli.options import Form, Sampling, Shortcuts
+from wanlab.cli.options import Figures, Form, Sampling, Shortcuts
 from wanlab.cli.running import Watcher
 from wanlab.cli.workers import Sharing, wait_for_others
 from wanlab.errors import UsageError
 from wanlab.spec import MethodSpec, RecordSpec, RunSpec
 from wanlab.study import design as designs
 from wanlab.study.design import MODES, Variant
+from wanlab.study.drawn import Drawn
 from wanlab.study.requests import parse_seeds
 
 if TYPE_CHECKING:
@@ -102,6 +103,7 @@ class Judging:
     vmaf: Annotated[bool, option("--vmaf", panel=_HOW, help="--metric vmaf, where ffmpeg has it: similarity only.")] = (
         False
     )
+    figures: Figures = None
     conventions: Annotated[
         str | None,
         option(
@@ -146,7 +148,8 @@ class Judging:
         chosen(metrics)  # files register theirs before conditions name them
         loss = parse_loss(self.max_loss or "psnr=35")
         conditions = [parse_condition(c) for c in self.fail_if or []]
-        return Asked(conditions=conditions, loss=loss if is_sweep else None, metrics=metrics)
+        drawn = Drawn.parse(self.figures)
+        return Asked(conditions=conditions, loss=loss if is_sweep else None, metrics=metrics, drawn=drawn)
 
 
 @with_options

@@ -22,8 +22,9 @@ def finish(result: ComparisonResult, form: str) -> int:
 
     if form in ("json", "csv"):
         render.emit(result.rows, form, result.content)
-    elif form == "md":
-        render.write("\n".join(map(render.markdown, table.tables(result.comparison))))
+    elif form in ("md", "latex"):
+        write = render.markdown if form == "md" else render.latex
+        render.write("\n".join(map(write, table.tables(result.comparison))))
     else:
         _show(result)
     for text in result.missed:

@@ -12,12 +12,13 @@ from rich.text import Text
 
 from wanlab.cli import render
 from wanlab.cli.grouping import option, with_options
-from wanlab.cli.options import Form, Sampling
+from wanlab.cli.options import Figures, Form, Sampling
 from wanlab.cli.running import Watcher
 from wanlab.cli.workers import Sharing, wait_for_others
 from wanlab.errors import UsageError
 from wanlab.spec import RecordSpec
 from wanlab.study.design import split_counts, split_methods
+from wanlab.study.drawn import Drawn
 from wanlab.study.runners import Outcome
 
 if TYPE_CHECKING:
@@ -58,6 +59,7 @@ def continuity(
     debug_latents: Annotated[
         bool, option("--debug-latents", panel=_OUTPUT, help="Also write debug_latents/latent_step_XX.pt.")
     ] = False,
+    figures: Figures = None,
     force: Annotated[bool, option("--force", panel=_OUTPUT, help="Sample again what is already complete.")] = False,
     *,
     sampling: Sampling,
@@ -70,9 +72,8 @@ def continuity(
     """
     from wanlab.study import continuity as study
 
-    shown_as = form.choose()
-    watcher = Watcher()
-    outcome = Outcome(runs=0, failed=[], awaited=0)
+    shown_as, drawn = form.choose(), Drawn.parse(figures)
+    watcher, outcome = Watcher(), Outcome(runs=0, failed=[], awaited=0)
     if runs:
         if (sampling, sharing) != (Sampling(), Sharing()) or methods or frames or probe or force:
             raise UsageError("runs are given, so nothing is sampled", "leave out prompts and what decides a sample")
@@ -84,7 +85,7 @@ def continuity(
         sources, outcome = study.sample(specs, chosen, out, force=force, watcher=watcher, workers=workers)
         if outcome.awaited:
             return wait_for_others(outcome)
-    result = study.continuity(sources, out, failed=outcome.failed, debug_latents=debug_latents, watcher=watcher)
+    result = study.continuity(sources, out, drawn, failed=outcome.failed, debug_latents=debug_latents, watcher=watcher)
     _show(result, shown_as)
     return 3 if result.failed else 0
 

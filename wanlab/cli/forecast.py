@@ -24,7 +24,7 @@ def show(specs: Sequence[RunSpec], outs: Sequence[Path], form: str) -> int:
     for place in outs:
         check_output(place)
     forecasts = [plan(s) for s in specs]
-    if form in ("json", "csv", "md"):
+    if form in render.DATA:
         rows = [r for k, f in enumerate(forecasts) for r in step_rows(f, k if len(forecasts) > 1 else None)]
         render.emit(rows, form, [f.to_dict() for f in forecasts])
         return 0
@@ -129,7 +129,7 @@ def show_design(design: Design, form: str) -> int:
     methods = 1 + len(design.floors) + len(design.variants)
     if len(rows) < methods:
         render.say(f"note: the first {len(rows)} of {methods} methods are shown")
-    if form in ("json", "csv", "md"):
+    if form in render.DATA:
         render.emit(rows, form)
         return 0
     exact = all(r["exact"] == "yes" for r in rows)

@@ -56,7 +56,7 @@ def inspect(
         contents.append(content)
         if shown_as in ("human", "paths"):
             _show(content)
-    if shown_as in ("json", "csv", "md"):
+    if shown_as in render.DATA:
         rows = [{"run": c["path"], **array} for c in contents for array in c["data"]]
         render.emit(rows, shown_as, contents)
     return 0 if not bad else 1 if bad == len(runs) else 3

@@ -98,7 +98,7 @@ def methods(
         entries = [e for e in entries if e.name == name]
     if shown_as == "md":
         render.write(markdown(entries, whole=name is None))
-    elif shown_as in ("json", "csv"):
+    elif shown_as in render.DATA:
         render.emit([e.row() for e in entries], shown_as, [dataclasses.asdict(e) for e in entries])
     elif shown_as == "paths":
         render.write("".join(f"{e.kind}\t{e.name}\n" for e in entries))

@@ -24,6 +24,12 @@ _SAMPLING, _METHOD, _OUTPUT = "Sampling", "Method", "Output"
 KEEPS = ("uncond", "cond", "reuse")
 
 
+Figures = Annotated[
+    str | None,
+    option("--figures", panel=_OUTPUT, help="Figures for papers too: pdf or svg; pdf:6.75 is 6.75 inches wide."),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Form:
     """How results are printed."""
@@ -33,14 +39,14 @@ class Form:
         option(
             "--format",
             panel=_OUTPUT,
-            help="auto, human, json, csv or md. auto: tables on a terminal; in a pipe file names from generate and "
-            "continuity, plain tables from the others.",
+            help="auto, human, json, csv, md or latex. auto: tables on a terminal; in a pipe file names from generate "
+            "and continuity, plain tables from the others.",
         ),
     ] = "auto"
     as_json: Annotated[bool, option("--json", panel=_OUTPUT, help="The same as --format json.")] = False
 
     def choose(self) -> str:
-        """human, json, csv, md or paths. Raises UsageError."""
+        """human, json, csv, md, latex or paths. Raises UsageError."""
         form = "json" if self.as_json else self.format
         if form not in render.FORMATS:
             raise UsageError(f"--format '{render.plain(form, 40)}' is unknown", suggest(form, render.FORMATS))

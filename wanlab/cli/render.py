@@ -16,7 +16,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from wanlab.errors import WanlabError
-from wanlab.study.text import Rows, comma_separated, finite, markdown, plain
+from wanlab.study.text import Rows, comma_separated, finite, latex, markdown, plain
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from rich.text import Text
 
 __all__ = [
+    "DATA",
     "FORMATS",
     "choose",
     "complain",
     "emit",
     "finite",
     "give_up_stdout",
+    "latex",
     "markdown",
     "number",
     "output",
@@ -42,7 +44,8 @@ __all__ = [
     "talk",
     "write",
 ]
-FORMATS = ("auto", "human", "json", "csv", "md")
+DATA = ("json", "csv", "md", "latex")  # what `emit` writes
+FORMATS = ("auto", "human", *DATA)
 PIPE_WIDTH = 240
 
 
@@ -208,8 +211,8 @@ def show(*things: Any) -> None:
 
 
 def emit(rows: Rows, form: str, whole: Any = None) -> None:
-    """Rows as JSON (`whole` instead, if given), CSV or Markdown on stdout."""
+    """Rows as JSON (`whole` instead, if given), CSV, Markdown or LaTeX on stdout."""
     if form == "json":
         write(json.dumps(finite(rows if whole is None else whole), ensure_ascii=True, default=str) + "\n")
     else:
-        write(comma_separated(rows) if form == "csv" else markdown(rows))
+        write({"csv": comma_separated, "md": markdown, "latex": latex}[form](rows))

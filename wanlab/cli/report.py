@@ -30,7 +30,15 @@ def report(
         Path | None, typer.Option("--thresholds", help="A TOML file with other thresholds than the guide's.")
     ] = None,
     watch: Annotated[bool, typer.Option("--watch", help="Do it again whenever there is something new.")] = False,
-    format: Annotated[str, typer.Option("--format", help="auto, human, json, csv or md.")] = "auto",
+    export: Annotated[
+        tuple[str, Path] | None,
+        typer.Option("--export", metavar="vbench DIR", help="Write the runs' films into DIR as VBench names them."),
+    ] = None,
+    imported: Annotated[
+        tuple[str, Path] | None,
+        typer.Option("--import", metavar="vbench FILE", help="VBench's scores, or a folder of them, with intervals."),
+    ] = None,
+    format: Annotated[str, typer.Option("--format", help="auto, human, json, csv, md or latex.")] = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="The same as --format json.")] = False,
 ) -> int:
     """Decide the hypotheses from what was measured, and write one page that shows it all.
@@ -46,6 +54,10 @@ def report(
     if form not in render.FORMATS:
         raise UsageError(f"--format '{render.plain(form, 40)}' is unknown", suggest(form, render.FORMATS))
     given = paths or [Path()]
+    if export or imported:
+        if (export and imported) or watch or thresholds or (imported and paths):
+            raise UsageError("--export and --import each stand alone", "leave the other options out")
+        return _export(*export, given, form) if export else _import(*imported, form) if imported else 0
     held = h.thresholds(thresholds)
     if not watch:
         return _once(collect(given), held, out, form)
@@ -63,6 +75,42 @@ def report(
             time.sleep(1.0)
     except KeyboardInterrupt:
         return code
+
+
+def _export(project: str, folder: Path, given: Sequence[Path], form: str) -> int:
+    from wanlab.study import vbench
+
+    _known(project)
+    rows = vbench.export(given, folder)
+    if form in render.DATA:
+        render.emit(rows, form)
+    elif render.choose(form) == "paths":
+        render.write("".join(f"{folder / r['film']}\n" for r in rows))
+    else:
+        lines = [f"{len(rows)} films and manifest.json in {folder}. In VBench's folder:"]
+        lines += [f"  {line}" for line in vbench.commands(folder, list(dict.fromkeys(r["method"] for r in rows)))]
+        lines.append(f"then: wanlab report --import vbench {folder / 'results'}")
+        render.write("\n".join(lines) + "\n")
+    return 0
+
+
+def _import(project: str, file: Path, form: str) -> int:
+    from wanlab.study import vbench
+
+    _known(project)
+    rows = vbench.scores(file)
+    if form in ("json", "csv"):
+        render.emit(rows, form)
+    elif form in render.DATA:
+        render.emit(vbench.table(rows), form)
+    else:
+        render.show(render.table(vbench.table(rows), left=("method", "figure")))
+    return 0
+
+
+def _known(project: str) -> None:
+    if project != "vbench":
+        raise UsageError(f"'{render.plain(project, 40)}' is unknown", "write vbench")
 
 
 def _state(given: Sequence[Path]) -> frozenset[tuple[str, int, int]]:
@@ -88,7 +136,7 @@ def _once(evidence: Evidence, held: Thresholds, out: Path, form: str) -> int:
         render.say(note)
     if form == "md":
         render.write(result.markdown)
-    elif form in ("json", "csv"):
+    elif form in render.DATA:
         render.emit(result.rows, form, result.content)
     elif render.choose(form) == "human":
         _show(result)

@@ -16,6 +16,7 @@ from wanlab.spec import MethodSpec, RunSpec
 from wanlab.spec.paths import is_run_file
 from wanlab.study import folders
 from wanlab.study.design import Design, Variant, slug
+from wanlab.study.drawn import PNG_ONLY, Drawn
 from wanlab.study.results import ComparisonResult
 from wanlab.study.runners import HERE, Outcome, Workers
 from wanlab.study.runners.groups import turn
@@ -45,6 +46,8 @@ class Asked:
     """What was found before anything was compared."""
     confirm: Sequence[RunSpec] = ()
     """What the choice of a sweep is measured again on (see `fresh`)."""
+    drawn: Drawn = PNG_ONLY
+    """What figures are written as beside the PNGs."""
 
     @property
     def bounds(self) -> list[tuple[str, ...] | tuple[str, str, float]]:
@@ -359,7 +362,7 @@ def conclude(
             write_text(every / f"{name}.{kind}", text)
             latest = out / ("error_comparison.txt" if kind == "txt" else f"comparison.{kind}")
             files[kind] = write_text(latest, text)
-        files |= _figures(comparison, out)
+        files |= _figures(comparison, out, asked.drawn)
     return ComparisonResult(
         comparison=comparison,
         content=content | {"files": {k: str(v) for k, v in files.items()}},
@@ -373,7 +376,16 @@ def conclude(
     )
 
 
-def _figures(comparison: Comparison, out: Path) -> dict[str, Path]:
+def _figures(comparison: Comparison, out: Path, drawn: Drawn) -> dict[str, Path]:
+    """The figures' files by name; those for papers beside the PNGs."""
+    from wanlab.analysis.figures.style import also_as
+
+    with also_as(drawn.kind, drawn.width):
+        files = _draw(comparison, out)
+    return files | {f"{name} {drawn.kind}": beside for name, path in files.items() for beside in drawn.beside([path])}
+
+
+def _draw(comparison: Comparison, out: Path) -> dict[str, Path]:
     from wanlab.analysis.compare import pareto
     from wanlab.analysis.figures import compare as figures
     from wanlab.analysis.figures.pareto import front

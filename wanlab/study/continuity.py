@@ -13,6 +13,7 @@ from wanlab.errors import UsageError, WanlabError
 from wanlab.files import make_folder, write_text
 from wanlab.spec import MethodSpec, RunSpec
 from wanlab.spec.paths import is_run_file
+from wanlab.study.drawn import PNG_ONLY, Drawn
 from wanlab.study.requests import check_names, check_place, places
 from wanlab.study.results import ContinuityResult
 from wanlab.study.runners import HERE, Outcome, Workers
@@ -158,6 +159,7 @@ def _folder(folder: Path) -> Continuity:
 def continuity(
     sources: Sequence[Source],
     out: Path,
+    drawn: Drawn = PNG_ONLY,
     *,
     failed: Sequence[Path] = (),
     debug_latents: bool = False,
@@ -169,6 +171,7 @@ def continuity(
     alone cannot be read, or none of several, and when nothing can be written.
     """
     from wanlab.analysis import continuity as analysis
+    from wanlab.analysis.figures.style import also_as
 
     watcher = watcher or Watcher()
     check_place(out / "continuity_statistics.json")
@@ -193,7 +196,9 @@ def continuity(
         notes.append(f"note: the figures show the first {DRAWN} of {len(groups)} methods and frame counts")
     for note in notes:
         watcher.say(note)
-    files = _write(groups, content, make_folder(out))
+    with also_as(drawn.kind, drawn.width):
+        files = _write(groups, content, make_folder(out))
+    files += drawn.beside(files)
     runs = [Path(r.source) for r in results]
     if debug_latents:
         files += _debug_latents([p for p in dict.fromkeys(runs) if p.is_file()], out / "debug_latents")

@@ -82,6 +82,45 @@ def markdown(rows: Rows) -> str:
     return "\n".join(lines) + "\n"
 
 
+_TEX = {c: f"\\{c}" for c in "&%$#_{}"} | {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+}
+_TEX |= {"≥": r"$\geq$", "≤": r"$\leq$", "σ": r"$\sigma$", "∞": r"$\infty$", "²": r"\textsuperscript{2}", "–": "--"}
+_TEX |= {
+    "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "×": r"$\times$",
+    "…": r"\ldots{}",
+    "−": "$-$",
+}
+
+
+def latex_cell(value: Any) -> str:
+    """A value that LaTeX sets as it is; a character of no usual font keeps its place as a question mark."""
+    return "".join(_TEX.get(c, c if c.isascii() or c.isalpha() else "?") for c in plain(value, 2000))
+
+
+def latex(rows: Rows) -> str:
+    """Rows as a LaTeX tabular with the rules of the package booktabs; columns of numbers right, the others left."""
+    names = list(rows[0]) if rows else []
+    lines = [[latex_cell(n) for n in names], *([latex_cell(v) for v in row.values()] for row in rows)]
+    head, *body = [" & ".join(cells) + r" \\" for cells in lines]
+    columns = "".join("l" if any(str(r.get(n, ""))[:1].isalpha() for r in rows) else "r" for n in names)
+    parts = [
+        rf"\begin{{tabular}}{{{columns}}}",
+        r"\toprule",
+        head,
+        r"\midrule",
+        *body,
+        r"\bottomrule",
+        r"\end{tabular}",
+    ]
+    return "\n".join(parts) + "\n"
+
+
 def finite(value: Any) -> Any:
     """The value with every NaN and infinity as null: JSON has neither."""
     if isinstance(value, float):

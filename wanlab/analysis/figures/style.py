@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from io import BytesIO
 from pathlib import Path
 
-from matplotlib import font_manager
+from matplotlib import font_manager, rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -23,9 +25,22 @@ FONT = "DejaVu Sans"  # matplotlib brings it along
 # Where glyphs that it lacks are looked for first: these cover whole scripts.
 WIDE = ("CJK", "Noto Sans", "WenQuanYi", "Hei", "Gothic", "Unicode", "Song", "Ming")
 
+_also: ContextVar[tuple[str, float | None] | None] = ContextVar("_also", default=None)
+
+
+@contextmanager
+def also_as(kind: str, width: float | None = None) -> Iterator[None]:
+    """Figures saved in here are written beside the PNG as `kind` too, "pdf" or "svg" ("" for none): with letters of the
+    same size, `width` inches wide, as wide as the PNG without it."""
+    before = _also.set((kind, width) if kind else None)
+    try:
+        yield
+    finally:
+        _also.reset(before)
+
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG, whole or not at all; the folder is made. Raises OSError."""
+    """Write a figure as PNG, and as `also_as` says, whole or not at all; the folder is made. Raises OSError."""
     FigureCanvasAgg(figure)
     for text in _texts(figure):
         text.set_parse_math(False)
@@ -35,7 +50,17 @@ def save(figure: Figure, path: Path) -> Path:
     picture = BytesIO()
     figure.savefig(picture, format="png", dpi=150, metadata={"Software": "wanlab"})
     path.parent.mkdir(parents=True, exist_ok=True)
-    return write_bytes(path, picture.getvalue())
+    written = write_bytes(path, picture.getvalue())
+    if (also := _also.get()) is not None:
+        kind, width = also
+        if width is not None:
+            figure.set_size_inches(width, width * figure.get_figheight() / figure.get_figwidth())
+        picture = BytesIO()
+        # No date: the same figure is the same file. Type 42: journals take no Type 3 fonts.
+        with rc_context({"pdf.fonttype": 42, "svg.hashsalt": "wanlab"}):
+            figure.savefig(picture, format=kind, metadata={"CreationDate" if kind == "pdf" else "Date": None})
+        write_bytes(path.with_suffix(f".{kind}"), picture.getvalue())
+    return written
 
 
 def _texts(figure: Figure) -> Iterator[Text]:
