@@ -6,6 +6,8 @@
     python -m benchmarks.a14b --fp8                 # only WanPipeline, 8-bit products and exact mode; five minutes
     python -m benchmarks.a14b --policy examples/first_block_cache.py:first_block_cache:threshold=0.3
                                                     # only exact mode without and with it: the meter beside the clock
+    torchrun --nproc-per-node 2 -m benchmarks.a14b --ranks
+                                                    # one GPU, a branch on each, tokens on each; 4 steps, six minutes
 
 The checkpoint has the published configurations; its files are holes, and every tensor is drawn on the GPU from its
 name, so that all that loads it has the same weights. Times are of the sampling loop, from wanlab's run files and, for
@@ -25,6 +27,7 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -33,11 +36,12 @@ from diffusers import UniPCMultistepScheduler, WanPipeline
 from torch import Tensor
 
 from wanlab.embedded import tiny_path
-from wanlab.engine import run
+from wanlab.engine import ranks, run
 from wanlab.engine.model import config as configs
 from wanlab.engine.model import fingerprint, modules, weights
 from wanlab.engine.model import loading as models
 from wanlab.engine.model.transformer import attention
+from wanlab.engine.run.follow import follow
 from wanlab.runfile import Run
 from wanlab.spec import PolicySpec, RecordSpec, RunSpec
 
@@ -185,6 +189,7 @@ class Bench:
                 "latent": torch.from_numpy(np.asarray(made["latent"])),
                 "predicted": made.attrs["predicted"],
                 "attention": made.spec.attention,
+                "planned": run.plan(spec).memory_plans[made.spec.memory],
             }
         path.unlink()
         print("   ", {k: round(v, 2) for k, v in timing.items()}, f"peak {result['peak'] / GIB:.2f} GiB", flush=True)
@@ -266,17 +271,24 @@ def row(what: str, value: str, bar: str = "") -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--steps", type=int, help="20, and 4 with --ranks")
     parser.add_argument("--frames", type=int, default=49)
     parser.add_argument("--layers", type=int, default=40)
     parser.add_argument("--seconds", type=float, default=math.inf, help="leave out what would take longer")
     parser.add_argument("--start", action="store_true", help="only the way from loaded to the first step")
     parser.add_argument("--fp8", action="store_true", help="only WanPipeline, 8-bit products and exact mode beside it")
     parser.add_argument("--policy", action="append", help="only exact mode, without and with each of these policies")
+    parser.add_argument("--ranks", action="store_true", help="under torchrun: one GPU beside all of them")
     args = parser.parse_args()
+    args.steps = args.steps or (4 if args.ranks else 20)
     weights.stream = random_weights  # type: ignore[assignment]
     fingerprint.digests = lambda files: [""] * len(list(files))  # the files are holes
     sys.modules["wanlab.engine.run.execute"].write_mp4 = lambda *_: None  # type: ignore[attr-defined]  # films are not timed
+    if args.ranks:
+        nothing = np.zeros((args.frames, 480, 832, 3), "float32")
+        sys.modules["wanlab.engine.run.execute"].decode = lambda *_: nothing  # type: ignore[attr-defined]
+        if ranks.join().rank:
+            follow(ranks.here())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_checkpoint(folder / "model", args.layers)
@@ -290,12 +302,16 @@ def main() -> None:
             guidance=(3.0, 4.0),
             precision="reference",
             memory="resident",
+            parallel="none",
         )
         bench = Bench(spec, folder, args.seconds)
         if args.start:
             made = bench.wanlab(precision="exact", steps=2)
             row("second process: loaded to first step", f"{made['encode'] + made['warm-up']:.1f} s", "30 s")
             return
+        if args.ranks:
+            shared(bench, args.layers)
+            ranks.quit(0)
         if args.policy:
             policies(bench, args.policy)
             return
@@ -314,6 +330,72 @@ def policies(bench: Bench, texts: Sequence[str]) -> None:
         meter, clock = sum(plain["operations"]) / sum(made["operations"]), plain["seconds"] / made["seconds"]
         row(f"{text} | {meter:.3f}x", f"{clock:.3f}x ({100 * (clock / meter - 1):+.1f} %)")
         print("    seconds by step:", " ".join(f"{s:.2f}" for s in made["steps"]), flush=True)
+        partial(made)
+        print(f"    peak {made['peak'] / 1e9:.2f} GB, predicted {made['planned'] / 1e9:.2f} GB", flush=True)
+
+
+def partial(made: dict[str, Any]) -> None:
+    """Of steps that ran a part of the operations, the time over that part of a whole step's in the same run."""
+    operations, seconds = np.array(made["operations"]), np.array(made["steps"])
+    whole = operations == operations.max()
+    if whole.all():
+        return
+    each = seconds / np.median(seconds[whole]) / (operations / operations.max())
+    line = ", ".join(
+        f"{share:.3f}: {over:.3f}" for share, over in zip(operations / operations.max(), each, strict=True)
+    )
+    print(f"    share of the operations: time over that share of a whole step's: {line}")
+    worst, mean = each[~whole].max(), each[~whole].mean()
+    row(
+        f"{(~whole).sum()} steps of a part: time over the same part of a whole step's",
+        f"{mean:.3f}, worst {worst:.3f}",
+        "1.10",
+    )
+
+
+def shared(bench: Bench, layers: int) -> None:
+    """One GPU, then every way to share a clip that two or more have, in each precision. Nothing is decoded. A step's
+    seconds are those of rank 0, which waits for the others."""
+    size = ranks.here().size
+    layouts = [f"ulysses={size}", f"cfg=2,ulysses={size // 2}" if size > 2 else "cfg=2"]
+    spec, found = bench.spec, models.describe(bench.spec.model)
+    print(
+        f"{size} x {torch.cuda.get_device_name()}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {layers} "
+        f"layers, {spec.width}x{spec.height}, {spec.frames} frames, {spec.steps} steps\n\n"
+        "| what | measured | bar |\n|---|---|---|"
+    )
+    model = bench.loaded.load(run.resolve(spec, found), found)
+    pipe = pipeline_of(model)
+    embeds = {"cond": model.encode(spec.prompt), "uncond": model.encode("")}
+    pipeline(pipe, replace(spec, steps=2), embeds)
+    theirs = pipeline(pipe, spec, embeds)[0] / spec.steps
+    row("WanPipeline, one GPU", f"{theirs:.3f} s a step, {theirs / 2:.3f} s a pass")
+    del pipe, model, embeds
+    for precision, bar in (("reference", ""), ("exact", "2.3 x"), ("fp8", "3.0 x")):
+        given: dict[str, Any] = {"precision": precision} | ({"attention": "cudnn"} if precision == "reference" else {})
+        alone = bench.wanlab(**given)
+        once = median(alone["steps"])
+        row(f"{precision}, one GPU", f"{once:.3f} s a step, {once / 2:.3f} s a pass")
+        for layout in layouts:
+            if not bench.room(10 * once * spec.steps):
+                continue
+            made = bench.wanlab(parallel=layout, **given)
+            step, error = median(made["steps"]), apart(made["latent"], alone["latent"])
+            same = "bit-identical" if torch.equal(made["latent"], alone["latent"]) else f"relative error {error:.2e}"
+            row(
+                f"{precision}, {layout}: over one GPU",
+                f"{step:.3f} s a step, {once / step:.2f} x; {same}",
+                "1.9 x" if layout == "cfg=2" else "1.8 x",
+            )
+            row(f"{precision}, {layout}: over WanPipeline on one GPU", f"{theirs / step:.2f} x", bar)
+            row(f"{precision}, {layout}: peak memory of rank 0", f"{made['peak'] / GIB:.2f} GiB")
+    if bench.room(12 * theirs):
+        text = f"cfg:last={spec.steps // 2}"
+        made = bench.wanlab(precision="exact", parallel=layouts[-1], policies=(PolicySpec.parse(text),))
+        row(
+            f"exact, {layouts[-1]}, {text}: steps of two branches, of one",
+            f"{median(made['steps'][: -(spec.steps // 2)]):.3f} s, {median(made['steps'][-(spec.steps // 2) :]):.3f} s",
+        )
 
 
 def measure(bench: Bench, layers: int, fp8_alone: bool) -> None:

@@ -14,7 +14,8 @@ from wanlab.registry import register
 @register("guider", "interval")
 @dataclass(frozen=True)
 class Interval(Guider):
-    """Guide the steps whose sigma is from `low` to `high`, both in [0,1].
+    """Guide the steps whose sigma is above `low` and at most `high`, both in [0,1]. The package's policy `interval` is
+    the same rule for any guider.
 
     Source: T. Kynkäänniemi et al., "Applying Guidance in a Limited Interval Improves Sample and Distribution Quality
     in Diffusion Models", 2024.
@@ -28,4 +29,4 @@ class Interval(Guider):
             raise UsageError(f"interval:low={self.low},high={self.high}", "use 0 <= low < high <= 1")
 
     def guide(self, scale: float, ctx: StepContext) -> Guide:
-        return Cfg().guide(scale, ctx) if self.low <= ctx.sigma <= self.high else Alone(COND)
+        return Cfg().guide(scale, ctx) if self.low < ctx.sigma <= self.high else Alone(COND)

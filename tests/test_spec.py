@@ -60,7 +60,7 @@ def test_digest_is_of_what_decides_the_result():
         "precision": "exact",
         "guider": PolicySpec("cfgzero"),
     }
-    assert set(changes) | {"record", "memory"} == {f.name for f in dataclasses.fields(RunSpec)}
+    assert set(changes) | {"record", "memory", "parallel"} == {f.name for f in dataclasses.fields(RunSpec)}
     digests = {dataclasses.replace(spec, **{k: v}).digest() for k, v in changes.items()}
     assert len(digests | {spec.digest()}) == len(changes) + 1
 

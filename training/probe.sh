@@ -13,4 +13,4 @@ for only in vae transformers; do
         --seconds 300
 done
 "$python" -m training.probe --model "$out/run/tiny" --sheet "$out/sheet.png" --prompts 96 --guidance 1 4
-"$python" -m training.sensitivity --model "$out/run/tiny" --json "$out/sensitivity.json"
+"$python" -m benchmarks.validity --model "$out/run/tiny" --prompts 4 --seeds 1 --out "$out/validity"

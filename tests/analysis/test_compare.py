@@ -45,19 +45,24 @@ def write(
     predicted=None,
     operations=(),
     status=(),
+    video=None,
+    **attributes,
 ):
-    """A run of four steps on latents [1,4,2,2]; its video is of one grey value."""
-    spec = RunSpec(prompt=prompt, seed=seed, width=16, height=16, frames=13, steps=STEPS)
+    """A run of four steps on latents [1,4,2,2]; its video is of one grey value, or `video` [T,H,W,3]."""
+    if video is None:
+        video = np.broadcast_to(np.asarray(value, np.float32), (13, 16, 16, 3)).copy()
+    frames, height, width = video.shape[:3]
+    spec = RunSpec(prompt=prompt, seed=seed, width=width, height=height, frames=frames, steps=STEPS)
     dims = ("channel", "latent_frame", "latent_height", "latent_width")
     fields = [Field(n, (), d, "1", n) for n, d in SCALARS.items()] + [Field("x_t", dims, "float32", "1", "x")]
     x = np.ones((STEPS + 1, 1, 4, 2, 2), np.float32) if x is None else x
-    video = np.broadcast_to(np.asarray(value, np.float32), (13, 16, 16, 3)).copy()
     flops = [float(p) for p in passes] if flops is None else flops
     attrs = {
         "timing_seconds": {"encode": 0.5, "decode": 1.0, "write": 0.5},
         "predicted": predicted or {"flops_by_step": flops},
         "process": process,
         "resumed_from_step": resumed,
+        **attributes,
     }
     if operations:
         fields += [Field("operations", (), "float64", "1", "o")] + [
@@ -290,13 +295,15 @@ def test_where_the_time_went(tmp_path):
     """Half the operations in the last two steps, which yet take .9 s each: .4 s more a step than at B's pace."""
     b = write(tmp_path / "b.h5")
     slow = write(tmp_path / "a.h5", passes=(2, 2, 1, 1), seconds=(1, 1, 0.9, 0.9))
-    said = where_time_went(Result(label="A", pairs=(measure(slow, b),)))
+    pair = measure(slow, b)
+    assert where_time_went(Result(label="A", pairs=(pair,))) == ""  # of one pair there is no interval
+    said = where_time_went(Result(label="A", pairs=(pair,) * 4))
     assert said == (
         "A: 1.33x predicted from operations, 1.05x measured; its steps of 4 latent frames and 1 pass took "
         "0.80 s more than at the baseline's pace"
     )
     as_predicted = write(tmp_path / "c.h5", passes=(2, 2, 1, 1), seconds=(1, 1, 0.5, 0.5))
-    assert where_time_went(Result(label="A", pairs=(measure(as_predicted, b),))) == ""
+    assert where_time_went(Result(label="A", pairs=(measure(as_predicted, b),) * 4)) == ""
 
 
 def test_by_prompt_and_units(tmp_path):
@@ -390,14 +397,54 @@ def test_intervals_stay_within_what_a_figure_can_be(tmp_path):
     assert summary["ssim"].mean < summary["ssim"].high < 1.0 and summary["ssim"].low < summary["ssim"].mean
 
 
-def test_selection_counts(tmp_path):
-    """The bound of a method picked among twelve is lower than that of the same method alone."""
-    values = [0.516, 0.517, 0.516, 0.517, 0.518]
-    alone = many(tmp_path, values)
-    others = [replace(alone, label=str(k)) for k in range(11)]
-    own = alone.summary["psnr"].low
-    assert verdict.cheapest([alone], "psnr", own - 0.01)[0] is alone
-    assert verdict.cheapest([alone, *others], "psnr", own - 0.01)[0] is None
+def test_an_answer_is_walked_to_from_the_baseline(tmp_path):
+    """40, 20 and 40 dB at 7, 6 and 4 of 8 operations: the walk stops at the second, whatever comes after it. Methods
+    that differ in a word have walks of their own, and then wider intervals: a bound at one's own end is not kept."""
+    costs = [(2, 2, 2, 1), (2, 2, 1, 1), (1, 1, 1, 1)]
+    values = ([0.51, 0.511, 0.51, 0.51], [0.6, 0.6, 0.6, 0.61], [0.509, 0.51, 0.51, 0.51])
+    near, far, lucky = (many(tmp_path, v, passes=c) for v, c in zip(values, costs, strict=True))
+    assert verdict.cheapest([lucky, far, near], "psnr", 35) == (near, lucky)
+    words = [
+        replace(r, setting={"cfg.keep": k}) for r, k in zip((near, far, lucky), ("cond", "uncond", "cond"), strict=True)
+    ]
+    assert verdict.cheapest(words, "psnr", 35) == (words[2], words[2])
+    own = near.summary["psnr"].low - 0.01
+    assert verdict.cheapest([near], "psnr", own)[0] is near
+    assert verdict.cheapest([words[0], words[1]], "psnr", own)[0] is None
+
+
+def test_a_floor_is_held_against_in_latents(tmp_path):
+    """Frames of equal error whose latents are a hundred times nearer: below the floor."""
+    floor = many(tmp_path, [0.51, 0.511, 0.51, 0.51])
+
+    def with_latents(error):
+        pairs = (replace(p, figures={**p.figures, "latent_error": error * (1 + p.seed / 9)}) for p in floor.pairs)
+        return replace(floor, pairs=tuple(pairs))
+
+    assert standing(floor, floor) == standing(with_latents(1e-2), with_latents(1e-2)) == "not told apart"
+    assert standing(with_latents(1e-4), with_latents(1e-2)) == "below"
+    assert standing(with_latents(1e-2), with_latents(1e-4)) == "above"
+
+
+def test_a_pair_that_becomes_identical_changes_nothing_suddenly(tmp_path):
+    """One pair, then half of them, of error 0 or of next to nothing: every figure, bound and verdict alike."""
+    some = many(tmp_path, [0.51, 0.513, 0.52, 0.53])
+    floor = many(tmp_path, [0.512, 0.51, 0.52, 0.531])
+    for count in (1, 2):
+        rows = []
+        for error in (1e-13, 0.0):
+            pairs = tuple(
+                replace(p, figures={**p.figures, "mse": error, "psnr": math.inf if not error else 130.0})
+                if k < count
+                else p
+                for k, p in enumerate(some.pairs)
+            )
+            rows.append(replace(some, pairs=pairs))
+        near, gone = ([r.summary["mse"], r.summary["psnr"]] for r in rows)
+        for x, y in zip(near, gone, strict=True):
+            assert (x.mean, x.low, x.high) == pytest.approx((y.mean, y.low, y.high), rel=1e-3)
+        said = [Comparison(baseline="b", results=(r,), floors=(floor,)).verdict(r) for r in rows]
+        assert said[0] == said[1] and standing(rows[0], floor) == standing(rows[1], floor)
 
 
 def test_pass_equivalents_and_statuses(tmp_path):

@@ -383,6 +383,34 @@ def test_recovery_counts_from_where_frames_were_completed() -> None:
     assert found is not None and (found.step, found.after) == (1, 2)
 
 
+def test_duplicated_pairs_are_held_against_the_same_pairs_from_below() -> None:
+    """Frames 0 and 1, and 2 and 3, are a pair each. In the baselines both pairs are .9, 1 and 1.1 times σ² · 2 apart:
+    below 1 - t(.95, 2) · .1 · √(4/3) = 1 - 2.91999 · .11547 = .66282 they are not yet frames of their own. The pairs
+    between, twice as far apart as the baselines', do not matter, nor do duplicated ones that are further apart."""
+    seeds = [scaled(f, seed=k) for k, f in enumerate((0.9, 1.0, 1.1))]
+
+    def copied(*shares: float) -> Continuity:
+        """Pairs (0, 1) and (2, 3) `shares` of the usual distance apart, by step and in the end."""
+        frames = [np.stack([a, a + root * (b - a), c, c + root * (d - c), e]) for root in np.sqrt(shares)]
+        x_t = [s * f for s, f in zip(SIGMAS, frames, strict=False)]
+        return run_of(x_t, SIGMAS, 0.1 * frames[-1], EXPERTS, method="half", duplicated=0)
+
+    a, b, c, d, e = H[:5]
+    found = continuity.recovery(copied(1, 1, 0, 0.66, 0.67, 1), seeds)
+    assert found is not None and (found.pairs, found.after) == ("duplicated", 2)
+    assert found.low[0] / 2 == pytest.approx(0.66282, abs=1e-5) and found.high[0] == math.inf
+    assert getattr(continuity.recovery(copied(1, 1, 1, 1, 1, 4), seeds), "after", -1) == 0
+    assert getattr(continuity.recovery(copied(1, 1, 1, 1, 1, 0.5), seeds), "after", -1) is None
+
+
+def test_a_baseline_is_one_whatever_it_is_called() -> None:
+    """One run of other settings among the runs renames all: their policies still say which are baselines."""
+    seeds = [scaled(f, seed=k, method="baseline+steps=5", policies=BASELINE) for k, f in enumerate((0.9, 1.0, 1.1))]
+    found = continuity.recovery(curve_of([1] * 6, method="half+steps=5", policies="half"), seeds)
+    assert found is not None and found.spread == "seeds"
+    assert continuity.recovery(seeds[0], seeds[1:]) is None
+
+
 # --- run files -------------------------------------------------------------------------------------------------------
 
 FIELDS = [

@@ -2,10 +2,10 @@ import math
 
 import numpy as np
 import pytest
+import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from wanlab.analysis import stats
 from wanlab.analysis.stats import Interval, bounds, grouped, interval, paired_ratio, ratio, share, simultaneous
 
 
@@ -51,6 +51,7 @@ def test_equal_values_and_too_few():
     assert not interval([1.0, math.inf]).known
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(-100, 100), min_size=4, max_size=30), st.floats(0.1, 10), st.floats(-50, 50))
 def test_moves_and_scales_with_its_values(values, scale, move):
     """Another unit, another zero: the same interval in that unit."""
@@ -101,7 +102,7 @@ def test_odds_by_hand():
 PSNRS = st.lists(st.floats(10, 60), min_size=16, max_size=16)
 
 
-@settings(max_examples=300)
+@settings(max_examples=300, deadline=None)  # a busy machine takes its time
 @given(PSNRS, st.floats(-0.1, 0.1))
 def test_one_value_that_moves_a_little_moves_no_bound_far(psnrs, move):
     """One of 16 PSNRs by .1 dB: no bound by .2 dB, of the mean in dB or of the mean error in dB."""
@@ -112,6 +113,7 @@ def test_one_value_that_moves_a_little_moves_no_bound_far(psnrs, move):
     assert abs(10 * math.log10(a.low / b.low)) <= 0.2 and abs(10 * math.log10(a.high / b.high)) <= 0.2
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(1e-6, 1e-2), min_size=4, max_size=20), st.lists(st.floats(1e-6, 1e-2), min_size=4, max_size=20)
 )
@@ -138,78 +140,36 @@ def test_paired_ratio_by_hand():
     assert not paired_ratio([math.nan, 1, 1, 1], [1] * 4, "abcd").known
 
 
-def floors_told_apart(factor, draws, rng):
-    """How often the ratio of two floors' mean errors, of 16 prompts each of its own size, is told apart from 1."""
-    apart = 0
-    for _ in range(draws):
-        size = np.exp(rng.standard_normal(16))
-        a, b = (size * np.exp(0.3 * rng.standard_normal(16)) for _ in range(2))
-        found = paired_ratio(factor * a, b, range(16))
-        apart += not found.low <= 1 <= found.high
-    return apart / draws
-
-
-@pytest.mark.parametrize("draws", [1000, pytest.param(10_000, marks=pytest.mark.slow)])
-def test_a_noise_floor_against_itself(draws):
-    assert floors_told_apart(1, draws, np.random.default_rng(0)) <= 0.075
-    assert floors_told_apart(2, draws // 10, np.random.default_rng(0)) >= 0.95
-
-
-def share_coverage(p, correlation, draws, rng):
-    """Coverage of a share of 16 prompts x 4 seeds whose prompts differ by this intraclass correlation."""
-    groups, holds = np.repeat(np.arange(16), 4).tolist(), 0
-    for _ in range(draws):
-        own = np.full(16, p)
-        if correlation:
-            strength = (1 - correlation) / correlation
-            own = rng.beta(p * strength, (1 - p) * strength, 16)
-        found = share((rng.random((16, 4)) < own[:, None]).ravel().tolist(), groups)
-        holds += found.low <= p <= found.high
-    return holds / draws
-
-
-@pytest.mark.parametrize("draws", [600, pytest.param(10_000, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("correlation", [0, 0.1, 0.6])
-def test_shares_of_runs_count_prompts(correlation, draws):
-    """At .5 and .8: 93 to 97 %, a point wider for the error of a small simulation and for a share's lattice."""
-    for p in (0.5, 0.8):
-        assert 0.92 <= share_coverage(p, correlation, draws, np.random.default_rng(1)) <= 0.985
-
-
 def test_shares_by_hand():
-    """All of five prompts: Wilson at 5 with t(.975; 4) = 2.776445; three prompts are too few."""
-    found = share([True] * 10, [k // 2 for k in range(10)])
-    assert (found.mean, found.n, found.high) == (1, 5, 1) and found.low == pytest.approx(
-        5 / (5 + 2.776445**2), abs=1e-6
-    )
+    """One run for each of 16 prompts, 11 good: correlation says nothing, and the posterior of a uniform prior is
+    Beta(12, 6), whose 2.5 and 97.5 % points are .4404 and .8579. Three prompts are too few."""
+    found = share([True] * 11 + [False] * 5, range(16))
+    assert (found.mean, found.n) == (11 / 16, 16)
+    assert (found.low, found.high) == pytest.approx((0.4404, 0.8579), abs=1e-4)
+    assert share([True] * 10, [k // 2 for k in range(10)]).high == 1
+    assert share([False] * 10, [k // 2 for k in range(10)]).low == 0
     assert not share([True, False, True], "abc").known and math.isnan(share([], []).mean)
 
 
-def false_claims(count, n, shared, draws, rng):
-    """How often any of `count` settings that lie on the bound is called sure."""
-    wrong = 0
-    for _ in range(draws):
-        x = rng.standard_normal((count, n)) + shared * rng.standard_normal((1, n))
-        error = x.std(axis=1, ddof=1) / math.sqrt(n)
-        wrong += bool((x.mean(axis=1) - simultaneous(x, two_sided=False) * error > 0).any())
-    return wrong / draws
+def test_a_factor_widens_a_share():
+    """Student's own quantile, t(.975; 15) = 2.131450, changes nothing; t(.995; 15) = 2.946713 has 99 %: of 16 prompts
+    with one run the .5 and 99.5 % points of Beta(12, 6)."""
+    args = [True] * 11 + [False] * 5, range(16)
+    assert share(*args, factor=2.131450).low == pytest.approx(share(*args).low, abs=1e-5)
+    wide = share(*args, factor=2.946713)
+    assert (wide.low, wide.high) == pytest.approx(tuple(scipy.stats.beta.ppf([0.005, 0.995], 12, 6)), abs=2e-4)
 
 
-@pytest.mark.parametrize(("count", "n", "shared"), [(7, 4, 0), (7, 4, 2), (21, 16, 2)])
-def test_some_false_claim_in_a_sweep(count, n, shared, monkeypatch):
-    monkeypatch.setattr(stats, "DRAWS", 1000)
-    assert false_claims(count, n, shared, 100, np.random.default_rng(2)) <= 0.08
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("count", [2, 7, 21, 30])
-@pytest.mark.parametrize("n", [4, 16, 32])
-@pytest.mark.parametrize("shared", [0, 2])
-def test_some_false_claim_in_a_sweep_in_full(count, n, shared, monkeypatch):
-    monkeypatch.setattr(stats, "DRAWS", 1000)
-    assert false_claims(count, n, shared, 10_000, np.random.default_rng(2)) <= 0.05
+def test_seeds_that_say_what_their_prompt_says_add_little():
+    """Four of 16 prompts fail with all of their four seeds, or one seed of each prompt does."""
+    groups = [k // 4 for k in range(64)]
+    together, spread = share([k >= 16 for k in range(64)], groups), share([k % 4 > 0 for k in range(64)], groups)
+    assert together.mean == spread.mean == 0.75
+    assert together.high - together.low > 1.5 * (spread.high - spread.low)
 
 
 def test_one_interval_alone_is_students():
-    """t(.975; 7) = 2.364624."""
-    assert simultaneous(np.random.default_rng(0).standard_normal((1, 8))) == pytest.approx(2.364624, rel=0.06)
+    """t(.975; 7) = 2.364624; of the same values twice it is simulated."""
+    x = np.random.default_rng(0).standard_normal((1, 8))
+    assert simultaneous(np.concatenate([x, x])) == pytest.approx(2.5, rel=0.1)
+    assert simultaneous(np.random.default_rng(0).standard_normal((1, 8))) == pytest.approx(2.364624, rel=1e-6)

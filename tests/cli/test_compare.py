@@ -121,6 +121,23 @@ def test_a_sweep_and_its_answer(wanlab, tmp_path):
     assert (tmp_path / "out" / "pareto.png").stat().st_size > 5000
 
 
+def test_what_a_sweep_chose_is_measured_again(wanlab, tmp_path):
+    """cfg:last=2 is chosen on seed 0 and measured on seeds 1 and 2: four pairs, none of them of the choice."""
+    code, out, err = wanlab("--sweep", "cfg.last=1:3", "--max-loss", "psnr=1", "--confirm", "1:3", "--format", "json")
+    assert code == 0, err
+    found = json.loads(out)
+    (again,) = found["confirmed"]
+    assert again["label"] == "cfg:last=2, confirmed" and [p["seed"] for p in again["pairs"]] == [1, 1, 2, 2]
+    assert [len(m["pairs"]) for m in found["methods"]] == [2, 2]
+    assert found["answer"][0].startswith("measured again on 2 fresh seeds: cfg:last=2, confirmed, PSNR ")
+    assert found["answer"][1].startswith("in the sweep, by its mean alone cfg:last=2")
+    assert "cfg:last=2, confirmed" in (tmp_path / "out" / "comparison.md").read_text()
+    code, _, err = wanlab("--sweep", "cfg.last=1:3", "--confirm", "0:2")
+    assert code == 2 and "seed 0 has a part in the choice" in err and "--confirm 2:4" in err
+    code, _, err = wanlab("--a", "cfg:last=1", "--confirm", "1")
+    assert code == 2 and "--confirm is for what a sweep chose" in err
+
+
 def test_a_condition_on_a_measure_of_a_file(tmp_path, capsys):
     """Known as soon as the file is, in whichever order they are given. The name is this test's own."""
     (tmp_path / "own.py").write_text(

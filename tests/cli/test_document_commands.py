@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from wanlab.cli import spelling
 from wanlab.cli.app import main
 from wanlab.cli.spelling import spelled
 from wanlab.errors import UsageError
@@ -137,17 +136,7 @@ PRUNING = (
 )
 
 
-@pytest.mark.parametrize("command", ["generate", "compare", "continuity"])
-def test_token_pruning_is_refused_in_one_line_until_there_is_such_a_policy(
-    wanlab: Wanlab, monkeypatch: pytest.MonkeyPatch, command: str
-) -> None:
-    monkeypatch.setattr(spelling, "known", lambda _: {"cfg": ()})
-    code, out, err = wanlab(command, *PRUNING, *PROMPT)
-    assert (code, out, err.count("\n")) == (2, "", 1) and "no policy 'prune'" in err and "wanlab methods" in err
-
-
-def test_token_pruning_is_the_policy_prune(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(spelling, "known", lambda _: {"prune": ()})
+def test_token_pruning_is_the_policy_prune() -> None:
     policy = "prune:threshold=20,baseline_steps=5,start_step=6,end_step=999"
     assert spelled(["generate", *PRUNING, "--seed", "3"]) == ["generate", "--seed", "3", "--policy", policy]
     assert spelled(["compare", "--enable_token_pruning"]) == ["compare", "--a", "prune"]
@@ -158,6 +147,18 @@ def test_token_pruning_is_the_policy_prune(monkeypatch: pytest.MonkeyPatch) -> N
         "--",
         "x",
     ]
+
+
+def test_the_documents_token_pruning_is_planned_with_its_layers_as_steps(wanlab: Wanlab) -> None:
+    code, out, err = wanlab("generate", *PRUNING, *PROMPT, "--sampling_steps", "20", "--dry-run", "--json")
+    assert code == 0, err
+    (planned,) = [json.loads(out)] if isinstance(json.loads(out), dict) else json.loads(out)
+    (policy,) = planned["spec"]["policies"]
+    assert policy == {
+        "name": "prune",
+        "knobs": {"baseline_steps": 5, "end_step": 999, "start_step": 6, "threshold": 20},
+    }
+    assert planned["memory_bytes"]["keys"] == 2 * 8 * 192 * 4 * 585 * 2 and not planned["exact"]
 
 
 def test_pruning_options_alone_would_have_no_effect() -> None:

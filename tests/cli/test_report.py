@@ -52,7 +52,8 @@ def results(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, made in enumerate(sorted(folder.glob("*.h5"))):
         made.rename(folder / f"run{seed}.h5")
     pairs = [
-        {"prompt": HOSTILE, "seed": k, "a": "a", "b": "b", "psnr": 20.0 + k, "mse": 0.01, "ssim": 0.9} for k in range(5)
+        {"prompt": f"{HOSTILE} {k}", "seed": 0, "a": "a", "b": "b", "psnr": 20.0 + k, "mse": 0.01, "ssim": 0.9}
+        for k in range(5)
     ]
     method = {
         "label": "cfg_truncated",
@@ -88,13 +89,18 @@ def test_exports(wanlab: Callable[..., Told], results: Path, tmp_path: Path) -> 
 
     code, out, _ = wanlab(results, "--out", tmp_path / "r", "--format", "json")
     whole: dict[str, Any] = json.loads(out, parse_constant=no)
-    assert code == 0 and [x["name"] for x in whole["hypotheses"]] == ["H1", "H2", "H3", "H4"]
+    assert code == 0 and [x["name"] for x in whole["hypotheses"]] == ["H1", "H2", "H3", "H4", "H5"]
     psnr = next(c for c in whole["hypotheses"][0]["claims"] if c["quantity"] == "psnr")
-    assert psnr["value"]["mean"] == 22.0 and psnr["verdict"] == "refuted" and psnr["value"]["n"] == 5
+    # The mean of 10^-2, 10^-2.1 … 10^-2.4 is .006649: 21.772 dB.
+    assert (
+        psnr["value"]["mean"] == pytest.approx(21.772, abs=1e-3)
+        and psnr["verdict"] == "refuted"
+        and psnr["value"]["n"] == 5
+    )
     assert json.loads((tmp_path / "r" / "report.json").read_text(), parse_constant=no) == whole
     _, out, _ = wanlab(results, "--out", tmp_path / "r", "--format", "csv")
     rows = list(csv.DictReader(io.StringIO(out)))
-    assert {r["hypothesis"] for r in rows} == {"H1", "H2", "H3", "H4"} and "nan" not in out
+    assert {r["hypothesis"] for r in rows} == {"H1", "H2", "H3", "H4", "H5"} and "nan" not in out
     _, out, _ = wanlab(results, "--out", tmp_path / "r", "--format", "md")
     assert out == (tmp_path / "r" / "report.md").read_text() and "| claim |" in out
 
@@ -258,3 +264,19 @@ def test_a_measure_that_somebody_registered_has_a_column_on_the_page(tmp_path: P
     shown = _comparison(tmp_path / "comparison.json", content, [0])
     assert shown["columns"][-3:] == ("edge error", "n", "verdict")
     assert shown["rows"] == [["a", "–", "–", "30.0 dB (29.0–31.0)", "–", "0.25 (0.2–0.3)", 4, "loss"]]
+
+
+def test_what_clips_show_has_a_table_of_its_own_on_the_page(tmp_path: Path) -> None:
+    from wanlab.study.page import _comparison
+
+    summary = {
+        "adherence": {"mean": 0.75, "low": 0.5, "high": 0.9},
+        "adherence_change": {"mean": -0.25, "low": -0.5, "high": 0.125},
+        "motion_ratio": {"mean": 0.8, "low": 0.7, "high": 0.9},
+    }
+    methods = [{"label": "a", "summary": summary, "n": 4}, {"label": "b", "summary": {}, "n": 4}]
+    shown = _comparison(tmp_path / "comparison.json", {"methods": methods}, [0])
+    assert shown["clip_columns"] == ("method", "followed", "A - B", "motion")
+    values = ["75.0% (50.0%–90.0%)", "-25.0% (-50.0% to +12.5%)", "0.80x (0.70–0.90)"]
+    assert shown["clip_rows"] == [["a", *values], ["b", "–", "–", "–"]]
+    assert not _comparison(tmp_path / "comparison.json", {"methods": methods[1:]}, [0])["clip_columns"]

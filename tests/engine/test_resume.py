@@ -59,6 +59,11 @@ def stop_at(step):
         ("unipc", ["cfg:last=3,high=3,keep=reuse"]),
         ("dpm++", ["half:complete=renoise,rope=strided", "cfg:last=2,keep=reuse"]),
         ("unipc", ["paired"]),
+        ("unipc", ["adaptive:threshold=0.9999895"]),
+        ("dpm++", ["cfgcache:every=3"]),
+        ("unipc", ["prune:threshold=50,baseline_steps=2,start_step=3,corrector=false"]),
+        ("dpm++", ["half", "topk:start=2,scope=all,keep=x0,keys_dtype=float8"]),
+        ("euler", ["ras:start=1,keep=hold,reset=3"]),
     ],
 )
 def test_interrupted_and_resumed_is_bit_identical(tmp_path, model, loaded, checkpoint, solver, policies):

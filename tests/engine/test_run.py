@@ -44,7 +44,13 @@ def test_result_and_files(tmp_path, model, loaded, checkpoint):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["r.gif", "r.h5", "r.mp4"]
     assert RunSpec.from_json(opened.spec_json) == run.resolve(spec, model.checkpoint)
     assert "steps" not in opened.attrs["defaulted"] and {"seed", "solver", "dtype"} <= set(opened.attrs["defaulted"])
-    assert opened.attrs["asked"] == {"dtype": "auto", "memory": "auto", "precision": "auto", "shift": None}
+    assert opened.attrs["asked"] == {
+        "dtype": "auto",
+        "memory": "auto",
+        "parallel": "auto",
+        "precision": "auto",
+        "shift": None,
+    }
     for name in ("versions", "device_name", "timing_seconds", "prompt_embeds_sha256", "predicted", "scheduler"):
         assert name in opened.attrs
     assert opened.attrs["prompt_tokens"] == {"cond": 6, "uncond": 1}
@@ -249,8 +255,9 @@ def test_models_are_loaded_once_and_only_when_needed(tmp_path, checkpoint, singl
 def test_warm_up_runs_each_kind_of_forward_once(model, checkpoint):
     """Of two experts, of which the first works at two lengths: a forward each, and one for the single branch at the
     end."""
-    from wanlab.engine.run.execute import _warm_up
+    from wanlab.engine.ranks.branches import Branches
     from wanlab.engine.run.forecast import make_env
+    from wanlab.engine.run.warm_up import warm_up
     from wanlab.engine.solvers import Solver
 
     planned = run.plan(make_spec(checkpoint, policies=["half:switch=5", "cfg:last=2"], batch_cfg=True))
@@ -262,13 +269,13 @@ def test_warm_up_runs_each_kind_of_forward_once(model, checkpoint):
 
     env = make_env(planned.spec, model.checkpoint, solver)
     warm = set()
-    _warm_up(denoiser, planned, env, 0, model.device, warm)
+    warm_up(denoiser, planned, env, 0, model.device, warm, Branches())
     both = ("cond", "uncond")
     assert calls == [("high", 3, both), ("high", 5, both), ("low", 5, both), ("low", 5, ("uncond",))]
     calls.clear()
-    _warm_up(denoiser, planned, env, 0, model.device, warm)
+    warm_up(denoiser, planned, env, 0, model.device, warm, Branches())
     assert calls == []
-    _warm_up(denoiser, planned, env, 19, model.device, set())
+    warm_up(denoiser, planned, env, 19, model.device, set(), Branches())
     assert calls == [("low", 5, ("uncond",))]
 
 

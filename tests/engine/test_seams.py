@@ -232,8 +232,8 @@ def test_active_tokens_attend_to_stale_keys(model, checkpoint):
     torch.manual_seed(0)
     before, now = torch.randn(1, 20, 24), torch.randn(1, 20, 24)
     rotary = model.experts["high"].rope(torch.zeros(1, 16, 5, 4, 4))
-    ours, kept, active = SelfAttention(), {}, torch.tensor([1, 7, 19])
-    ours.keys, ours.name = kept, "0"
+    ours, active = SelfAttention(), torch.tensor([1, 7, 19])
+    ours.keeps = True
     ours(attn, before, rotary_emb=rotary)
     some = tuple(r.index_select(1, active) for r in rotary)
     ours.active = active
@@ -273,7 +273,14 @@ def test_a_session_gives_back_what_it_was_given(model, checkpoint):
 
 
 @pytest.mark.parametrize(
-    "policy", [SKIP, f"{BLOCK}:threshold=0.3", "cfg:last=6,high=4,keep=reuse", "half:rope=strided"]
+    "policy",
+    [
+        SKIP,
+        f"{BLOCK}:threshold=0.3",
+        "cfg:last=6,high=4,keep=reuse",
+        "half:rope=strided",
+        pytest.param("prune:scope=all,baseline_steps=2,start_step=3,threshold=50", marks=pytest.mark.slow),
+    ],
 )
 def test_a_killed_run_ends_as_if_nothing_had_been(tmp_path, loaded, checkpoint, policy):
     """kill -9 after some step, in another process; then the same command again."""

@@ -107,6 +107,7 @@ def test_one_run(checkpoint: Path, tmp_path: Path) -> None:
         "H2",
         "H3",
         "H4",
+        "H5",
     } and "<table>" in report._repr_html_()
 
 
@@ -123,6 +124,8 @@ def test_pandas_may_be_absent(result: kinds.ComparisonResult, monkeypatch: pytes
         (lambda: wanlab.compare(), "nothing to compare"),
         (lambda: wanlab.compare("halv"), "is no method"),
         (lambda: wanlab.compare("half", step=3), "there is no setting 'step'; did you mean"),
+        (lambda: wanlab.compare(["half", "paired"], sweep=["cfg.last=1:3"]), "a sweep is laid over one method"),
+        (lambda: wanlab.compare(["half", "paired"], at_cost=0.5), "half has no knob that trades cost for quality"),
         (lambda: wanlab.generate("x", frames=10), "use 9 or 13"),
         (lambda: wanlab.generate("x", model="tinny"), "did you mean tiny"),
         (lambda: wanlab.continuity(), "either runs or prompts"),

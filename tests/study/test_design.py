@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from wanlab.errors import UsageError
 from wanlab.spec import MethodSpec, RunSpec
 from wanlab.spec.paths import is_run_file
-from wanlab.study.design import Variant, arrange, floors_of, is_source, read_methods, slug, swept
+from wanlab.study.design import Variant, arrange, floors_of, is_source, read_methods, slug, suite_prompts, swept
 
 BASE = RunSpec(prompt="a red ball", steps=4, frames=9)
 
@@ -125,3 +125,17 @@ def test_swept_methods_are_named_with_all_their_settings():
     for base, label in (("half+steps=7", "half+steps=7+shift="), ("shift=2", "shift=")):
         labels = [v.method.label for v in swept(MethodSpec.parse(base), ["shift=3,5"])]
         assert labels == [f"{label}3", f"{label}5"]
+
+
+def test_a_method_at_two_costs_is_sampled_once(tmp_path: Path) -> None:
+    """Whole steps do not hit every cost: the nearest may be the same for two."""
+    twice = [Variant(MethodSpec.parse("cfg:last=2"), {"at_cost": c}) for c in (0.75, 0.74)]
+    design = arrange([BASE], MethodSpec("baseline"), twice, [], tmp_path)
+    assert design.variant_runs[0] == design.variant_runs[1] and len(design.order) == 2
+
+
+def test_suites_by_name() -> None:
+    assert suite_prompts(None) == suite_prompts("builtin")[:3]
+    assert len(set(suite_prompts("builtin") + suite_prompts("held-out"))) == 64
+    with pytest.raises(UsageError, match="no suite 'other'; use --suite builtin or --suite held-out"):
+        suite_prompts("other")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from wanlab.analysis.fidelity import Clip
+from wanlab.analysis.key import Key
 from wanlab.errors import UsageError, WanlabError
 from wanlab.images import frames_in, read_video
-from wanlab.study.compare import compare_files
+from wanlab.study.compare import by_key, compare_files
 from wanlab.study.folders import is_folder_of_videos, match, prompt_and_seed
 from wanlab.study.runners.local import Watcher
 from wanlab.video import write_mp4
@@ -119,3 +122,23 @@ def test_bad_images(tmp_path: Path) -> None:
     Image.fromarray(np.zeros((8, 16, 3), np.uint8)).save(folder / "frame_9.png")
     with pytest.raises(UsageError, match="is 16x8"), Clip.of(folder).read() as frames:
         list(frames)
+
+
+def test_unlike_runs_of_a_folder_are_not_pooled() -> None:
+    """Twice the same prompts, at 6 and at 3 steps; then of A alone, then of a baseline of another guidance."""
+
+    def pairs(*keys: tuple[Key, Key] | None) -> list[Any]:
+        return [SimpleNamespace(keys=k, prompt=f"p{n}") for k in keys for n in range(2)]
+
+    six, three, free = Key("tiny", 6, 9), Key("tiny", 3, 9), Key("tiny", 6, 9, guidance="1")
+    assert [r.label for r in by_key("a", pairs((six, six)))] == ["a"] == [r.label for r in by_key("a", pairs(None))]
+    own = by_key("a", pairs((six, six), (three, three)))
+    assert [(r.label, len(r.pairs)) for r in own] == [
+        ("a, `tiny`, 6 steps, 9 frames", 2),
+        ("a, `tiny`, 3 steps, 9 frames", 2),
+    ]
+    other = by_key("a", pairs((six, six), (six, free)))
+    assert [r.label for r in other] == [
+        "a, `tiny`, 6 steps, 9 frames, against `tiny`, 6 steps, 9 frames, guidance ",
+        "a, `tiny`, 6 steps, 9 frames, against `tiny`, 6 steps, 9 frames, guidance 1",
+    ]

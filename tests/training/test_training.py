@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from training import fast_vae, models, render, sensitivity, train
+from training import fast_vae, models, render, train
 from wanlab.embedded import tiny_path, world, world_of
 from wanlab.engine.model import vae as wan_vae
 from wanlab.engine.model.kernels import ShortText
@@ -258,26 +258,6 @@ def test_a_caption_leaves_an_open_clip_open() -> None:
 def test_a_recipe_that_cannot_be_is_refused(change: dict[str, float]) -> None:
     with pytest.raises(TypeError, match=r"world|share"):
         train.Recipe(**change)  # type: ignore[arg-type]
-
-
-def test_magnitude_ratios_by_hand() -> None:
-    # Lengths of two tokens' residuals: (5, 1), then (10, 1), then (5, 3): ratios 2 and 1, then 1/2 and 3.
-    added = [torch.tensor([[[3.0, 4.0], [0.0, 1.0]]]), torch.tensor([[[6.0, 8.0], [1.0, 0.0]]])]
-    added.append(torch.tensor([[[5.0, 0.0], [0.0, 3.0]]]))
-    assert sensitivity.magnitude_ratios(added) == pytest.approx([1.5, 1.75])
-
-
-@torch.no_grad()
-def test_the_blocks_residual_is_what_they_added() -> None:
-    torch.manual_seed(0)
-    model = models.transformer(num_layers=2)
-    x, t = torch.randn(1, 16, 1, 10, 18), torch.tensor([500.0])
-    with sensitivity.residuals([model]) as (added, out):
-        want = model(x, t, torch.zeros(1, 4, 128))[0]
-    assert len(added) == 1 and added[0].shape == (1, 45, 192) and float(added[0].abs().max()) > 0
-    assert torch.equal(out[0], want)
-    model(x, t, torch.zeros(1, 4, 128))
-    assert len(added) == 1  # the hooks are gone
 
 
 def test_muon_takes_what_is_inside_the_blocks() -> None:

@@ -8,23 +8,27 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from wanlab.analysis import clips, verdict
 from wanlab.analysis import metrics as registered
-from wanlab.analysis import verdict
 from wanlab.analysis.fidelity import Fidelity, Known
 from wanlab.analysis.fidelity import compare as compare_clips
+from wanlab.analysis.key import Key
 from wanlab.analysis.metrics import BASELINE, Metric
-from wanlab.analysis.metrics.clip import Clip
+from wanlab.analysis.metrics.adherence import judged
+from wanlab.analysis.metrics.clip import Clip, Floats
 from wanlab.analysis.metrics.cost import Cost
 from wanlab.analysis.metrics.latent import Divergence, apart, are_finite, divergence
 from wanlab.analysis.stats import Interval, geometric, grouped, units
 from wanlab.analysis.verdict import THRESHOLDS, failures, parse_condition, parse_loss
+from wanlab.embedded.suite import NAMES
 from wanlab.runfile import Run
 from wanlab.spec.paths import is_run_file
 
@@ -62,6 +66,8 @@ class Pair:
     fidelity: Fidelity
     figures: Mapping[str, float]
     """The pair's figures by the names that summaries, exports and thresholds use."""
+    keys: tuple[Key, Key] | None = None
+    """What A's and B's run may be pooled by; None of video files."""
     cost_a: Cost | None = None
     """None for a video file: nobody knows what it cost."""
     cost_b: Cost | None = None
@@ -81,6 +87,7 @@ class Pair:
             "seed": self.seed,
             "a": str(self.a),
             "b": str(self.b),
+            "key": None if self.keys is None else asdict(self.keys[1]),
             **{n: m.plain(self.figures[n]) for n, m in registered.by_figure().items() if n in self.figures},
             "rounded": self.fidelity.rounded,
             "worst_frame": self.fidelity.worst_frame,
@@ -101,18 +108,27 @@ def measure(
     Raises UsageError when they cannot be compared, WanlabError when one is damaged.
     """
     wanted = registered.chosen(metrics)
+    known = {} if known is None else known
     fidelity = compare_clips(Clip.of(a), Clip.of(b), metrics=wanted, known=known)
     figures, more = dict(fidelity.figures), dict[str, Any]()
     if is_run_file(a) and is_run_file(b):
         with Run(a) as run_a, Run(b) as run_b:
             costs = Cost.of(run_a), Cost.of(run_b)
-            more = {"cost_a": costs[0], "cost_b": costs[1], "divergence": divergence(run_a, run_b)}
+            more = {
+                "keys": (Key.of(run_a), Key.of(run_b)),
+                "cost_a": costs[0],
+                "cost_b": costs[1],
+                "divergence": divergence(run_a, run_b),
+            }
             prompt, seed = run_b.spec.prompt, run_b.spec.seed
             if not (are_finite(run_a) and are_finite(run_b)):  # their frames mean nothing, whatever they look like
                 fidelity = fidelity.unknown()
                 figures = dict(fidelity.figures)
+            verdicts = [_verdict(run, known[path]) for path, run in ((a, run_a), (b, run_b))]
             for m in wanted:
-                if m.needs == "runs":
+                if m.needs == "verdict":
+                    figures |= {m.name: m(verdicts[0]), m.name + BASELINE: m(verdicts[1])}
+                elif m.needs == "runs":
                     figures[m.name] = m(run_a, run_b)
                 elif m.needs == "run":
                     figures |= {m.name: m(costs[0]), m.name + BASELINE: m(costs[1])}
@@ -120,6 +136,13 @@ def measure(
     figures = registered.values(wanted, figures | {"timed": float(pair.timed)})
     ordered = {n: figures[n] for n in registered.by_figure(wanted) if n in figures}
     return Pair(prompt=prompt, seed=seed, a=a, b=b, fidelity=fidelity, figures=ordered, **more)
+
+
+def _verdict(run: Run, of_clip: dict[str, Floats]) -> Floats:
+    """What the verifier says of a run, once."""
+    if "verdict" not in of_clip:
+        of_clip["verdict"] = judged(run)
+    return of_clip["verdict"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -150,6 +173,8 @@ class Result:
     def mean(self, name: str, factor: float | None = None) -> Interval:
         """The mean of a figure; `factor` makes intervals that hold together (see stats.simultaneous)."""
         metric = self.metrics[name]
+        if metric.interval:
+            return metric.interval(name, self.values, self.prompts, factor)
         if metric.mean == "geometric":
             return geometric([v for v in self.values(name) if math.isfinite(v)])
         if metric.mean != "arithmetic":
@@ -157,7 +182,13 @@ class Result:
             value, *ends = (metric({metric.mean: v}) for v in (base.mean, base.low, base.high))
             low, high = (math.nan, math.nan) if any(map(math.isnan, ends)) else sorted(ends)
             return Interval(value, low, high, base.n)
-        return grouped(self.values(name), self.prompts, metric.bounds, factor=factor)[0]
+        low, high = metric.bounds
+        far = metric.better == "lower" and low == 0  # of an error the upper limit is far away: there it is only cut
+        limits = (low, math.inf if far else high)
+        values = self.values(name)
+        counted = metric.counted(values)
+        prompts = list(compress(self.prompts, counted))
+        return grouped(list(compress(values, counted)), prompts, limits, factor=factor)[0].within(low, high)
 
     def median(self, name: str) -> float:
         """A figure of the pair in the middle."""
@@ -199,7 +230,7 @@ class Result:
         for prompt in dict.fromkeys(self.prompts):
             own = Result(label=self.label, pairs=tuple(p for p in self.pairs if p.prompt == prompt))
             means = {n: own.mean(n).mean for n in ("psnr", "ssim", "mse")}
-            rows.append({"prompt": prompt, "seeds": len(own.pairs), **means})
+            rows.append({"prompt": prompt, "name": NAMES.get(prompt, ""), "seeds": len(own.pairs), **means})
         return rows
 
     def to_dict(self) -> dict[str, Any]:
@@ -217,6 +248,7 @@ class Result:
             "summary": {k: _plain(v.to_dict(), shown[k].plain) for k, v in self.summary.items()},
             "median": {k: shown[k].plain(self.median(k)) for k in self.summary},
             "by_prompt": [r | {k: shown[k].plain(r[k]) for k in ("psnr", "ssim", "mse")} for r in self.by_prompt()],
+            "followed": clips.followed(self),
             "worst": {"prompt": self.worst.prompt, "seed": self.worst.seed},
             "pairs": [p.to_dict() for p in self.pairs],
         }
@@ -234,7 +266,14 @@ class Comparison:
     results: tuple[Result, ...]
     floors: tuple[Result, ...] = ()
     """The baseline again, computed another way: what a difference must exceed to mean anything."""
+    confirmed: tuple[Result, ...] = ()
+    """What a sweep chose, measured again on seeds that had no part in the choice."""
     thresholds: Mapping[str, float] = field(default_factory=lambda: dict(THRESHOLDS))
+
+    @property
+    def every(self) -> tuple[Result, ...]:
+        """Noise floors, methods, and what was measured again."""
+        return (*self.floors, *self.results, *self.confirmed)
 
     def verdict(self, result: Result) -> str:
         """What can be said of a method, in few words, against the thresholds and the floor."""
@@ -242,7 +281,7 @@ class Comparison:
 
     def remarks(self) -> list[str]:
         """What to bear in mind when reading the table, in sentences."""
-        return verdict.remarks(self.results, self.floors)
+        return [*verdict.remarks(self.results, self.floors), *clips.remarks((*self.floors, *self.results))]
 
     def cheapest(self, metric: str, bound: float) -> tuple[Result | None, Result | None]:
         """The cheapest method that keeps within `bound` for certain, and the cheapest of which only the mean does."""
@@ -256,6 +295,7 @@ class Comparison:
             "thresholds": dict(self.thresholds),
             "noise_floor": [r.to_dict() for r in self.floors],
             "methods": [r.to_dict() | {"verdict": self.verdict(r)} for r in self.results],
+            "confirmed": [r.to_dict() | {"verdict": self.verdict(r)} for r in self.confirmed],
             "remarks": self.remarks(),
         }
 

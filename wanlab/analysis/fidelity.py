@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from wanlab.analysis import metrics as registered
-from wanlab.analysis.metrics import BASELINE, Metric
+from wanlab.analysis.metrics import BASELINE, WINDOW, Metric
 from wanlab.analysis.metrics.clip import Clip, Floats
 from wanlab.analysis.metrics.pixels import SSIM_WINDOW, decibels
 from wanlab.errors import UsageError
@@ -63,20 +64,21 @@ def compare(a: Clip, b: Clip, *, metrics: Sequence[Metric] | None = None, known:
     wanted = registered.chosen() if metrics is None else metrics
     known = {} if known is None else known
     paired = [m for m in wanted if m.needs == "frame pair"]
-    alone = [m for m in wanted if m.needs == "clip"]
+    alone = [m for m in wanted if m.needs in WINDOW]
     by_frame: dict[str, list[float]] = {m.name: [] for m in paired}
     sides = {c.path: {m.name: list[float]() for m in alone} for c in (a, b) if c.path not in known}
-    before: dict[Path, Floats] = {}
+    recent = {path: deque[Floats](maxlen=max(WINDOW.values())) for path in sides}
     with ExitStack() as stack, np.errstate(invalid="ignore"):  # what is not finite gives NaN, and that is all
         frames = [stack.enter_context(clip.read()) for clip in (a, b)]
         for x, y in _together(frames[0], frames[1], a, b):
             for m in paired:
                 by_frame[m.name].append(m(x, y))
             for path, frame in {a.path: x, b.path: y}.items():
-                if path in sides and path in before:
+                if path in sides:
+                    recent[path].append(frame)
                     for m in alone:
-                        sides[path][m.name].append(m(before[path], frame))
-                before[path] = frame
+                        if len(recent[path]) >= WINDOW[m.needs]:
+                            sides[path][m.name].append(m(*list(recent[path])[-WINDOW[m.needs] :]))
     known |= {path: {n: np.array(v) for n, v in side.items()} for path, side in sides.items()}
     arrays = {n: np.array(v) for n, v in by_frame.items()}
     figures = {m.name: _reduced(m, arrays[m.name]) for m in paired}
@@ -118,7 +120,7 @@ def _times(a: Clip, b: Clip) -> str:
 def _reduced(item: Metric, by_frame: Floats) -> float:
     if not len(by_frame):
         return float("nan")
-    return float(by_frame.max() if item.reduce == "max" else by_frame.mean())
+    return float(by_frame.max() if item.reduce == "max" else by_frame[item.counted(by_frame)].mean())
 
 
 def check_same_size(a: Clip, b: Clip) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special, stats
 
 Floats = NDArray[np.float64]
 CONFIDENCE = 0.95
 ENOUGH = 4  # independent values from which on there is an interval
-HELD = 0.88  # of the skewness term, where the cubic transformation's slope would go to infinity
+HELD = 0.84  # of the skewness term, where the cubic transformation's slope would go to infinity
 UNBOUNDED = (-math.inf, math.inf)
 DRAWS = 4000  # of the largest t statistic, for simultaneous intervals
 
@@ -41,14 +42,14 @@ class Interval:
 
 
 def interval(values: ArrayLike, limits: tuple[float, float] = UNBOUNDED, *, factor: float | None = None) -> Interval:
-    """The mean of independent values [n] with its 95 % interval, inside the `limits` of the quantity (none, a lower one
-    or both); `factor` stands in
+    """The mean of independent values [n] with its 95 % interval, inside the `limits` of the quantity (none, one or
+    both); `factor` stands in
     for Student's quantile where several intervals are to hold together (see `simultaneous`).
 
     Without limits: the t statistic corrected for the skewness g of the values by Hall's monotone cubic transformation
     (P. Hall, "On the removal of skewness by transformation", JRSS B 54, 1992), T + g T²/3 + g² T³/27 + g/(6n) with
     T = (mean - mu)/s, inverted at Student's quantiles instead of a bootstrap's. g is the sample skewness times
-    (1 + 6/n): the plain one is too near to 0 in small samples; it is held where |g| t/√n is .88, since the inverse's
+    (1 + 6/n): the plain one is too near to 0 in small samples; it is held where |g| t/√n is .84, since the inverse's
     slope is infinite near 1, and a bound would jump where one value moves a little. Both numbers were chosen by
     simulation; `coverage` in tests/analysis/test_stats.py measures what the interval holds, docs/compare.md has the
     table.
@@ -67,6 +68,9 @@ def interval(values: ArrayLike, limits: tuple[float, float] = UNBOUNDED, *, fact
     low, high = (float(b[0]) for b in bounds(x[None], factor))
     if limits == UNBOUNDED:
         return Interval(mean, low, high, n)
+    if math.isinf(limits[0]):  # an upper limit is a lower one of the negative
+        own = interval(-x, (-limits[1], math.inf), factor=factor)
+        return Interval(mean, -own.high, -own.low, n)
     half = (quantile(n) if factor is None else factor) * float(x.std(ddof=1)) / math.sqrt(n)
     within = _bounded(mean, half, n, limits)
     if math.isinf(limits[1]):
@@ -174,7 +178,7 @@ def relative_difference(a: ArrayLike, b: ArrayLike) -> Floats:
     return np.divide(x - y, x + y, out=np.zeros_like(x), where=(x + y) != 0)
 
 
-def simultaneous(values: ArrayLike, *, two_sided: bool = True) -> float:
+def simultaneous(values: ArrayLike) -> float:
     """The factor of the standard error that all K intervals need to hold together in 95 % of cases: values [K, n].
 
     The 95 % quantile of the largest of K t statistics of n normal units whose correlation is that of the values,
@@ -183,43 +187,80 @@ def simultaneous(values: ArrayLike, *, two_sided: bool = True) -> float:
     """
     x = np.asarray(values, np.float64)
     k, n = x.shape
+    if k == 1:
+        return quantile(n)
     x = x - x.mean(axis=1, keepdims=True)
     size = np.linalg.norm(x, axis=1, keepdims=True)
     x = np.divide(x, size, out=np.zeros_like(x), where=size > 0)
     share = 1 / math.sqrt(n)
     random = np.random.default_rng(0)
-    largest = np.empty(DRAWS)
-    for d in range(DRAWS):
-        own, shared = random.standard_normal((k, n)), random.standard_normal((n, n))
-        z = math.sqrt(1 - share) * (x @ shared) + math.sqrt(share) * own
-        t = z.mean(axis=1) / z.std(axis=1, ddof=1) * math.sqrt(n)
-        largest[d] = np.abs(t).max() if two_sided else t.max()
-    return float(np.quantile(largest, CONFIDENCE if two_sided else (1 + CONFIDENCE) / 2))
+    largest = []
+    for draws in np.diff(np.linspace(0, DRAWS, 2 + DRAWS * k * n // 2_000_000).astype(int)):  # a few MB at a time
+        own, shared = (random.standard_normal((draws, rows, n), np.float32) for rows in (k, n))
+        z = math.sqrt(1 - share) * (x.astype(np.float32) @ shared) + math.sqrt(share) * own
+        t = z.mean(axis=2) / z.std(axis=2, ddof=1) * math.sqrt(n)
+        largest.append(np.abs(t).max(axis=1))
+    unsure = 2 * math.sqrt(CONFIDENCE * (1 - CONFIDENCE) / DRAWS)  # so few draws do not say more
+    return float(np.quantile(np.concatenate(largest), CONFIDENCE + unsure))
 
 
-def share(successes: Sequence[bool], groups: Sequence[Hashable]) -> Interval:
+def share(
+    successes: Sequence[bool] | Sequence[float], groups: Sequence[Hashable], *, factor: float | None = None
+) -> Interval:
     """A proportion of runs whose prompts (`groups`) are the independent units, with its 95 % interval; n is
-    their number.
+    their number. No interval below four prompts. `factor` stands in for Student's quantile: the interval has the
+    coverage that such a factor has.
 
-    Wilson's score interval (JASA 22, 1927) at the number of independent runs that the variance between prompts leaves
-    (the design effect; E. L. Korn, B. I. Graubard, Survey Methodology 24, 1998), and at Student's quantile. No interval
-    below four prompts.
+    The beta-binomial model: prompts' own shares are beta distributed about the share, correlated within a prompt by r.
+    Bounds are the central 95 % of the share's posterior, averaged over r (uniform a priori in the share, and in the
+    cube root of r, which makes small correlations likelier); 0 or 1 where every run agrees. The prior of r was chosen
+    by simulation of what the interval covers, as `share_coverage` in tests/analysis/test_stats.py measures it; of
+    prompts with one run each it is the posterior of a binomial share (T. Bayes, 1763).
     """
-    y = np.asarray(successes, np.float64)
-    names = list(dict.fromkeys(groups))
-    k, runs = len(names), len(y)
+    counts: dict[Hashable, tuple[int, int]] = {}
+    for success, group in zip(successes, groups, strict=True):
+        good, runs = counts.get(group, (0, 0))
+        counts[group] = good + bool(success), runs + 1
+    good, runs = sum(g for g, _ in counts.values()), len(successes)
     if not runs:
         return Interval(math.nan, math.nan, math.nan, 0)
-    p = float(y.mean())
-    if k < ENOUGH:
-        return Interval(p, math.nan, math.nan, k)
-    members = [np.array([g == name for g in groups]) for name in names]
-    residuals = np.array([(y[m] - p).sum() for m in members])
-    variance = float((residuals**2).sum()) / runs**2 * k / (k - 1)
-    n = min(4.0 * runs, p * (1 - p) / variance) if variance > 0 else float(k if p in (0.0, 1.0) else 4 * runs)
-    t = quantile(k)
-    centre, half = p + t * t / (2 * n), t * math.sqrt(p * (1 - p) / n + t * t / (4 * n * n))
-    return Interval(p, max((centre - half) / (1 + t * t / n), 0.0), min((centre + half) / (1 + t * t / n), 1.0), k)
+    if len(counts) < ENOUGH:
+        return Interval(good / runs, math.nan, math.nan, len(counts))
+    outside = 1 - CONFIDENCE if factor is None else 2 * float(stats.t.sf(factor, len(counts) - 1))
+    low, high = _share_bounds(tuple(sorted(counts.values())), outside)
+    return Interval(good / runs, 0.0 if not good else low, 1.0 if good == runs else high, len(counts))
+
+
+def share_difference(gained: Sequence[bool], lost: Sequence[bool], groups: Sequence[Hashable]) -> Interval:
+    """How much larger a share of runs is than that of their pairs: those that gained what is counted, less those that
+    lost it, with a 95 % interval from both shares' own (square and add; A. Donner, G. Y. Zou, Statistical Methods in
+    Medical Research 21, 2012). It has a width even where no run differs from its pair."""
+    more, less = share(gained, groups), share(lost, groups)
+    mean = more.mean - less.mean
+    low = math.hypot(more.mean - more.low, less.high - less.mean)
+    high = math.hypot(more.high - more.mean, less.mean - less.low)
+    return Interval(mean, mean - low, mean + high, more.n).within(-1, 1)
+
+
+SHARES = (np.arange(400) + 0.5) / 400
+CORRELATIONS = ((np.arange(24) + 0.5) / 24)[:, None] ** 3
+
+
+@lru_cache(4096)
+def _share_bounds(counts: tuple[tuple[int, int], ...], outside: float) -> tuple[float, float]:
+    """Posterior quantiles of the share, by the (successes, runs) of each prompt."""
+    density = np.exp((found := sum(_log_likelihood(*c) for c in counts)) - np.max(found)).sum(axis=0)
+    below = np.concatenate([[0.0], np.cumsum(density) / density.sum()])
+    low, high = np.interp([outside / 2, 1 - outside / 2], below, np.linspace(0, 1, len(below)))
+    return float(low), float(high)
+
+
+@lru_cache(4096)
+def _log_likelihood(good: int, runs: int) -> Floats:
+    """Of a beta-binomial count [correlations, shares], up to a constant."""
+    strength = (1 - CORRELATIONS) / CORRELATIONS
+    a, b = SHARES * strength, (1 - SHARES) * strength
+    return np.asarray(special.betaln(a + good, b + runs - good) - special.betaln(a, b), np.float64)
 
 
 def caution(n: int, units: str = "pairs", prompts: int | None = None) -> str:

@@ -10,18 +10,20 @@ import io
 import math
 from typing import Any
 
-from wanlab.analysis import metrics
+from wanlab.analysis import clips, metrics
 from wanlab.analysis.compare import Comparison, Result
 from wanlab.analysis.metrics import BASELINE, Metric
-from wanlab.analysis.stats import Interval
+from wanlab.analysis.metrics.conventions import PUBLISHED
+from wanlab.analysis.stats import ENOUGH, Interval
 
 Row = dict[str, Any]
-METHOD, PASSES, VERDICT = "method", "passes", "verdict"
+METHOD, PASSES, VERDICT, CHANGED = "method", "passes", "verdict", "broke, better"
 
 
-def columns(comparison: Comparison) -> dict[str, Metric]:
+def columns(comparison: Comparison, which: str = "main") -> dict[str, Metric]:
     """The measures that have a column, by its heading: first what a method costs, then what it loses."""
-    shown = [m for n, m in comparison.results[0].metrics.items() if m.column and n == m.name]
+    first = comparison.results[0].metrics
+    shown = [m for n, m in first.items() if m.column and n == m.name and m.table == which]
     shown.sort(key=lambda m: m.mean != "geometric")
     return {m.title + f", {m.unit}" * (m.unit not in ("", "x")): m for m in shown}
 
@@ -29,11 +31,36 @@ def columns(comparison: Comparison) -> dict[str, Metric]:
 def rows(comparison: Comparison) -> list[Row]:
     """The table as text: noise floors first, then the methods. A second line of a cell is the interval."""
     table = []
-    for result in (*comparison.floors, *comparison.results):
+    for result in comparison.every:
         row = {METHOD: result.label, PASSES: _passes(result)}
         row |= {title: cell(result.summary.get(m.name), m) for title, m in columns(comparison).items()}
-        table.append(row | {VERDICT: comparison.verdict(result) if result in comparison.results else ""})
+        table.append(row | {VERDICT: comparison.verdict(result) if result not in comparison.floors else ""})
     return table
+
+
+def clip_rows(comparison: Comparison) -> list[Row]:
+    """A second table as text: what the clips show, and look like beside the baseline's. Columns without any value are
+    left out."""
+    every = (*comparison.floors, *comparison.results)
+    shown = {
+        title: m
+        for title, m in columns(comparison, "clips").items()
+        if any(r.summary[m.name].n and not math.isnan(r.summary[m.name].mean) for r in every)
+    }
+    table = []
+    for result in every:
+        row = {METHOD: result.label}
+        row |= {short(title): cell(result.summary[m.name], m) for title, m in shown.items()}
+        counts = clips.followed(result)
+        if counts["judged"]:
+            row[CHANGED] = f"{counts['all']['broke']}, {counts['all']['better']}"
+        table.append(row)
+    return _even(table)
+
+
+def short(title: str) -> str:
+    """A heading where all is said of A beside B."""
+    return title.removesuffix(" A/B").removeprefix("followed, ")
 
 
 def _passes(result: Result) -> str:
@@ -60,17 +87,37 @@ def cell(value: Interval | None, metric: Metric, *, form: str = "", lines: bool 
     return f"{mean}\n{bounds}" if lines else f"{mean} ({bounds})"
 
 
+def tables(comparison: Comparison) -> list[list[Row]]:
+    """Methods, what their clips show, and the field's conventions where these were asked for."""
+    return [t for t in (rows(comparison), clip_rows(comparison), conventions(comparison)) if t]
+
+
+def conventions(comparison: Comparison) -> list[Row]:
+    """PSNR and SSIM by the field's conventions, a row each and a column a method; empty where none was asked for."""
+    known = comparison.results[0].metrics
+    shown = [n for n in PUBLISHED if n in known]
+    return [
+        {
+            "convention": n,
+            **{r.label: cell(r.summary[n], r.metrics[n], form=r.metrics[n].format) for r in comparison.results},
+            "who prints it": PUBLISHED[n],
+        }
+        for n in shown
+        if any(known[n].asked for n in shown)
+    ]
+
+
 def flat(comparison: Comparison) -> list[Row]:
     """The same for machines: a row a method, every figure's mean and bounds."""
     table = []
-    for result in (*comparison.floors, *comparison.results):
+    for result in comparison.every:
         row: Row = {METHOD: result.label, **result.setting, "n": result.units[0], "units": result.units[1]}
         for name, value in result.summary.items():
             plain = result.metrics[name].plain
             row |= {name: plain(value.mean), f"{name}_low": plain(value.low), f"{name}_high": plain(value.high)}
             if name == "psnr":
                 row["psnr_median"] = plain(result.median(name))
-        table.append(row | {VERDICT: comparison.verdict(result) if result in comparison.results else "noise floor"})
+        table.append(row | {VERDICT: comparison.verdict(result) if result not in comparison.floors else "noise floor"})
     return _even(table)
 
 
@@ -86,7 +133,7 @@ def pairs(comparison: Comparison) -> list[Row]:
                 **result.setting,
                 **{n: result.metrics[n].plain(v) for n, v in pair.figures.items()},
             }
-            for result in (*comparison.floors, *comparison.results)
+            for result in comparison.every
             for pair in result.pairs
         ]
     )
@@ -113,30 +160,34 @@ def _harmless(value: Any) -> Any:
 def report(comparison: Comparison, described: str, remarks: list[str]) -> str:
     """`error_comparison.txt`: every figure of every method."""
     lines = [f"Comparison against {comparison.baseline}", described, ""]
-    for result in (*comparison.floors, *comparison.results):
+    for result in comparison.every:
         lines += [result.label, "-" * len(result.label)]
         for name, value in result.summary.items():
             if not math.isnan(value.mean):
                 lines.append(_line(name, value, result))
-        if result in comparison.results:
+        if result not in comparison.floors:
             lines.append(f"  {'verdict':<32}{comparison.verdict(result)}")
+        if said := clips.reading(result):
+            lines.append(f"  {said.removeprefix(f'{result.label}: ')}")
+            lines += [f"    {line}" for line in clips.changed(result)]
         by_prompt = result.by_prompt()
         if len(by_prompt) > 1:
             psnr = metrics.get("psnr")
             lines.append("  by prompt")
             for r in by_prompt:
                 loss = psnr.text(r["psnr"]) + " dB" * math.isfinite(r["psnr"])
-                lines.append(f"    {loss:>10}  SSIM {r['ssim']:.4f}  {r['prompt']!r}")
+                lines.append(f"    {loss:>10}  SSIM {r['ssim']:.4f}  {r['name'] or repr(r['prompt'])}")
         lines.append("")
     return "\n".join([*lines, *remarks]) + "\n"
 
 
 def _line(name: str, value: Interval, result: Result) -> str:
     m = result.metrics[name]
-    title = "  of the baseline" if name.endswith(BASELINE) else "speed-up " * (m.unit == "x") + m.title
+    title = "  of the baseline" if name.endswith(BASELINE) else "speed-up " * name.startswith("speedup") + m.title
     title += f", {m.unit}" * (m.unit not in ("", "x") and not name.endswith(BASELINE))
     form = m.format
-    spread = f"   95 % interval {value.low:{form}} to {value.high:{form}}, n = {value.n}" if value.known else ""
+    whole = "95 % interval" if len(set(result.prompts)) >= ENOUGH else "over these pairs"
+    spread = f"   {whole} {value.low:{form}} to {value.high:{form}}, n = {value.n}" if value.known else ""
     if m.mean not in ("arithmetic", "geometric"):
         spread += f"; median pair {m.text(result.median(name))}"
     return f"  {title:<32}{m.text(value.mean):>14}{spread}"
@@ -165,20 +216,34 @@ def answer(comparison: Comparison, loss: tuple[str, float]) -> list[str]:
         return [f"no method of this sweep keeps {side} {limit}; the nearest is {shown(best)}"]
     said = [f"cheapest that keeps {side} {limit}: {shown(sure)}"] if sure else []
     if likely is not sure:
-        why = f"held together with the others' its interval reaches {other} {limit}"
+        why = f"its interval, or that of a method nearer the baseline, reaches {other} {limit}"
         if len(set(likely.prompts)) < 4:
             why = "these prompts are too few to be sure"
         said.append(f"by its mean alone {shown(likely)} would do, but {why}")
-    return said
+    if not comparison.confirmed:
+        return said
+    (again,) = comparison.confirmed
+    value = again.summary[name]
+    ends = (value.low, value.high) if m.better == "higher" else (value.high, value.low)
+    within = [end > bound if m.better == "higher" else end < bound for end in ends]
+    stands = f"its whole interval is {side}" if within[0] else f"its interval reaches {other}"
+    if not value.known or len(set(again.prompts)) < 4:
+        stands = "too few prompts to be sure that it keeps"
+    elif not any(within):
+        stands = f"its whole interval is {other}"
+    seeds = len({p.seed for p in again.pairs})
+    measured = f"measured again on {seeds} fresh seed{'s' * (seeds > 1)}: {shown(again)}; {stands} {limit}"
+    return [measured, *(f"in the sweep, {line}" for line in said)]
 
 
 def reading(comparison: Comparison) -> list[str]:
-    """Where the trajectories part and which pair is worst."""
+    """Which prompts are followed, where the trajectories part and which pair is worst."""
     said = []
     for result in comparison.results[:3]:
         worst = result.worst
         if result.identical:
             continue
+        said += [line] if (line := clips.reading(result)) else []
         where = f"worst pair {worst.prompt!r}, seed {worst.seed}: " if worst.prompt else ""
         psnr = metrics.get("psnr").text(worst.figures["psnr"])
         line = f"{result.label}: {where}PSNR {psnr} dB, worst frame {worst.fidelity.worst_frame}"

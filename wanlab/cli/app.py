@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from typing import Any, NoReturn
 
 import typer
@@ -24,6 +25,7 @@ from wanlab.cli.methods import methods
 from wanlab.cli.report import report
 from wanlab.cli.spelling import spelled
 from wanlab.errors import WanlabError
+from wanlab.spec.parallel import processes
 from wanlab.study.text import in_words
 
 GO_ON = "the same command goes on from the last finished step"
@@ -81,13 +83,44 @@ def main(args: list[str] | None = None) -> NoReturn:
     # a small model a fifth of its time: spin briefly. Read when torch is first imported.
     os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     try:
-        code = _run(sys.argv[1:] if args is None else args)
+        code = join() or _run(sys.argv[1:] if args is None else args)
         stopping.end()
     except (KeyboardInterrupt, stopping.Stopped):
         stopping.end()
         terminated = stopping.received() == signal.SIGTERM
         render.complain("terminated" if terminated else "stopped", GO_ON)
         code = 143 if terminated else 130
+    except Exception:
+        if processes() == 1:
+            raise
+        traceback.print_exc()
+        code = 1
+    leave(code)
+
+
+def join() -> int:
+    """Meet the other processes that torchrun started for a command, and on all but the first one do what that says. An
+    exit code where they cannot meet."""
+    if processes() == 1:
+        return 0
+    from wanlab.engine import ranks
+
+    try:
+        place = ranks.join()
+        if place.rank:
+            from wanlab.engine.run.follow import follow
+
+            follow(place)
+    except WanlabError as error:
+        return _say(error)
+    return 0
+
+
+def leave(code: int) -> NoReturn:
+    """End the program, and the other ranks with it."""
+    ranks = sys.modules.get("wanlab.engine.ranks")
+    if ranks is not None and ranks.here().size > 1:
+        ranks.quit(code)
     sys.exit(code)
 
 

@@ -58,7 +58,7 @@ def calibrate(
     from wanlab.study import calibrate as study
 
     record = RecordSpec(level="all", dtype=record_dtype)
-    specs = sampling.specs((), record, prompts=designs.builtin_prompts(True))
+    specs = sampling.specs((), record, prompts=designs.suite_prompts("builtin"))
     result = study.calibrate(specs, out, force=force, watcher=Watcher())
     _show(result, shown_as)
     return 3 if result.failed else 0

@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from rich.text import Text
-
 from wanlab.cli import render
+from wanlab.cli.comparison import finish
+from wanlab.cli.forecast import show_design
 from wanlab.cli.grouping import option, with_options
 from wanlab.cli.options import Form, Sampling, Shortcuts
 from wanlab.cli.running import Watcher
 from wanlab.cli.workers import Sharing, wait_for_others
 from wanlab.errors import UsageError
-from wanlab.spec import MethodSpec, PolicySpec, RecordSpec
+from wanlab.spec import MethodSpec, RecordSpec, RunSpec
 from wanlab.study import design as designs
-from wanlab.study.design import MODES, Design, Variant
+from wanlab.study.design import MODES, Variant
+from wanlab.study.requests import parse_seeds
 
 if TYPE_CHECKING:
     from wanlab.study.compare import Asked
     from wanlab.study.results import ComparisonResult
 
 MANY_RUNS = 1000  # more new runs than this ask for --yes
-WIDE = 125  # columns that the whole table needs
 _WHAT, _HOW, _OUTPUT = "What is compared", "How", "Output"
 
 
@@ -35,18 +35,32 @@ class Subject:
         str | None, option("--mode", panel=_WHAT, help=f"{', '.join(MODES)}.  [default: cfg_vs_baseline]")
     ] = None
     a: Annotated[
-        str | None,
+        list[str] | None,
         option(
             "--a",
             panel=_WHAT,
-            help='A method, as "half+cfg:last=5,keep=cond+guidance=3"; or a run file, a video, a folder of images, or '
-            "a folder of such, paired with --b's by name.",
+            help='A method, as "half+cfg:last=5,keep=cond+guidance=3", repeatable; or a run file, a video, a folder of '
+            "images, or a folder of such, paired with --b's by name.",
         ),
     ] = None
     b: Annotated[str | None, option("--b", panel=_WHAT, help="What A is held against.  [default: baseline]")] = None
     methods: Annotated[
         Path | None,
-        option("--methods", panel=_WHAT, help='A TOML file of methods: [methods.fast] policies = ["cfg:last=5"].'),
+        option(
+            "--methods",
+            panel=_WHAT,
+            help='A TOML file of methods: [methods.fast] policies = ["cfg:last=5"]; or builtin:caches. All of them, or '
+            "those that --a names.",
+        ),
+    ] = None
+    at_cost: Annotated[
+        str | None,
+        option(
+            "--at-cost",
+            panel=_WHAT,
+            help="Shares of the baseline's operations, as 0.75,0.6: compare each method, and steps left out evenly and "
+            "at random, where its knob makes it cost that.",
+        ),
     ] = None
     sweep: Annotated[
         list[str] | None,
@@ -58,7 +72,12 @@ class Subject:
         ),
     ] = None
     suite: Annotated[
-        str | None, option("--suite", panel=_WHAT, help="builtin: the prompts in the package.  [default: 3 of them]")
+        str | None,
+        option(
+            "--suite",
+            panel=_WHAT,
+            help="Prompts in the package: builtin (32), or held-out, its twin to report on.  [default: 3 of builtin]",
+        ),
     ] = None
 
 
@@ -71,7 +90,7 @@ class Judging:
         option(
             "--noise-floor",
             panel=_HOW,
-            help="Also B itself, computed three other ways: what a difference must exceed.",
+            help="Also B itself, computed other ways: what a difference must exceed.",
         ),
     ] = False
     metric: Annotated[
@@ -83,9 +102,23 @@ class Judging:
     vmaf: Annotated[bool, option("--vmaf", panel=_HOW, help="--metric vmaf, where ffmpeg has it: similarity only.")] = (
         False
     )
+    conventions: Annotated[
+        str | None,
+        option(
+            "--conventions", panel=_HOW, help="published: PSNR and SSIM as other projects compute them, side by side."
+        ),
+    ] = None
     max_loss: Annotated[
         str | None,
         option("--max-loss", panel=_HOW, help="The loss that a sweep may cost, as ssim=.98.  [default: psnr=35]"),
+    ] = None
+    confirm: Annotated[
+        list[str] | None,
+        option(
+            "--confirm",
+            panel=_HOW,
+            help="Measure what a sweep chose again on these seeds, as 8:16, and report that.",
+        ),
     ] = None
     fail_if: Annotated[
         list[str] | None,
@@ -98,13 +131,18 @@ class Judging:
         """The same for a study. Raises UsageError."""
         from wanlab.analysis.compare import parse_condition, parse_loss
         from wanlab.analysis.metrics import chosen
+        from wanlab.analysis.metrics.conventions import PUBLISHED
         from wanlab.study.compare import Asked
 
-        metrics = [*(self.metric or []), *["vmaf"] * self.vmaf]
-        chosen(metrics)  # what a file registers is known from here on
+        if self.conventions not in (None, "published"):
+            raise UsageError(
+                f"--conventions '{render.plain(self.conventions, 40)}' is unknown", "write --conventions published"
+            )
         if self.max_loss is not None and not is_sweep:
             raise UsageError("--max-loss is for a sweep", 'give --sweep, or --fail-if "psnr<35"')
-        metrics = [*(self.metric or []), *["vmaf"] * self.vmaf]
+        if self.confirm is not None and not is_sweep:
+            raise UsageError("--confirm is for what a sweep chose", "give --sweep, or other seeds with --seed")
+        metrics = [*(self.metric or []), *["vmaf"] * self.vmaf, *(PUBLISHED if self.conventions else [])]
         chosen(metrics)  # files register theirs before conditions name them
         loss = parse_loss(self.max_loss or "psnr=35")
         conditions = [parse_condition(c) for c in self.fail_if or []]
@@ -138,38 +176,44 @@ def compare(
     shown_as = form.choose()
     asked, workers = judging.asked(bool(subject.sweep)), sharing.workers()
     named = designs.read_methods(subject.methods) if subject.methods else {}
-    if designs.is_source(subject.a, named) or designs.is_source(subject.b, named):
-        if subject.mode or subject.sweep or judging.noise_floor or sharing != Sharing():
+    if any(designs.is_source(text, named) for text in (*(subject.a or ()), subject.b)):
+        if subject.mode or subject.sweep or subject.at_cost or judging.noise_floor or sharing != Sharing():
             raise UsageError(
-                "--mode, --sweep, --noise-floor, --shard and --runner are for sampling; two videos are given",
+                "--mode, --sweep, --at-cost, --noise-floor, --shard and --runner sample; two videos are given",
                 "leave them out",
             )
-        return _finish(_of_files(subject.a, subject.b, named, out, asked), shown_as)
-    baseline, variants = _methods(subject, named, shortcuts)
-    if subject.suite not in (None, "builtin"):
-        raise UsageError(
-            f"there is no suite '{render.plain(subject.suite, 40)}'", "use --suite builtin, or --prompts FILE"
-        )
-    prompts = designs.builtin_prompts(subject.suite is not None)
+        return finish(_of_files(subject.a, subject.b, named, out, asked), shown_as)
+    baseline, methods = _methods(subject, named, shortcuts)
+    prompts = designs.suite_prompts(subject.suite)
     specs = sampling.specs((), RecordSpec(level="latents", video="float32"), prompts=prompts)
+    if judging.noise_floor and specs[0].vae_dtype == "auto":  # the decoder's rounding would hide the floors
+        specs = [replace(s, vae_dtype="float32") for s in specs]
     floors = designs.floors_of(baseline, specs[0]) if judging.noise_floor else []
+    variants, said = _variants(subject, methods, specs, baseline, out, force=force, dry_run=dry_run, yes=yes)
+    asked = replace(asked, remarks=said)
     design = designs.arrange(specs, baseline, variants, floors, out)
     if dry_run:
-        return _dry_run(design, shown_as)
+        for line in asked.remarks:
+            render.say(f"note: {line}")
+        return show_design(design, shown_as)
     from wanlab.study import compare as study
 
+    asked = replace(asked, confirm=study.fresh(specs, parse_seeds(judging.confirm or [])))
     if len(design.new) > MANY_RUNS and not yes:
         raise UsageError(study.amount(design), "add --yes to go ahead, or take fewer values, prompts or seeds")
     watcher = Watcher()
     outcome = study.sample(design, out, asked, force=force, watcher=watcher, workers=workers)
     if outcome.awaited:
         return wait_for_others(outcome)
-    return _finish(study.measure_all(design, out, asked, failed=outcome.failed, watcher=watcher), shown_as)
+    return finish(study.measure_all(design, out, asked, failed=outcome.failed, force=force, watcher=watcher), shown_as)
 
 
-def _of_files(a: str | None, b: str | None, named: dict[str, MethodSpec], out: Path, asked: Asked) -> ComparisonResult:
+def _of_files(
+    texts: list[str] | None, b: str | None, named: dict[str, MethodSpec], out: Path, asked: Asked
+) -> ComparisonResult:
     from wanlab.study.compare import compare_files
 
+    a = texts[0] if texts and len(texts) == 1 else None
     if not (a and b and designs.is_source(a, named) and designs.is_source(b, named)):
         raise UsageError(
             "a run, video or folder is compared with another one",
@@ -178,105 +222,53 @@ def _of_files(a: str | None, b: str | None, named: dict[str, MethodSpec], out: P
     return compare_files(Path(a), Path(b), out, asked, watcher=Watcher())
 
 
-def _methods(subject: Subject, named: dict[str, MethodSpec], given: Shortcuts) -> tuple[MethodSpec, list[Variant]]:
-    """(the baseline, what is held against it). Raises UsageError."""
-    if subject.mode and (subject.sweep or subject.a or subject.b):
-        raise UsageError(f"{'--sweep' if subject.sweep else '--a'} and --mode both name methods", "give one of them")
-    if not (subject.sweep or subject.a or subject.b):
-        first, baseline = of_mode(subject.mode or MODES[0], given)
-        return baseline, [Variant(first)]
+def _methods(subject: Subject, named: dict[str, MethodSpec], given: Shortcuts) -> tuple[MethodSpec, list[MethodSpec]]:
+    """(the baseline, what is held against it, or swept). Raises UsageError."""
+    for name, value in (
+        ("--sweep", subject.sweep),
+        ("--at-cost", subject.at_cost),
+        ("--methods", named),
+        ("--a", subject.a or subject.b),
+    ):
+        if subject.mode and value:
+            raise UsageError(f"{name} and --mode both name methods", "give one of them")
+    if subject.sweep and (subject.at_cost or len(subject.a or ()) > 1):
+        raise UsageError("a sweep is laid over one method, and says its values", "give one --a, and no --at-cost")
+    if subject.at_cost and not (subject.a or named):
+        raise UsageError("--at-cost is there for methods", "give --a METHOD, or --methods builtin:caches")
+    if not (subject.sweep or subject.a or subject.b or named):
+        first, baseline = given.of_mode(subject.mode or MODES[0])
+        return baseline, [first]
     baseline = designs.parse_method(subject.b or "baseline", named)
-    method = designs.parse_method(subject.a or "baseline", named)
-    return baseline, designs.swept(method, subject.sweep) if subject.sweep else [Variant(method)]
+    texts = subject.a or ([n for n in named if n != subject.b] if not subject.sweep else [])
+    return baseline, [designs.parse_method(text, named) for text in dict.fromkeys(texts or ["baseline"])]
 
 
-def of_mode(mode: str, given: Shortcuts) -> tuple[MethodSpec, MethodSpec]:
-    """A and B of a mode, with the guide's defaults. Raises UsageError, for an option that is no part of it too."""
-    cfg = given.cfg(last=5, high=3)
-    methods = designs.methods_of(mode, cfg or PolicySpec("cfg"))
-    first = mode.replace("-", "_").partition("_vs_")[0]
-    uses_cfg = first in ("cfg", "combined")
-    used = {
-        "--cfg-truncate-steps": given.cfg_truncate_steps is None or uses_cfg,
-        "--cfg-truncate-high-noise-steps": given.cfg_truncate_high_noise_steps is None or uses_cfg,
-        "--enable-half-frame-generation": not given.enable_half_frame_generation or "half" in mode,
-        "--enable-improved-frame-completion": not given.enable_improved_frame_completion
-        or first in ("improved", "combined"),
-    }
-    for name, fits in used.items():
-        if not fits:
-            raise UsageError(f"{name} is no part of {mode}", "leave it out, or choose another --mode or --a")
-    if uses_cfg and cfg is None:
-        raise UsageError(f"{mode} truncates no step", "give --cfg-truncate-steps 1 or more")
-    return methods
+def _variants(
+    subject: Subject,
+    methods: list[MethodSpec],
+    specs: list[RunSpec],
+    baseline: MethodSpec,
+    out: Path,
+    *,
+    force: bool,
+    dry_run: bool,
+    yes: bool,
+) -> tuple[list[Variant], list[str]]:
+    """The methods as they are compared, and what there is to say of the choice. Raises UsageError."""
+    from wanlab.study import compare as study
 
+    if subject.sweep:
+        return designs.swept(methods[0], subject.sweep), []
+    if not subject.at_cost:
+        listed = str(subject.methods).startswith(designs.BUILTIN) and not subject.a
+        kept, said = study.fitting(methods, specs[0]) if listed else (methods, [])
+        return [Variant(m) for m in kept], said
+    from wanlab.study import atcost
 
-# --- what is shown -----------------------------------------------------------------------------------------------
-
-
-def _dry_run(design: Design, form: str) -> int:
-    from wanlab.study.compare import forecast
-
-    rows = forecast(design)
-    methods = 1 + len(design.floors) + len(design.variants)
-    if len(rows) < methods:
-        render.say(f"note: the first {len(rows)} of {methods} methods are shown")
-    if form in ("json", "csv", "md"):
-        render.emit(rows, form)
-        return 0
-    exact = all(r["exact"] == "yes" for r in rows)
-    shown = [
-        {
-            ("disk a run" if k == "bytes a run" else k): (render.size(v) if k == "bytes a run" else v)
-            for k, v in r.items()
-            if k != "exact"
-        }
-        for r in rows
-    ]
-    title = f"{len(design.specs)} prompts and seeds, {len(design.order)} runs, {len(design.new)} of them new"
-    caption = "exact" if exact else "exact, and least–most of what methods decide while running"
-    render.show(
-        render.table(shown, title=title, left=("method", "folder"), caption=f"passes and operations: {caption}")
-    )
-    return 0
-
-
-def _finish(result: ComparisonResult, form: str) -> int:
-    from wanlab.analysis import table
-
-    if form in ("json", "csv"):
-        render.emit(result.rows, form, result.content)
-    elif form == "md":
-        render.emit(table.rows(result.comparison), form)
-    else:
-        _show(result)
-    for text in result.missed:
-        render.complain(f"a stated threshold was missed: {text}")
-    return 4 if result.missed else 3 if result.failed else 0
-
-
-def _show(result: ComparisonResult) -> None:
-    from wanlab.analysis import table
-
-    comparison = result.comparison
-    rows = table.rows(comparison)
-    labels = [r.label for r in comparison.results]
-    title = f"{', '.join(labels[:3])}{', …' * (len(labels) > 3)} against {comparison.baseline}"
-    lines = [*result.answer, *result.remarks, *table.reading(comparison)]
-    folders: dict[Path, list[str]] = {}
-    for path in result.files.values():
-        folders.setdefault(path.parent, []).append(path.name)
-    lines += [
-        f"{'files' if not k else '':<6}{folder}: {', '.join(names)}"
-        for k, (folder, names) in enumerate(folders.items())
-    ]
-    styles = [_style(str(r["verdict"])) for r in rows]
-    if render.output().width < WIDE:  # a narrow terminal: what decides stays, the verdicts go below
-        lines = [*(f"{r['method']}: {r['verdict']}" for r in rows if r["verdict"]), *lines]
-        rows = [{k: v for k, v in r.items() if k not in ("end to end", "verdict")} for r in rows]
-    shown = render.table(rows, left=("method", "verdict"), styles=styles)
-    render.show(Text(""), Text(title, style="bold"), Text(result.description), shown, Text("\n".join(lines)))
-
-
-def _style(verdict: str) -> str:
-    return "dim" if not verdict else "green" if verdict in ("identical", "minimal loss, structure kept") else ""
+    targets = atcost.parse_costs(subject.at_cost)
+    least = len(specs) * (1 + len(targets) * (len(methods) + 2))
+    if least > MANY_RUNS and not (yes or dry_run):
+        raise UsageError(f"{least} runs or more", "add --yes to go ahead, or take fewer costs, prompts or seeds")
+    costs = atcost.Costs(specs, baseline, out, force, Watcher())
+    return atcost.find(methods, targets, costs, sample=not dry_run)

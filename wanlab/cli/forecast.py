@@ -1,4 +1,4 @@
-"""`wanlab generate --dry-run`: what runs are going to do and cost, exactly or between bounds."""
+"""`--dry-run`: what runs are going to do and cost, exactly or between bounds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from wanlab.spec import RunSpec
 
 if TYPE_CHECKING:
     from wanlab.engine.run.forecast import Forecast
+    from wanlab.study.design import Design
 
 
 def show(specs: Sequence[RunSpec], outs: Sequence[Path], form: str) -> int:
@@ -118,3 +119,31 @@ def step_rows(forecast: Forecast, run: int | None = None) -> list[dict[str, Any]
             }
         )
     return rows
+
+
+def show_design(design: Design, form: str) -> int:
+    """What a comparison is going to run; the exit code."""
+    from wanlab.study.compare import forecast
+
+    rows = forecast(design)
+    methods = 1 + len(design.floors) + len(design.variants)
+    if len(rows) < methods:
+        render.say(f"note: the first {len(rows)} of {methods} methods are shown")
+    if form in ("json", "csv", "md"):
+        render.emit(rows, form)
+        return 0
+    exact = all(r["exact"] == "yes" for r in rows)
+    shown = [
+        {
+            ("disk a run" if k == "bytes a run" else k): (render.size(v) if k == "bytes a run" else v)
+            for k, v in r.items()
+            if k != "exact"
+        }
+        for r in rows
+    ]
+    title = f"{len(design.specs)} prompts and seeds, {len(design.order)} runs, {len(design.new)} of them new"
+    caption = "exact" if exact else "exact, and least–most of what methods decide while running"
+    render.show(
+        render.table(shown, title=title, left=("method", "folder"), caption=f"passes and operations: {caption}")
+    )
+    return 0

@@ -138,6 +138,8 @@ def summarise(path: Path, analysis: str, *, alone: bool) -> dict[str, Any]:
             files["error_figure"] = figures.guidance_figure(g, folder / "cfg_error_visualization.png", title=prompt)
             report = guidance.report(g, prompt=prompt, title=path.name)
             files["error_report"] = write_text(folder / "error_analysis_report.txt", report)
+            if (film := figures.token_film(run, folder / "token_masks.mp4")) is not None:
+                files["token_film"] = film
         predicted, cost = run.attrs.get("predicted", {}), Cost.of(run)
         return {
             "prompt": prompt,

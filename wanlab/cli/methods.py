@@ -127,7 +127,9 @@ def describe(kind: str, name: str, item: Any) -> Entry:
     # A metric may be an object that holds the function which computes it.
     subject = item if inspect.isclass(item) or inspect.isroutine(item) else getattr(item, "function", type(item))
     text = inspect.getdoc(subject) or ""
-    said = {m["name"]: " ".join(m["text"].split()) for m in _KNOB.finditer(text)}
+    # Knobs that several methods share are described where they are declared.
+    texts = [inspect.getdoc(c) or "" for c in reversed(item.__mro__)] if inspect.isclass(item) else [text]
+    said = {m["name"]: " ".join(m["text"].split()) for t in texts for m in _KNOB.finditer(t)}
     knobs: list[Knob] = []
     if inspect.isclass(item) and dataclasses.is_dataclass(item):
         hints = get_type_hints(item)
@@ -138,6 +140,8 @@ def describe(kind: str, name: str, item: Any) -> Entry:
     cited = dict.fromkeys(" ".join((m[1] or m[2]).split()) for m in _SOURCE.finditer(text))
     sources = (notes["Source"].rstrip("."),) if "Source" in notes else tuple(cited)
     cost = notes.get("Cost", "")
+    if (turned := getattr(item, "cost_knob", None)) is not None:
+        cost = f"{cost} `compare --at-cost` turns {turned[0]}."
     needs = getattr(item, "needs", ())
     if not cost and needs:
         cost = "needs " + ", ".join(map(str, [needs] if isinstance(needs, str) else needs))

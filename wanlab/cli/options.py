@@ -14,8 +14,9 @@ from wanlab.cli import render
 from wanlab.cli.grouping import option
 from wanlab.errors import UsageError
 from wanlab.registry import suggest
-from wanlab.spec import PolicySpec, RecordSpec, RunSpec, parse_guidance, parse_size
+from wanlab.spec import MethodSpec, PolicySpec, RecordSpec, RunSpec, parse_guidance, parse_size
 from wanlab.spec.presets import TASKS, TINY
+from wanlab.study.design import methods_of
 from wanlab.study.requests import Prompt, expand, parse_seeds, read_prompts
 
 _TASK_HELP = f"A model's official settings as defaults: {', '.join(name for name in TASKS if name != 'tiny')}."
@@ -91,6 +92,26 @@ class Shortcuts:
         last = last if self.cfg_truncate_steps is None else self.cfg_truncate_steps
         high = high if self.cfg_truncate_high_noise_steps is None else self.cfg_truncate_high_noise_steps
         return PolicySpec("cfg", {"last": last, "high": high, "keep": self.cfg_keep}) if last or high else None
+
+    def of_mode(self, mode: str) -> tuple[MethodSpec, MethodSpec]:
+        """A and B of a mode, with the guide's defaults. Raises UsageError, for an option that is no part of it too."""
+        cfg = self.cfg(last=5, high=3)
+        methods = methods_of(mode, cfg or PolicySpec("cfg"))
+        first = mode.replace("-", "_").partition("_vs_")[0]
+        uses_cfg = first in ("cfg", "combined")
+        used = {
+            "--cfg-truncate-steps": self.cfg_truncate_steps is None or uses_cfg,
+            "--cfg-truncate-high-noise-steps": self.cfg_truncate_high_noise_steps is None or uses_cfg,
+            "--enable-half-frame-generation": not self.enable_half_frame_generation or "half" in mode,
+            "--enable-improved-frame-completion": not self.enable_improved_frame_completion
+            or first in ("improved", "combined"),
+        }
+        for name, fits in used.items():
+            if not fits:
+                raise UsageError(f"{name} is no part of {mode}", "leave it out, or choose another --mode or --a")
+        if uses_cfg and cfg is None:
+            raise UsageError(f"{mode} truncates no step", "give --cfg-truncate-steps 1 or more")
+        return methods
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +219,15 @@ class Sampling:
     attention: Annotated[
         str, option("--attention", panel=_OUTPUT, help="The kernel: auto, math, flash, efficient, cudnn or flash3.")
     ] = "auto"
+    parallel: Annotated[
+        str,
+        option(
+            "--parallel",
+            panel=_OUTPUT,
+            help="How torchrun's processes share a clip: auto, none, cfg=2 (a branch each half), ulysses=N or ring=N "
+            "(tokens), or several as cfg=2,ulysses=4.",
+        ),
+    ] = "auto"
     device: Annotated[str, option("--device", panel=_OUTPUT, help="auto, cpu, cuda or cuda:N.")] = "auto"
     dtype: Annotated[
         str, option("--dtype", panel=_OUTPUT, help="The transformers': auto, float32, bfloat16 or float16.")
@@ -233,6 +263,7 @@ class Sampling:
             precision=self.precision,
             attention=self.attention,
             memory=self.memory,
+            parallel=self.parallel,
             record=record,
         )
         if self.guider is not None:

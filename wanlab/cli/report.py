@@ -107,7 +107,7 @@ def _show(result: ReportResult) -> None:
         rows.append(
             {
                 "": x.name,
-                "claim": x.says,
+                "claim": x.says + f"\non {x.on}" * bool(x.on),
                 "verdict": x.verdict,
                 "value": "",
                 "n": "",
@@ -119,7 +119,9 @@ def _show(result: ReportResult) -> None:
             rows.append(
                 {
                     "": "",
-                    "claim": c.says + (f"\n{c.method}{'' if c.decides else ' (variant)'}" if c.method else ""),
+                    "claim": c.says
+                    + (f"\n{c.method}{'' if c.decides else ' (variant)'}" if c.method else "")
+                    + (f"\n{c.needs}" if c.needs and c.decides else ""),
                     "verdict": c.verdict,
                     "value": said(c.value.mean) + (f"\n{interval(c)}" if c.value.known else ""),
                     "n": c.value.n or "–",

@@ -46,6 +46,7 @@ class Watcher(local.Watcher):
 
     def start(self, runs: int, steps: int) -> None:
         self._runs, self._todo = runs, steps
+        self._number = self._kept = self._failures = self._sampled = 0  # a command may have several jobs
         self._bars.start()
         if runs > 1:
             self._job = self._bars.add_task("all", total=steps, count=f"0/{runs} runs", pace="")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 
 from wanlab.errors import UsageError
-from wanlab.study.requests import known
 
 ALIASES = {
     "--ckpt-dir": "--model",
@@ -44,7 +43,7 @@ POLICY_OPTION = {"generate": "--policy", "compare": "--a", "continuity": "--meth
 def spelled(args: list[str]) -> list[str]:
     """A command line under our names: `--frame_num 49` and `--frame-num=49` become `--frames 49` and `--frames=49`.
 
-    Raises UsageError for token pruning, unless there is a policy "prune".
+    Raises UsageError for knobs of token pruning without it.
     """
     end = args.index("--") if "--" in args else len(args)
     given, rest = args[:end], args[end:]
@@ -91,10 +90,5 @@ def _pruned(args: list[str], command: str) -> list[str]:
                 "--pruning-… options have no effect alone", "add --enable-token-pruning, or leave them out"
             )
         return args
-    if "prune" not in known("policy"):
-        raise UsageError(
-            "token pruning is not in this wanlab: there is no policy 'prune'",
-            "leave out --enable-token-pruning and the --pruning-… options; wanlab methods lists what there is",
-        )
     policy = ":".join(filter(None, ("prune", ",".join(f"{k}={v}" for k, v in knobs.items()))))
     return [*out, POLICY_OPTION.get(command, "--policy"), policy]

@@ -108,26 +108,6 @@ PLACES = ("park", "city", "beach")
 WALKERS: dict[str, tuple[str, ...]] = {"woman": ("woman", "girl", "lady"), "man": ("man", "boy")}
 WATERS = ("ocean", "sea", "lake")
 
-# What `wanlab compare` samples when no prompt is given: every kind of motion, background and drawn scene once or more.
-SUITE = (
-    "a large red circle moving right on a black background",
-    "a medium blue square moving down on a white background",
-    "a large yellow star moving left in a starry night",
-    "a medium green triangle moving up on a gray background",
-    "a large pink cross bouncing on a black background",
-    "a medium orange circle circling in the blue sky",
-    "a purple square growing on a white background",
-    "a small white star moving quickly right at night under the stars",
-    "a large red triangle moving slowly left over a green meadow",
-    "a medium white cross standing still against an orange sunset",
-    "a large green circle moving up and a small orange square moving left on a black background",
-    "a medium purple star moving right and a medium red square moving down on a white background",
-    "a big orange box moving fast left over a meadow",
-    "A woman walking in a park",
-    "A beautiful sunset over the ocean",
-    "A young woman walking in a city at night",
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Thing:

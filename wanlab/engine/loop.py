@@ -15,8 +15,9 @@ from torch import Tensor
 
 from wanlab.engine.guiders import Cfg, Guider
 from wanlab.engine.meter import Meter
+from wanlab.engine.ranks.branches import Branches
 from wanlab.engine.solvers import Solver
-from wanlab.engine.types import BOTH, Call, Env, Inner, Session, StepContext, StepPlan, StepRecord
+from wanlab.engine.types import BOTH, Call, Env, Frozen, Inner, Session, StepContext, StepPlan, StepRecord
 from wanlab.errors import UsageError, WanlabError
 
 
@@ -32,6 +33,7 @@ def denoise(
     start: int = 0,
     x0_pred: Tensor | None = None,
     batched: bool = False,
+    shared: Branches | None = None,
 ) -> Iterator[StepRecord]:
     """Sample from x = x_t of step `start`, yielding each step's record; the last one's `x_next` is the result.
 
@@ -39,7 +41,9 @@ def denoise(
     guider    plain guidance by default
     x0_pred   of step start - 1, when start > 0
     batched   evaluate the branches of a step in one call
+    shared    how ranks share the branches; every rank samples, and all get the same
     """
+    shared = shared or Branches()
     meter = Meter(network, env)
     evaluate = nest(sessions, meter)
     for ctx, plan in plans(env, sessions, guider or Cfg(), start):
@@ -49,10 +53,11 @@ def denoise(
                     x = jump(plan, ctx, x, x0_pred, solver)
             for session in sessions:
                 session.forget(ctx, plan.frames)
-            velocities = evaluate_branches(plan, ctx, x, evaluate, batched)
+            velocities = evaluate_branches(plan, ctx, x, evaluate, batched, shared)
+            velocities = shared.exchange(velocities, ran, sessions)
             velocity = plan.guide(velocities)
             x0_pred = x.float() - ctx.sigma * velocity.float()
-            x_next = solver.step(velocity, ctx, x)
+            x_next = solver.step(velocity, ctx, x, frozen(sessions, ctx, x))
         record = StepRecord(
             ctx=ctx,
             plan=plan,
@@ -63,11 +68,10 @@ def denoise(
             ran=ran,
             predictions={b: v for b, v in velocities.items() if ran.shares.get(b) == 1.0},
             reused={b: v for b, v in velocities.items() if ran.shares.get(b) != 1.0},
-            notes=noted(sessions),
         )
         for session in sessions:
             session.after(record)
-        yield record
+        yield replace(record, notes=noted(sessions))
         x = x_next
 
 
@@ -97,13 +101,16 @@ def jump(plan: StepPlan, ctx: StepContext, x: Tensor, x0_pred: Tensor | None, so
 
 
 def evaluate_branches(
-    plan: StepPlan, ctx: StepContext, x: Tensor, inner: Inner, batched: bool = False
+    plan: StepPlan, ctx: StepContext, x: Tensor, inner: Inner, batched: bool, shared: Branches
 ) -> dict[str, Tensor]:
-    """The velocity [1,C,F,H,W] of each of the plan's branches."""
+    """The velocity [1,C,F,H,W] of each of the plan's branches that this rank evaluates."""
     groups = [plan.branches] if batched else [(b,) for b in plan.branches]
     velocities: dict[str, Tensor] = {}
-    for group in groups:
-        batch = inner(Call(ctx=ctx, branches=group, x=x, step_branches=plan.branches, positions=plan.positions))
+    said: list[float] = []
+    for group in shared.own(groups):
+        call = Call(ctx=ctx, branches=group, x=x, step_branches=plan.branches, positions=plan.positions)
+        together, agree = shared.together(groups), shared.agreement(groups, said)
+        batch = inner(replace(call, together=together, agree=agree))
         if batch.shape != (len(group), *x.shape[1:]):
             raise WanlabError(f"step {ctx.index}: velocities {tuple(batch.shape)} for latents {tuple(x.shape)}")
         velocities |= {b: batch[i : i + 1] for i, b in enumerate(group)}
@@ -130,6 +137,11 @@ def _through(session: Session, inner: Inner, call: Call) -> Tensor:
     return inner(replace(call, through=partial(session.through, call)))
 
 
+def frozen(sessions: Sequence[Session], ctx: StepContext, x: Tensor) -> Frozen | None:
+    """What the one policy that works inside the blocks has frozen."""
+    return next((f for session in sessions if (f := session.frozen(ctx, x)) is not None), None)
+
+
 def noted(sessions: Sequence[Session]) -> Mapping[str, np.ndarray]:
     """What the sessions reported of this step, each under its number."""
     return {f"{k}/{name}": value for k, session in enumerate(sessions) for name, value in session.noted().items()}
@@ -142,9 +154,11 @@ class Prober:
     experts   the other expert, at the last step before the expert switch and the first after it
     """
 
-    def __init__(self, network: Inner, env: Env, *, branches: bool, experts: bool) -> None:
+    def __init__(
+        self, network: Inner, env: Env, *, branches: bool, experts: bool, shared: Branches | None = None
+    ) -> None:
         self._network, self._switch = network, env.switch
-        self._branches, self._experts = branches, experts
+        self._branches, self._experts, self._shared = branches, experts, shared or Branches()
 
     @torch.no_grad()
     def __call__(self, record: StepRecord) -> StepRecord:
@@ -153,8 +167,11 @@ class Prober:
         probes, other = {}, None
         if self._branches:
             missing = tuple(b for b in BOTH if b not in record.predictions)
-            probes = evaluate_branches(replace(plan, branches=missing), ctx, x, self._network)
+            probes = self._evaluate(replace(plan, branches=missing), ctx, x)
         if self._experts and self._switch is not None and ctx.index in (self._switch - 1, self._switch):
             swapped = replace(ctx, expert={"high": "low", "low": "high"}[ctx.expert])
-            other = plan.guide(evaluate_branches(plan, swapped, x, self._network))
+            other = plan.guide(self._evaluate(plan, swapped, x))
         return replace(record, probes=probes, other=other)
+
+    def _evaluate(self, plan: StepPlan, ctx: StepContext, x: Tensor) -> dict[str, Tensor]:
+        return self._shared.exchange(evaluate_branches(plan, ctx, x, self._network, False, self._shared))

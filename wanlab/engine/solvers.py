@@ -14,7 +14,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, UniPCMultistepScheduler
 from torch import Tensor
 
-from wanlab.engine.types import State, StepContext
+from wanlab.engine.types import Frozen, State, StepContext
 from wanlab.errors import UsageError, WanlabError
 from wanlab.registry import lookup, register
 
@@ -24,7 +24,20 @@ FLOW = {"prediction_type": "flow_prediction", "use_flow_sigmas": True}
 @register("solver", "unipc")
 def unipc(config: Mapping[str, Any], shift: float) -> Any:
     """UniPC (Zhao et al., "UniPC", 2023), with the checkpoint's own settings."""
-    return UniPCMultistepScheduler.from_config(_known(config), flow_shift=shift, **FLOW)
+    return UniPC.from_config(_known(config), flow_shift=shift, **FLOW)
+
+
+class UniPC(UniPCMultistepScheduler):  # type: ignore[misc]
+    """diffusers' scheduler, whose corrector can be kept from some latents."""
+
+    uncorrected: Tensor | None = None
+    """[1,1,F,H,W] bool."""
+
+    def multistep_uni_c_bh_update(self, *args: Any, **kwargs: Any) -> Tensor:
+        corrected: Tensor = super().multistep_uni_c_bh_update(*args, **kwargs)
+        return (
+            corrected if self.uncorrected is None else torch.where(self.uncorrected, kwargs["this_sample"], corrected)
+        )
 
 
 @register("solver", "dpm++")
@@ -90,10 +103,12 @@ class Solver:
         self.timesteps: Tensor = scheduler.timesteps
         self.sigmas: Tensor = scheduler.sigmas
 
-    def step(self, velocity: Tensor, ctx: StepContext, x: Tensor) -> Tensor:
-        """x_t at the next sigma, [1,C,F,H,W]."""
+    def step(self, velocity: Tensor, ctx: StepContext, x: Tensor, frozen: Frozen | None = None) -> Tensor:
+        """x_t at the next sigma, [1,C,F,H,W]; where it is frozen uncorrected, or as it was."""
+        if isinstance(self._scheduler, UniPC):
+            self._scheduler.uncorrected = None if frozen is None else frozen.mask
         stepped: Tensor = self._scheduler.step(velocity, ctx.t, x, return_dict=False)[0]
-        return stepped
+        return torch.where(frozen.mask, x, stepped) if frozen is not None and frozen.still else stepped
 
     def state(self) -> State:
         """The history: tensors, None and whole numbers by flat names."""

@@ -79,6 +79,8 @@ class Env:
     """C, F, H, W of the full-length latents."""
     costs: Mapping[str, Cost] = field(repr=False)
     """By expert."""
+    seed: int = 0
+    """Of the initial noise."""
     model: str = ""
     """The model's name, as it was asked for."""
     solver: str = ""
@@ -130,6 +132,16 @@ class Jump:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Frozen:
+    """Latents whose velocity in this step is no prediction of it."""
+
+    mask: Tensor
+    """[1,1,F,H,W] bool: a solver's corrector leaves them alone, which goes by the newest prediction …"""
+    still: bool = False
+    """… and so does the solver altogether."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class StepPlan:
     """What one step is going to do, as far as it is known before the run begins."""
 
@@ -147,6 +159,8 @@ class StepPlan:
     """Applied to the latents before they are evaluated."""
     reused: tuple[str, ...] = ()
     """Those of `branches` that will not be evaluated: their values are from an earlier step."""
+    optional: tuple[str, ...] = ()
+    """Those of `branches` that the step may turn out not to need: a policy decides it while it runs."""
     extra: int = 0
     """Passes besides, that no velocity is made of."""
     least: float = 1.0
@@ -174,6 +188,11 @@ class Call:
     """What a policy does in place of running all blocks: (hidden [B,N,D], blocks) -> hidden [B,N,D]."""
     count: Callable[[int, int, int], None] | None = None
     """Told of every block that runs: (samples, active tokens, keys). None for what is evaluated for the record only."""
+    together: bool = False
+    """Whether all ranks of a job evaluate it together, a step having one branch only (engine/ranks/)."""
+    agree: Callable[[float], float] = float
+    """A branch's own number to that of the step's first branch: what a decision for the whole step is made on. Branches
+    may be evaluated at the same time on different ranks, so every branch asks, or none."""
 
 
 Inner: TypeAlias = "Callable[[Call], Tensor]"
@@ -228,8 +247,14 @@ class Session:
     POLICY_NAME."""
     indicator: Sequence[float] = ()
     """What the session compares with its threshold, by step, NaN where it does not: if it is known beforehand."""
-    keeps_keys: ClassVar[bool] = False
+    keeps_keys: bool = False
     """Whether `through` runs blocks on some tokens that attend to all of them (`Blocks.__call__`, `keys`)."""
+    keys_float8: bool = False
+    """Whether it keeps their keys and values as 8-bit floats (`Blocks.__call__`, `float8`)."""
+
+    couples: ClassVar[bool] = False
+    """Whether `evaluate` or `through` of one branch looks at what the same step made of the other, otherwise than by
+    `Call.agree`."""
 
     def kept_hidden(self, branches: int) -> int:
         """How many hidden states [1,N,D] are kept in memory in steps of so many branches: for the forecast of it."""
@@ -262,6 +287,14 @@ class Session:
         run has it."""
         return blocks(hidden)
 
+    def warm_up(self, hidden: Tensor, blocks: Blocks) -> None:
+        """Run, on meaningless values, what `through` is going to: called once for each expert and shape before the
+        first step, so that no step's time holds what is done once, such as compiling. Nothing may be remembered."""
+
+    def frozen(self, ctx: StepContext, x: Tensor) -> Frozen | None:
+        """What the solver shall leave alone in this step of latents x, its velocities evaluated; None: nothing."""
+        return None
+
     def after(self, record: StepRecord) -> None:
         """Told of every finished step."""
 
@@ -288,6 +321,32 @@ class Session:
         notes, self._notes = self._notes, {}
         return notes
 
+    @property
+    def notes(self) -> Mapping[str, np.ndarray]:
+        """What was reported and not taken yet."""
+        return self._notes
+
+    def complete(self, notes: Sequence[Mapping[str, np.ndarray]]) -> None:
+        """Take over what the same session noted of other branches, on other ranks."""
+        for name, value in ((n, v) for others in notes for n, v in others.items()):
+            own = self._notes.setdefault(name, value)
+            if own.shape == (len(BOTH),):
+                self._notes[name] = np.where(np.isnan(own), value, own)
+
+    def remembered(self, branches: tuple[str, ...]) -> State:
+        """The memory of these branches by flat names, of all together for none."""
+        every = self._memory.items()
+        return {f"{e} {f}/{n}": v for (e, f, b), kept in every if b == "+".join(branches) for n, v in kept.items()}
+
+    def remember(self, branches: tuple[str, ...], state: State) -> None:
+        """Put what `remembered` gave in the place of what is known of these branches."""
+        for key in [key for key in self._memory if key[2] == "+".join(branches)]:
+            self._memory[key].clear()  # a session may hold on to it
+        for flat, value in state.items():
+            where, _, name = flat.partition("/")
+            expert, frames = where.split(" ")
+            self._memory.setdefault((expert, int(frames), "+".join(branches)), {})[name] = value
+
     def forget(self, ctx: StepContext, frames: int) -> None:
         """Let go of what belongs to another expert or length than the step that begins."""
         self._memory = {key: kept for key, kept in self._memory.items() if key[:2] == (ctx.expert, frames)}
@@ -311,6 +370,10 @@ class Session:
 
 class Policy:
     """A frozen set of knobs (a frozen dataclass, one field a knob)."""
+
+    cost_knob: ClassVar[tuple[str, float, float] | None] = None
+    """The knob that trades cost for quality, its value at which all is evaluated, and the one at which least is
+    (`inf` for the number of steps): what `wanlab compare --at-cost` turns. None when there is no such knob."""
 
     def begin(self, env: Env) -> Session:
         """A session for one run. Raises UsageError when the knobs do not fit the run."""

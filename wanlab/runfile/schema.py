@@ -82,7 +82,7 @@ _STEPS_1 = {
 _FINAL = {"latent": (FLOAT, ANY_RANK), "video": (BYTE, 4), "video_float": (FLOAT, 4)}
 _ATTRS = {
     **dict.fromkeys(
-        ("spec_digest", "status", "device_name", "process", "python", "weights_fingerprint", "layout"), "text"
+        ("spec_digest", "status", "device_name", "process", "python", "weights_fingerprint", "layout", "world"), "text"
     ),
     **dict.fromkeys(("fps", "shift", "threads", "peak_memory_bytes", "resumed_from_step"), "number"),
     **dict.fromkeys(("spec", "versions", "scheduler", "predicted", "timing_seconds"), "object"),

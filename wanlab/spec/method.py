@@ -26,6 +26,7 @@ METHOD_SETTINGS = (
     "precision",
     "attention",
 )
+SETTABLE = (*METHOD_SETTINGS, "parallel")  # the layout of ranks is told apart by the noise floor alone
 
 
 def _setting(name: str, text: str) -> Any:
@@ -46,12 +47,12 @@ class MethodSpec:
     label: str
     policies: tuple[PolicySpec, ...] = ()
     settings: tuple[tuple[str, Any], ...] = ()
-    """Pairs of a name in `METHOD_SETTINGS` and its value."""
+    """Pairs of a name in `SETTABLE` and its value."""
 
     def __post_init__(self) -> None:
         for name, _ in self.settings:
-            if name not in METHOD_SETTINGS:
-                raise UsageError(f"a method cannot set '{short(name)}'", suggest(name, METHOD_SETTINGS))
+            if name not in SETTABLE:
+                raise UsageError(f"a method cannot set '{short(name)}'", suggest(name, SETTABLE))
 
     @classmethod
     def parse(cls, text: str, label: str = "") -> Self:

@@ -19,6 +19,7 @@ from typing import Any, Self
 
 from wanlab.errors import UsageError
 from wanlab.registry import digest, suggest
+from wanlab.spec.parallel import AUTO, Layout
 
 SPEC_VERSION = 2
 READABLE = (1, 2)  # version 1 had no guider and no policies from files
@@ -32,6 +33,7 @@ PRECISIONS = ("reference", "exact", "fp8")  # from equal to WanPipeline to fast
 MEMORY_PLANS = ("resident", "swap", "offload")  # from fast to small
 RECORD_DTYPES = ("float32", "float16")
 VIDEOS = ("uint8", "float32")
+FREE = ("record", "memory", "parallel")  # fields that decide no result, and are no part of the digest
 
 SIZE_STEP = 16  # spatial stride 8 times patch 2
 FRAME_STEP = 4  # temporal stride
@@ -199,6 +201,10 @@ class RunSpec:
     memory: str = "auto"
     """Where the weights are: "resident", "swap" or "offload"; "auto" takes the fastest that fits the GPU. Not a part
     of the digest: every plan computes the same."""
+    parallel: str = AUTO
+    """How the processes that `torchrun` started share the run (parallel.py): "auto", "none", or some of
+    "cfg=2,ulysses=N,ring=N". Not a part of the digest: a run may go on upon another number of GPUs; what that changes
+    is in the last bits, a row of the noise floor."""
     record: RecordSpec = field(default_factory=RecordSpec)
     """What is written beside the result."""
 
@@ -240,6 +246,8 @@ class RunSpec:
         _choice("--precision", self.precision, ("auto", *PRECISIONS))
         _choice("--attention", self.attention, ATTENTIONS)
         _choice("--memory", self.memory, ("auto", *MEMORY_PLANS))
+        if self.parallel != AUTO:
+            object.__setattr__(self, "parallel", str(Layout.parse(self.parallel)))
         if not isinstance(self.record, RecordSpec):
             raise UsageError("record is not a RecordSpec", "use RecordSpec(level=…)")
 
@@ -262,9 +270,9 @@ class RunSpec:
         return _canonical(self.to_dict())
 
     def digest(self) -> str:
-        """SHA-256 (hex) of the canonical JSON without `record`, `memory` and the places of files: equal for runs whose
+        """SHA-256 (hex) of the canonical JSON without what `FREE` names and the places of files: equal for runs whose
         results must be equal."""
-        decides = {k: v for k, v in self.to_dict().items() if k not in ("record", "memory")}
+        decides = {k: v for k, v in self.to_dict().items() if k not in FREE}
         for component in (*decides["policies"], decides["guider"]):
             component.pop("file", None)
         return hashlib.sha256(_canonical(decides).encode()).hexdigest()

@@ -6,12 +6,13 @@ import hashlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from wanlab.errors import UsageError, WanlabError
 from wanlab.files import make_folder, write_text
+from wanlab.spec import MethodSpec, RunSpec
 from wanlab.spec.paths import is_run_file
 from wanlab.study import folders
 from wanlab.study.design import Design, Variant, slug
@@ -22,8 +23,9 @@ from wanlab.study.runners.local import Watcher
 from wanlab.study.text import finite, markdown, plain
 
 if TYPE_CHECKING:
-    from wanlab.analysis.compare import Comparison, Result
+    from wanlab.analysis.compare import Comparison, Pair, Result
     from wanlab.analysis.fidelity import Known
+    from wanlab.spec import RunSpec
 
 DETAILED = 8  # more methods than this get figures of their own only on the Pareto front
 FORECAST = 100  # methods whose cost is said beforehand
@@ -39,6 +41,10 @@ class Asked:
     """The loss that a sweep may cost, as ("psnr", 35.0); None without a sweep."""
     metrics: Sequence[str] = ()
     """Measures beyond those that always are: names, or files that register some."""
+    remarks: Sequence[str] = ()
+    """What was found before anything was compared."""
+    confirm: Sequence[RunSpec] = ()
+    """What the choice of a sweep is measured again on (see `fresh`)."""
 
     @property
     def bounds(self) -> list[tuple[str, ...] | tuple[str, str, float]]:
@@ -47,6 +53,36 @@ class Asked:
 
 
 NOTHING = Asked()
+
+
+def fitting(methods: Sequence[MethodSpec], spec: RunSpec) -> tuple[list[MethodSpec], list[str]]:
+    """The methods that a run of `spec` can use, and which are left out, and why: of a list that is the package's.
+    Raises UsageError when there is none."""
+    from wanlab.engine.run import plan
+
+    kept: list[MethodSpec] = []
+    said: list[str] = []
+    for method in methods:
+        try:
+            plan(method.apply(spec))
+            kept.append(method)
+        except UsageError as reason:
+            said.append(f"left out, {method.label}: {reason}")
+    if not kept:
+        raise UsageError("; ".join(said))
+    return kept, said
+
+
+def fresh(specs: Sequence[RunSpec], seeds: Sequence[int]) -> list[RunSpec]:
+    """The same prompts and settings at other seeds. Raises UsageError for a seed that is among theirs."""
+    used = {s.seed for s in specs}
+    if again := sorted(used & set(seeds)):
+        free = max(*used, *seeds) + 1
+        raise UsageError(
+            f"--confirm: seed {again[0]} has a part in the choice", f"write --confirm {free}:{free + len(seeds)}"
+        )
+    moved = (replace(s, seed=seed) for seed in seeds for s in specs)
+    return list({s.digest(): s for s in moved}.values())
 
 
 def forecast(design: Design) -> list[dict[str, Any]]:
@@ -106,7 +142,7 @@ def compare(
     Raises UsageError for what cannot be done, before a model is loaded, and WanlabError when no method has a pair left.
     """
     outcome = sample(design, out, asked, force=force, watcher=watcher)
-    return measure_all(design, out, asked, failed=outcome.failed, watcher=watcher)
+    return measure_all(design, out, asked, failed=outcome.failed, force=force, watcher=watcher)
 
 
 def sample(
@@ -127,9 +163,16 @@ def sample(
 
 
 def measure_all(
-    design: Design, out: Path, asked: Asked = NOTHING, *, failed: Sequence[Path] = (), watcher: Watcher | None = None
+    design: Design,
+    out: Path,
+    asked: Asked = NOTHING,
+    *,
+    failed: Sequence[Path] = (),
+    force: bool = False,
+    watcher: Watcher | None = None,
 ) -> ComparisonResult:
-    """Measure the pairs of a design whose runs are there, and write what was found into the folder `out`.
+    """Measure the pairs of a design whose runs are there, and write what was found into the folder `out`. What is asked
+    to be confirmed is sampled here (`force`: anew).
 
     Runs that failed are named in the result's `failed`, their pairs are left out. Raises WanlabError when no method has
     a pair left.
@@ -147,9 +190,32 @@ def measure_all(
     )
     if not comparison.results:
         raise WanlabError(f"no pair is left of {len(failed)} failed runs", "run the same command again")
+    if asked.confirm:
+        comparison, more = _confirmed(comparison, design, out, asked, force=force, watcher=watcher)
+        failed = [*failed, *more]
     return conclude(
         comparison, out, design.name, asked, description=design.description, remarks=gathering.missing, failed=failed
     )
+
+
+def _confirmed(
+    comparison: Comparison, design: Design, out: Path, asked: Asked, *, force: bool, watcher: Watcher
+) -> tuple[Comparison, list[Path]]:
+    """The comparison with what its sweep chose measured again on fresh seeds, and the runs of it that failed."""
+    from wanlab.study.design import arrange
+
+    assert asked.loss
+    sure, likely = comparison.cheapest(*asked.loss)
+    chosen = sure or likely
+    if chosen is None:
+        return comparison, []
+    variant = next(v for v in design.variants if v.method.label == chosen.label)
+    again = arrange(asked.confirm, design.baseline, [variant], [], out)
+    failed = list(HERE.run(again.groups, force=force, watcher=watcher).failed)
+    result = _Gathering(again, set(failed), asked.metrics, watcher).result(variant, again.variant_runs[0])
+    if result is None:
+        return comparison, failed
+    return replace(comparison, confirmed=(replace(result, label=f"{result.label}, confirmed"),)), failed
 
 
 @dataclass
@@ -192,7 +258,7 @@ def compare_files(
     Pairs that cannot be compared are named in the result's `failed`. Raises UsageError for a folder against a file, and
     for folders without a name in common; WanlabError when nothing can be compared.
     """
-    from wanlab.analysis.compare import Comparison, Result, measure
+    from wanlab.analysis.compare import Comparison, measure
     from wanlab.analysis.verdict import check_conditions
 
     watcher = watcher or Watcher()
@@ -222,11 +288,28 @@ def compare_files(
         watcher.measure(k, len(matches))
     if not pairs:
         raise WanlabError(f"none of the {len(matches)} pairs can be compared", "see above")
-    comparison = Comparison(baseline=plain(b.name), results=(Result(label=plain(a.name), pairs=tuple(pairs)),))
+    comparison = Comparison(baseline=plain(b.name), results=by_key(plain(a.name), pairs))
     digest = hashlib.sha256(f"{a.resolve()}\0{b.resolve()}".encode()).hexdigest()[:8]
     name = f"{slug(f'{a.name} vs {b.name}')[:60]}-{digest}"
     description = f"{len(pairs)} pairs of videos: {a} against {b}" if all(several) else ""
     return conclude(comparison, out, name, asked, description=description, remarks=remarks, failed=failed)
+
+
+def by_key(label: str, pairs: Sequence[Pair]) -> tuple[Result, ...]:
+    """A result for each kind of runs among the pairs: those of other steps, sizes or guidance are not pooled."""
+    from wanlab.analysis.compare import Result
+    from wanlab.analysis.key import titles
+
+    groups = {p.keys: [q for q in pairs if q.keys == p.keys] for p in pairs}
+    if len(groups) == 1:
+        return (Result(label=label, pairs=tuple(pairs)),)
+    own, other = (titles(keys[k] for keys in groups if keys) for k in (0, 1))
+    named = {keys: f"{label}, {own[keys[0]]}" if keys else label for keys in groups}
+    alike = len(set(named.values())) < len(named)  # only the baselines differ
+    return tuple(
+        Result(label=named[keys] + (f", against {other[keys[1]]}" if alike and keys else ""), pairs=tuple(group))
+        for keys, group in groups.items()
+    )
 
 
 def asked_of(m: folders.Match) -> tuple[str, int]:
@@ -257,15 +340,16 @@ def conclude(
     comparison.json, .csv, .md and error_comparison.txt (the latest), and figures. Raises WanlabError."""
     from wanlab.analysis import table
     from wanlab.analysis.compare import failures
+    from wanlab.analysis.controls import against_even
 
-    said = [*remarks, *comparison.remarks()]
-    answer = table.answer(comparison, asked.loss) if asked.loss else []
-    missed = failures(comparison.results, asked.conditions)
+    said = [*asked.remarks, *remarks, *comparison.remarks()]
+    answer = against_even(comparison.results) + (table.answer(comparison, asked.loss) if asked.loss else [])
+    missed = failures((*comparison.results, *comparison.confirmed), asked.conditions)
     content = comparison.to_dict() | {"compared": description, "remarks": said, "answer": answer, "missed": missed}
     texts = {
         "json": json.dumps(finite(content), ensure_ascii=True) + "\n",
         "csv": table.to_csv(table.pairs(comparison)),
-        "md": markdown(table.rows(comparison)) + "".join(f"\n{line}\n" for line in [*answer, *said]),
+        "md": "\n".join([*map(markdown, table.tables(comparison)), *(f"{line}\n" for line in [*answer, *said])]),
         "txt": table.report(comparison, description, [*answer, *said]),
     }
     every = make_folder(make_folder(out) / "comparisons")
@@ -292,11 +376,12 @@ def conclude(
 def _figures(comparison: Comparison, out: Path) -> dict[str, Path]:
     from wanlab.analysis.compare import pareto
     from wanlab.analysis.figures import compare as figures
+    from wanlab.analysis.figures.pareto import front
 
     files: dict[str, Path] = {}
     results = list(comparison.results)
     if len(results) > 1:
-        files["front"] = figures.front(comparison, out / "pareto.png")
+        files["front"] = front(comparison, out / "pareto.png")
     if len(results) > DETAILED:
         points = [(1 / r.summary["speedup_predicted"].mean, r.summary["psnr"].mean) for r in results]
         results = [results[k] for k in pareto(points)][:DETAILED]

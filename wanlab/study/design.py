@@ -19,6 +19,7 @@ from typing import Any
 from wanlab.errors import UsageError
 from wanlab.registry import suggest
 from wanlab.spec import METHOD_SETTINGS, MethodSpec, PolicySpec, RunSpec, parse_guidance
+from wanlab.spec.parallel import AUTO, NONE
 from wanlab.spec.paths import VIDEOS, is_run_file
 from wanlab.spec.run import short
 from wanlab.study.requests import check_names, known, run_name
@@ -26,6 +27,7 @@ from wanlab.study.runners.groups import PairGroup
 
 MODES = ("cfg_vs_baseline", "half_vs_baseline", "improved_vs_baseline", "combined_vs_baseline", "cfg_vs_half")
 MAX_METHODS = 10_000  # of a sweep
+BUILTIN = "builtin:"
 MAX_NAME = 80  # characters of a method's folder
 
 
@@ -86,11 +88,17 @@ class Design:
 # --- methods -----------------------------------------------------------------------------------------------------
 
 
-def builtin_prompts(whole: bool) -> Sequence[str]:
-    """The prompts in the package: all of them, or the first three."""
-    from wanlab.embedded.world import SUITE
+def suite_prompts(suite: str | None) -> list[str]:
+    """The prompts of a suite of the package; the first three of "builtin" where none is named. Raises UsageError."""
+    from wanlab.embedded.suite import SUITE, SUITES
 
-    return SUITE if whole else SUITE[:3]
+    if suite is None:
+        return list(SUITE.values())[:3]
+    if suite not in SUITES:
+        raise UsageError(
+            f"there is no suite '{short(suite, 40)}'", f"use --suite {' or --suite '.join(SUITES)}, or --prompts FILE"
+        )
+    return list(SUITES[suite].values())
 
 
 def methods_of(mode: str, cfg: PolicySpec) -> tuple[MethodSpec, MethodSpec]:
@@ -121,8 +129,18 @@ def parse_method(text: str, named: Mapping[str, MethodSpec]) -> MethodSpec:
     return MethodSpec.parse(text)
 
 
+def builtin_methods(name: str) -> dict[str, MethodSpec]:
+    """The methods of a list in the package, by name. Raises UsageError when there is no such list."""
+    lists = {p.stem: p for p in sorted((Path(__file__).parent / "methods").glob("*.toml"))}
+    if name not in lists:
+        raise UsageError(f"there is no list of methods 'builtin:{short(name, 40)}'", suggest(name, lists))
+    return read_methods(lists[name])
+
+
 def read_methods(path: Path) -> dict[str, MethodSpec]:
-    """The methods of a TOML file by name. Raises UsageError."""
+    """The methods of a TOML file by name; `builtin:NAME` is a list in the package. Raises UsageError."""
+    if str(path).startswith(BUILTIN):
+        return builtin_methods(str(path).removeprefix(BUILTIN))
     try:
         plain = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:  # not UTF-8, no TOML, too deep, a number too long
@@ -266,8 +284,9 @@ def _axis(text: str) -> tuple[str, list[Any]]:
 
 
 def floors_of(baseline: MethodSpec, spec: RunSpec) -> list[Variant]:
-    """The baseline, policies and all, computed three other ways: both branches in one forward, another attention
-    kernel, another dtype. `spec` is one of the specifications that methods are laid over. Raises UsageError."""
+    """The baseline, policies and all, computed other ways: both branches in one forward, another attention kernel,
+    another dtype, and where several ranks share a clip, by one of them alone. `spec` is one of the specifications
+    that methods are laid over. Raises UsageError."""
     from wanlab.engine.run import resolved
 
     usual = resolved(baseline.apply(spec))
@@ -276,15 +295,18 @@ def floors_of(baseline: MethodSpec, spec: RunSpec) -> list[Variant]:
         "attention": "math" if usual.device == "cpu" else "efficient",
         "dtype": "bfloat16" if usual.dtype == "float32" else "float32",
     }
+    if usual.parallel != NONE:
+        ways["parallel"] = NONE
     # What is for 16 bits alone gives way to the other dtype.
     wide = {"attention": "auto"} if usual.attention in ("flash3", "cudnn") else {}
     wide |= {"precision": "exact"} if usual.precision == "fp8" else {}
+    beside = {"dtype": wide, "batch_cfg": {"parallel": AUTO}}  # branches in one forward are not on two halves
     return [
         Variant(
             MethodSpec(
                 f"floor: {name}={str(value).lower()}",
                 baseline.policies,
-                tuple((dict(baseline.settings) | {name: value} | (wide if name == "dtype" else {})).items()),
+                tuple((dict(baseline.settings) | {name: value} | beside.get(name, {})).items()),
             )
         )
         for name, value in ways.items()
@@ -302,18 +324,18 @@ def arrange(
         check_names(spec)
     folders = {slug(baseline.label)}
     base_runs = [out / slug(baseline.label) / f"{run_name(s)}.h5" for s in base]
-    baseline_places = {s.digest(): p for s, p in zip(base, base_runs, strict=True)}
+    baseline_places = {(s.digest(), s.parallel): p for s, p in zip(base, base_runs, strict=True)}
     rows: list[list[RunSpec]] = []
     runs: list[list[Path]] = []
     for group in (floors, variants):
         # A method equal to its baseline is sampled again: the result must be the same, and is not taken for granted.
-        places = baseline_places if len(group) > 1 else {}
+        places = dict(baseline_places) if len(group) > 1 else {}
         for variant in group:
             own = [variant.method.apply(s) for s in specs]
             check_names(own[0])
             folder = out / _folder(variant.method, folders)
             rows.append(own)
-            runs.append([places.get(s.digest(), folder / f"{run_name(s)}.h5") for s in own])
+            runs.append([places.setdefault((s.digest(), s.parallel), folder / f"{run_name(s)}.h5") for s in own])
     groups: list[PairGroup] = []
     placed: set[Path] = set()
     for k in range(len(base)):

@@ -53,16 +53,7 @@ def page(evidence: Evidence, judged: Sequence[Hypothesis], figures: Sequence[Sta
         script=Markup(script),
         style_hash=_hash(style),
         script_hash=_hash(script),
-        hypotheses=[
-            {
-                "name": x.name,
-                "says": x.says,
-                "verdict": x.verdict,
-                "kind": KINDS.get(x.verdict, "open"),
-                "claims": [_claim(c) for c in x.claims],
-            }
-            for x in judged
-        ],
+        hypotheses=[_hypothesis(x) for x in judged],
         claim_columns=("claim", "verdict", "value", "95 % interval", "n", "threshold", "from"),
         numeric=("value", "95 % interval", "n", "threshold", "seed", "frames", "steps", "passes", "seconds"),
         figures=figures,
@@ -72,10 +63,10 @@ def page(evidence: Evidence, judged: Sequence[Hypothesis], figures: Sequence[Sta
             {
                 "prompt": r.prompt,
                 "method": r.method,
-                "model": r.model,
+                "model": r.key.model,
                 "seed": r.seed,
-                "frames": r.frames,
-                "steps": r.steps,
+                "frames": r.key.frames,
+                "steps": r.key.steps,
                 "passes": r.passes,
                 "seconds": f"{r.seconds:.2f}",
             }
@@ -93,11 +84,23 @@ def _hash(text: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
+def _hypothesis(x: Hypothesis) -> dict[str, Any]:
+    return {
+        "name": x.name,
+        "says": x.says,
+        "verdict": x.verdict,
+        "on": x.on,
+        "kind": KINDS.get(x.verdict, "open"),
+        "claims": [_claim(c) for c in x.claims],
+    }
+
+
 def _claim(c: Claim) -> dict[str, Any]:
     return {
         "says": c.says,
         "method": c.method,
         "decides": c.decides,
+        "needs": c.needs,
         "run": c.run,
         "verdict": c.verdict,
         "kind": KINDS.get(c.verdict, "open"),
@@ -110,6 +113,11 @@ def _claim(c: Claim) -> dict[str, Any]:
     }
 
 
+SHOWN = {
+    "followed": ("adherence", ".1%", ""),
+    "A - B": ("adherence_change", "+.1%", ""),
+    **{name: (f"{name}_ratio", ".2f", "x") for name in ("motion", "flicker", "sharpness", "saturation", "contrast")},
+}
 COLUMNS = {
     "predicted": ("speedup_predicted", ".2f", "x"),
     "measured": ("speedup", ".2f", "x"),
@@ -120,17 +128,24 @@ COLUMNS = {
 
 def _comparison(path: Path, content: Any, budget: list[int]) -> dict[str, Any]:
     columns = COLUMNS | {name.replace("_", " "): (name, ".4g", "") for name in _others(content)}
-    rows = []
-    for m in content["methods"]:
-        s = m.get("summary") or {}
-        rows.append(
-            [m.get("label"), *(_of(s, *column) for column in columns.values()), m.get("n", "–"), m.get("verdict")]
-        )
+    summaries = {m.get("label"): m.get("summary") or {} for m in content["methods"]}
+    clips = {title: c for title, c in SHOWN.items() if any(_of(s, *c) != "–" for s in summaries.values())}
+    rows = [
+        [
+            m.get("label"),
+            *(_of(m.get("summary") or {}, *c) for c in columns.values()),
+            m.get("n", "–"),
+            m.get("verdict"),
+        ]
+        for m in content["methods"]
+    ]
     return {
         "title": content.get("compared") or "comparison",
         "path": str(path),
         "rows": rows,
         "columns": ("method", *columns, "n", "verdict"),
+        "clip_rows": [[label, *(_of(s, *c) for c in clips.values())] for label, s in summaries.items()],
+        "clip_columns": ("method", *clips) if clips else (),
         "figures": _figures(_drawn(path, content), budget),
     }
 
@@ -158,7 +173,9 @@ def _of(summary: Any, name: str, form: str, unit: str) -> str:
     mean, low, high = (found.get(k) for k in ("mean", "low", "high"))
     if not isinstance(mean, int | float):
         return "identical" if mean in ("inf", "identical") else "–"
-    spread = f" ({low:{form}}–{high:{form}})" if all(isinstance(v, int | float) for v in (low, high)) else ""
+    spread = ""
+    if isinstance(low, int | float) and isinstance(high, int | float):
+        spread = f" ({low:{form}}{'–' if low >= 0 else ' to '}{high:{form}})"
     return f"{mean:{form}}{unit}{spread}"
 
 
@@ -203,7 +220,7 @@ def _clips(evidence: Evidence) -> tuple[list[dict[str, Any]], int, list[str]]:
                 with Run(r.path) as run:
                     if "video" not in run:
                         continue
-                    small = max(1, math.ceil(r.size[0] / 256))
+                    small = max(1, math.ceil(run.spec.width / 256))
                     frames = run["video"][...][:, ::small, ::small]
                     frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
                     fps = int(run.attrs.get("fps", FPS))

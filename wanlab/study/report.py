@@ -72,7 +72,7 @@ def whole(
         "wanlab": __version__,
         "thresholds": asdict(thresholds),
         "hypotheses": [
-            {"name": x.name, "says": x.says, "verdict": x.verdict, "claims": [asdict(c) for c in x.claims]}
+            {"name": x.name, "says": x.says, "verdict": x.verdict, "on": x.on, "claims": [asdict(c) for c in x.claims]}
             for x in judged
         ],
         "reproduction": [asdict(f) for f in figures],
@@ -81,10 +81,10 @@ def whole(
                 "path": str(r.path),
                 "prompt": r.prompt,
                 "seed": r.seed,
-                "model": r.model,
+                "model": r.key.model,
                 "method": r.method,
-                "frames": r.frames,
-                "steps": r.steps,
+                "frames": r.key.frames,
+                "steps": r.key.steps,
                 "passes": r.passes,
                 "seconds": r.seconds,
             }
@@ -112,6 +112,7 @@ def claim_rows(judged: Sequence[Hypothesis]) -> list[dict[str, Any]]:
             "units": c.units,
             "relation": c.relation,
             "threshold": c.threshold,
+            "needs": c.needs,
             "run": c.run,
             "sources": " ".join(c.sources),
         }
@@ -125,7 +126,7 @@ def exact(value: float) -> Any:
 
 
 def said(value: float) -> str:
-    return f"{value:.4g}" if math.isfinite(value) else "–"
+    return f"{value:.4g}" if math.isfinite(value) else "∞" if value > 0 else "–"
 
 
 def threshold(c: Claim) -> str:
@@ -162,7 +163,7 @@ def counted(evidence: Evidence) -> str:
 def as_markdown(judged: Sequence[Hypothesis], figures: Sequence[Stated], evidence: Evidence) -> str:
     lines = [f"# Report\n\nFrom {counted(evidence)}.\n\n## Hypotheses\n"]
     for x in judged:
-        lines.append(f"### {x.name}: {x.says} **{x.verdict}**\n")
+        lines.append(f"### {x.name}: {x.says} **{x.verdict}**{f' on {x.on}' if x.on else ''}\n")
         lines.append(
             markdown(
                 [
@@ -180,7 +181,8 @@ def as_markdown(judged: Sequence[Hypothesis], figures: Sequence[Stated], evidenc
                 ]
             )
         )
-        lines += [f"To decide it: `{run}`\n" for run in commands(x.claims)]
+        lines += [f"- {c.says}: {c.needs}\n" for c in x.claims if c.needs and c.decides]
+        lines += [f"To decide it: `{run}`\n" for run in commands(c for c in x.claims if c.decides)]
     lines.append("## The guide's figures\n")
     lines.append(
         markdown(

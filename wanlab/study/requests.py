@@ -209,11 +209,10 @@ def known(kind: str) -> dict[str, tuple[str, ...] | None]:
     names: dict[str, tuple[str, ...] | None] = dict.fromkeys(
         entry.name for entry in metadata.entry_points(group=ENTRY_POINTS[kind])
     )
-    paths = [ENGINE / "guiders.py"] if kind == "guider" else sorted((ENGINE / "policies").glob("*.py"))
-    for path in filter(Path.exists, paths):
-        classes = {n.name: n for n in ast.parse(path.read_text("utf-8")).body if isinstance(n, ast.ClassDef)}
-        names |= {name: _fields(node, classes) for node in classes.values() if (name := _registered(kind, node))}
-    return names
+    paths = [ENGINE / "guiders.py"] if kind == "guider" else sorted((ENGINE / "policies").rglob("*.py"))
+    bodies = (ast.parse(path.read_text("utf-8")).body for path in filter(Path.exists, paths))
+    classes = {n.name: n for body in bodies for n in body if isinstance(n, ast.ClassDef)}
+    return names | {name: _fields(node, classes) for node in classes.values() if (name := _registered(kind, node))}
 
 
 def _registered(kind: str, node: ast.ClassDef) -> str:

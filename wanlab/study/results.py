@@ -219,6 +219,7 @@ class ComparisonResult:
         Raises UsageError for another kind or method, WanlabError when there is nothing to draw.
         """
         from wanlab.analysis.figures import compare as figures
+        from wanlab.analysis.figures.pareto import front
 
         results = {r.label: r for r in self.comparison.results}
         if method and method not in results:
@@ -228,7 +229,7 @@ class ComparisonResult:
             "per_frame": lambda path: figures.per_frame(result, path),
             "divergence": lambda path: figures.divergence(result, path),
             "worst_frame": lambda path: figures.worst_frame(result.worst, path, result.label),
-            "front": lambda path: figures.front(self.comparison, path),
+            "front": lambda path: front(self.comparison, path),
         }
         return _choose({name: lambda draw=draw: _draw(draw) for name, draw in kinds.items()}, kind)  # type: ignore[misc]
 
@@ -241,10 +242,14 @@ class ComparisonResult:
         return Clip(path, f"{label}, {self.comparison.baseline}, and 8 times their difference")
 
     def _repr_html_(self) -> str:
-        from wanlab.analysis.table import rows
+        from wanlab.analysis.table import clip_rows, rows
 
         lines = [self.description, *self.answer, *self.remarks]
-        return table(rows(self.comparison)) + "".join(f"<p>{html.escape(line)}</p>" for line in lines if line)
+        return (
+            table(rows(self.comparison))
+            + table(clip_rows(self.comparison))
+            + "".join(f"<p>{html.escape(line)}</p>" for line in lines if line)
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

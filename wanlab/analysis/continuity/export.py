@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,8 @@ def _run_plain(c: Continuity, found: Recovery | None) -> dict[str, Any]:
         "seed": c.seed,
         "model": c.model,
         "method": c.method,
+        "policies": c.policies or c.method,
+        "key": None if c.key is None else asdict(c.key),
         "frames": c.frames,
         "notes": list(c.notes),
         "step": list(range(1, c.steps + 1)),
@@ -125,9 +128,10 @@ def _recovery_plain(c: Continuity, found: Recovery) -> dict[str, Any]:
     return {
         "from_step": found.step + 1,
         "after": found.after,
+        "pairs": found.pairs,
         "spread": found.spread,
         "n": found.n,
-        "curve": plain(c.curve),
+        "curve": plain(c.curve(None if found.pairs == "all" else c.duplicated)),
         "low": plain(found.low),
         "high": plain(found.high),
     }

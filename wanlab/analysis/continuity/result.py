@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from wanlab.analysis.continuity.spaces import Floats, Space
+from wanlab.analysis.continuity.spaces import Floats, Space, over_pairs
 from wanlab.analysis.continuity.theory import Theory
+from wanlab.analysis.key import Key
 
 BASELINE = "baseline"
 
@@ -51,6 +52,13 @@ class Continuity:
     """Latent frames that each step worked on."""
     stride: NDArray[np.int64]
     """Full-length latent frames from one of them to the next."""
+    duplicated: int | None = None
+    """The first of the pairs of neighbours that were made equal, every second one from there: 0 where frames 1, 3, …
+    were copied from 0, 2, …; None where none was."""
+    policies: str = ""
+    """Its policies alone, `BASELINE` where it has none; "" where only the label says it."""
+    key: Key | None = None
+    """What it may be pooled by; None where only latents are there."""
     lifted: int | None
     """The first step after frames were completed, where that is known and happened apart from the expert switch."""
     spaces: Mapping[str, Space]
@@ -67,6 +75,11 @@ class Continuity:
         return len(self.sigma)
 
     @property
+    def is_baseline(self) -> bool:
+        """Whether it has no policies, whatever it is called among runs of other settings."""
+        return (self.policies or self.method) == BASELINE
+
+    @property
     def switch(self) -> int | None:
         """Index of the first low-noise step, None without an expert switch."""
         low = np.flatnonzero(self.expert == "low")
@@ -80,8 +93,9 @@ class Continuity:
             return self.lifted
         return int(changed[0]) + 1 if len(changed) else self.switch
 
-    @property
-    def curve(self) -> Floats:
-        """Mean mse of x_t at each step, then of the final latent [steps + 1]."""
-        last = self.final.mean("mse") if self.final is not None else np.array([np.nan])
-        return np.append(self.spaces["x_t"].mean("mse"), last)
+    def curve(self, first: int | None = None) -> Floats:
+        """Mean mse of x_t at each step, then of the final latent [steps + 1]; of every second pair from `first` on
+        where that is given."""
+        spaces = (self.spaces["x_t"], self.final)
+        pairs = slice(first, None, None if first is None else 2)
+        return np.concatenate([[np.nan] if s is None else over_pairs(np.mean, s.mse[:, pairs]) for s in spaces])

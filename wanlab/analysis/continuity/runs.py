@@ -14,6 +14,7 @@ from wanlab.analysis.columns import numbers, words
 from wanlab.analysis.continuity.measure import Step, measure
 from wanlab.analysis.continuity.result import BASELINE, Continuity, OtherExpert
 from wanlab.analysis.continuity.spaces import SPACES, Frames, adjacent, dot, space
+from wanlab.analysis.key import Key
 from wanlab.errors import WanlabError
 from wanlab.runfile import Data, Run
 from wanlab.spec import METHOD_SETTINGS, RunSpec
@@ -64,6 +65,9 @@ def analyse(run: Run, *, method: str = "", settings: str = "") -> Continuity:
         frames=spec.frames,
         method=method or label(spec),
         settings=settings or settings_of(spec),
+        policies=label(spec),
+        key=Key.of(run),
+        duplicated=duplicated(spec),
         lifted=switched,
     )
     made = measure(steps(), _final(run), about, _video(run))
@@ -114,6 +118,17 @@ def _other_experts(run: Run, made: Continuity) -> Iterator[OtherExpert]:
             difference=math.sqrt(dd / vv) if vv else math.nan,
             spaces={"x0_pred": space([adjacent(clean)]), "velocity": space([adjacent(frames_at(others, k))])},
         )
+
+
+def duplicated(spec: RunSpec) -> int | None:
+    """The first pair of frames that a method makes equal, see `Continuity`: `half` copies the frame before, `paired`
+    puts frames 1, 3, … in the place of 2, 4, …."""
+    for policy in spec.policies:
+        if policy.name == "paired" and not policy.file:
+            return 1
+        if policy.name == "half" and not policy.file and policy.options.get("complete", "duplicate") == "duplicate":
+            return 0
+    return None
 
 
 def label(spec: RunSpec) -> str:

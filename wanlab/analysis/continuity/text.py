@@ -78,11 +78,14 @@ def _recovered(g: Group, after: list[int], never: int) -> str:
     one = known[0]
     of = f"of the {g.first.steps - one.step} steps from step {one.step + 1} on"
     spread = {"seeds": "the baseline's seeds", "pairs": "the baseline's pairs", "runs": "the baselines"}[one.spread]
+    what = f"Its curve is {{}}back within the spread of {spread}"
+    if one.pairs == "duplicated":
+        what = f"Its duplicated frames {{}}differ from their originals as in {spread}"
     if not after:
         runs = f" in any of {never} runs" if never > 1 else ""
-        return f"Its curve is not back within the spread of {spread} by the end{runs}."
+        return f"{what.format('not ' if one.pairs == 'all' else 'do not ')} by the end{runs}."
     if len(known) == 1:
-        return f"Its curve is back within the spread of {spread} after {after[0]} {of}."
+        return f"{what.format('')} after {after[0]} {of}."
     some = f"in all {len(known)} runs" if not never else f"in {len(after)} of {len(known)} runs, in the others never"
     median = f"{float(np.median(after)):g} {of} (median; {min(after)} to {max(after)})"
-    return f"Its curve is back within the spread of {spread} after {median} {some}."
+    return f"{what.format('')} after {median} {some}."

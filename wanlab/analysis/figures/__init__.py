@@ -13,5 +13,6 @@ finally:
 from wanlab.analysis.figures.guidance import guidance_figure  # noqa: E402
 from wanlab.analysis.figures.sheet import contact_sheet  # noqa: E402
 from wanlab.analysis.figures.style import HIGH, INK, LOW, QUIET, save, shorten  # noqa: E402
+from wanlab.analysis.figures.tokens import token_film  # noqa: E402
 
-__all__ = ["HIGH", "INK", "LOW", "QUIET", "contact_sheet", "guidance_figure", "save", "shorten"]
+__all__ = ["HIGH", "INK", "LOW", "QUIET", "contact_sheet", "guidance_figure", "save", "shorten", "token_film"]

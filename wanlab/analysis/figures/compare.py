@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from wanlab.analysis.compare import THRESHOLDS, Comparison, Pair, Result, pareto
+from wanlab.analysis.compare import THRESHOLDS, Pair, Result
 from wanlab.analysis.figures.style import HIGH, INK, LOW, QUIET, save, shorten
 from wanlab.analysis.metrics.clip import Clip
 from wanlab.video import write_mp4_from
@@ -170,31 +169,3 @@ def side_by_side(pair: Pair, path: Path) -> Path:
 
 def _bytes(frame: NDArray[np.float64]) -> NDArray[np.uint8]:
     return (np.nan_to_num(frame, nan=0.0).clip(0, 1) * 255).round().astype(np.uint8)
-
-
-def front(comparison: Comparison, path: Path) -> Path:
-    """Quality against cost of every method: PSNR with its interval over operations; the Pareto front joined."""
-    results = [r for r in comparison.results if math.isfinite(r.summary["psnr"].mean)]
-    points = [(1 / r.summary["speedup_predicted"].mean, r.summary["psnr"].mean) for r in results]
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    ax = figure.subplots()
-    _axes(ax, "Quality against cost", "operations, the baseline's being 1", "PSNR against the baseline, dB")
-    best = pareto(points)
-    for k, (result, (cost, quality)) in enumerate(zip(results, points, strict=True)):
-        s = result.summary["psnr"]
-        if s.known:
-            ax.plot([cost, cost], [s.low, s.high], color=QUIET, linewidth=1, zorder=1)
-        ax.plot([cost], [quality], "o", color=HIGH if k in best else QUIET, markersize=5, zorder=3)
-    ax.plot([points[k][0] for k in best], [points[k][1] for k in best], color=HIGH, linewidth=1, zorder=2)
-    for k in best:
-        ax.annotate(
-            shorten(results[k].label, 40),
-            points[k],
-            xytext=(5, -3),
-            textcoords="offset points",
-            fontsize=7,
-            color=INK,
-            parse_math=False,
-        )
-    ax.axhline(comparison.thresholds["psnr"], color=LOW, linestyle=":", linewidth=1)
-    return save(figure, path)

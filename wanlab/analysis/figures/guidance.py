@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from wanlab.analysis.figures.style import COLOURS, INK, QUIET, dress, note, save
 from wanlab.analysis.guidance import Guidance
 
 BRANCHES = {"cond": "#0f766e", "uncond": "#7c3aed"}  # neither is an expert's
+PARTS = "reuse_error_"  # of fields, the errors of some of the tokens
 MOST_FIELDS = 6  # of the policies' own that are drawn; the text report has all
 
 
@@ -20,6 +22,7 @@ def guidance_figure(g: Guidance, path: Path, title: str = "") -> Path:
     """Over the steps, how fast guidance changes and how much the prompt matters (log scales); below, where there are
     any, the reuse errors and what the policies recorded."""
     fields = {n: v for n, v in g.fields.items() if v.dtype.kind == "f" and np.isfinite(v).any()}
+    parts = {n.removeprefix(PARTS): fields.pop(n) for n in list(fields) if n.startswith(PARTS)}
     extra = ["reuse error"] * bool(g.reuse_errors) + list(fields)[:MOST_FIELDS]
     rows = 1 + -(-len(extra) // 2)
     figure = Figure(figsize=(11, 4.4 + 2.6 * (rows - 1)), layout="constrained")
@@ -29,7 +32,7 @@ def guidance_figure(g: Guidance, path: Path, title: str = "") -> Path:
     _panel(right, g, g.mse, "How much the prompt matters", "mean dₖ²,  dₖ = v_cond − v_uncond")
     for ax, name in zip(below, extra, strict=False):
         if name == "reuse error" and g.reuse_errors:
-            _reuse_panel(ax, g)
+            _reuse_panel(ax, g, parts)
         else:
             dress(ax, shorten(name, 60), "", g.steps)
             ax.plot(np.arange(1, g.steps + 1), fields[name], "o-", color="#0f766e", markersize=3.5, linewidth=1.2)
@@ -89,9 +92,13 @@ def _shade(ax: Axes, steps: NDArray[np.int64], said: str) -> None:
         note(ax, said, float(stretch[0] + stretch[-1]) / 2 + 1)
 
 
-def _reuse_panel(ax: Axes, g: Guidance) -> None:
+def _reuse_panel(ax: Axes, g: Guidance, parts: Mapping[str, NDArray[np.float64]]) -> None:
     dress(ax, "Reuse error, where it was probed", "", g.steps)
+    steps = np.arange(1, g.steps + 1)
     for branch, error in g.reuse_errors.items():
-        steps = np.arange(1, g.steps + 1)
         ax.plot(steps, error, "o-", color=BRANCHES[branch], markersize=4, linewidth=1.2, label=branch)
+    for name, error in parts.items():  # of active and of frozen tokens alone
+        part, _, branch = name.rpartition("_")
+        line = {"active": ":", "frozen": "--"}.get(part, "-.")
+        ax.plot(steps, error, line, color=BRANCHES.get(branch, INK), linewidth=1, label=f"{branch}, {part} tokens")
     ax.legend(frameon=False, fontsize=8)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from wanlab.analysis.hypotheses.evidence import Evidence, Key, titles
+from wanlab.analysis.hypotheses.evidence import Evidence, key_of
 from wanlab.analysis.hypotheses.verdict import Sample
+from wanlab.analysis.key import Key, titles
 from wanlab.errors import UsageError
 from wanlab.spec import MethodSpec, PolicySpec
 
@@ -25,7 +26,9 @@ class Compared:
     """Whether the method also sets something beside its policies: steps, guidance, a dtype …"""
     pairs: tuple[tuple[Mapping[str, Any], str], ...]
     on: str = ""
-    """Model, steps and frames, by the run files; by what the comparison says where these are gone."""
+    """Model, steps and frames, and what else tells its runs from others."""
+    sigma: tuple[float, ...] = ()
+    """Of each step; () where the run files are gone."""
 
     def knob(self, policy: str, name: str, default: Any) -> Any:
         return next((p.options.get(name, default) for p in self.policies if p.name == policy), default)
@@ -40,7 +43,8 @@ def compared(evidence: Evidence, policy: str) -> list[Compared]:
     """The methods of this policy alone that were held against the baseline, told by the run files, or by the label
     where these are gone; one for each key of the baseline's runs. A prompt and seed counts once."""
     runs = {os.path.realpath(r.path): r for r in evidence.runs}
-    methods: dict[tuple[str, tuple[PolicySpec, ...], bool, Key | str], dict[Any, tuple[Mapping[str, Any], str]]] = {}
+    methods: dict[tuple[Any, ...], dict[Any, tuple[Mapping[str, Any], str]]] = {}
+    sigma: dict[Key | str, tuple[float, ...]] = {}
     for comparison in evidence.comparisons:
         content = comparison.content
         for method in content["methods"]:
@@ -55,13 +59,15 @@ def compared(evidence: Evidence, policy: str) -> list[Compared]:
                 policies = a.policies if a else said.policies
                 settings = a.settings != b.settings if a and b else bool(said.settings)
                 if [p.name for p in policies] == [policy]:
-                    key = b.key if b else a.key if a else content.get("compared") or ""
-                    pairs = methods.setdefault((label, policies, settings, key), {})
+                    known = b or a
+                    key = known.key if known else key_of(pair) if pair.get("key") else content.get("compared") or ""
+                    sigma.setdefault(key, known.sigma if known else ())
+                    pairs = methods.setdefault((label, policies, settings, a.key if a else None, key), {})
                     pairs[pair.get("prompt"), pair.get("seed")] = (pair, str(comparison.path))
     named = titles(key for *_, key in methods if isinstance(key, Key))
     return [
-        Compared(label, policies, settings, tuple(pairs.values()), named[key] if isinstance(key, Key) else key)
-        for (label, policies, settings, key), pairs in methods.items()
+        Compared(label, policies, settings, tuple(pairs.values()), named.get(key) or str(key), sigma[key])
+        for (label, policies, settings, _, key), pairs in methods.items()
     ]
 
 
@@ -84,9 +90,21 @@ def number(value: Any) -> float:
     return math.inf if value in ("inf", "identical") else float(value)
 
 
-def samples(method: Compared, quantity: str) -> list[Sample]:
-    """A figure of each pair; an identical pair's PSNR counts as 120 dB, so that a mean exists."""
-    return [
-        Sample(prompt=p.get("prompt") or "", value=min(number(p.get(quantity)), 120.0), source=source)
-        for p, source in method.pairs
-    ]
+def samples(method: Compared, value: Callable[[Mapping[str, Any]], float]) -> list[Sample]:
+    """A value of each pair."""
+    return [Sample(prompt=p.get("prompt") or "", value=value(p), source=source) for p, source in method.pairs]
+
+
+def figure(name: str) -> Callable[[Mapping[str, Any]], float]:
+    """A pair's figure."""
+    return lambda pair: number(pair.get(name))
+
+
+def over_baseline(name: str) -> Callable[[Mapping[str, Any]], float]:
+    """A pair's figure over that of its baseline; NaN where that is 0."""
+
+    def ratio(pair: Mapping[str, Any]) -> float:
+        own, baseline = number(pair.get(name)), number(pair.get(f"{name}_baseline"))
+        return own / baseline if baseline > 0 else math.nan
+
+    return ratio

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from wanlab.analysis.hypotheses.compared import compared, is_guides, number
+from wanlab.analysis.hypotheses.compared import compared, figure, is_guides, number
 from wanlab.analysis.hypotheses.evidence import Evidence, curves, plain_runs
-from wanlab.analysis.hypotheses.verdict import LEAST, pooled
+from wanlab.analysis.hypotheses.scales import pooled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +46,8 @@ def _truncation(evidence: Evidence) -> list[Figure]:
     def measured(quantity: str, form: str, of: Callable[[Mapping[str, Any]], float]) -> tuple[str, tuple[str, ...]]:
         return _measured(quantity, [(p.get("prompt") or "", of(p), source) for p, source in pairs], form)
 
-    psnr, sources = measured("psnr", "{:.2f} dB", lambda p: min(number(p.get("psnr")), 120.0))
-    mse, _ = measured("mse", "{:.6f}", lambda p: number(p.get("mse")))
+    psnr, sources = measured("psnr", "{:.2f} dB", figure("psnr"))
+    mse, _ = measured("mse", "{:.6f}", figure("mse"))
     speed, _ = measured("speed-up", "{:.3f}x", lambda p: _over(p, "seconds"))
     saved, _ = measured("passes saved", "{:.1%} of passes", lambda p: 1 - 1 / _over(p, "passes"))
     stated = 0.010234**2 + 0.023456**2
@@ -97,7 +97,7 @@ def _over(pair: Mapping[str, Any], name: str) -> float:
 
 def _schedule(evidence: Evidence) -> Figure:
     sigma = shifted(13, 20, 12)
-    runs = [r for r in plain_runs(evidence) if r.steps == 20 and r.shift == 12 and len(r.sigma) == 20]
+    runs = [r for r in plain_runs(evidence) if (r.key.steps, r.key.shift) == (20, 12) and len(r.sigma) == 20]
     at = next(k for k in range(1, 21) if shifted(k, 20, 12) <= 0.7501)
     return Figure(
         what="σ at step 13 of 20, shift 12",
@@ -167,11 +167,11 @@ def _recovery(evidence: Evidence) -> Figure:
 
 def _measured(quantity: str, values: Sequence[tuple[str, float, str]], form: str) -> tuple[str, tuple[str, ...]]:
     """The mean, its interval where there are enough values for one, and the files that it comes from."""
-    known = [(p, v, s) for p, v, s in values if math.isfinite(v)]
+    known = [(p, v, s) for p, v, s in values if not math.isnan(v)]
     if not known:
         return "–", ()
     value, _ = pooled(quantity, [v for _, v, _ in known], [p for p, _, _ in known])
     text = form.format(value.mean)
-    if value.known and value.n >= LEAST:
+    if value.known:
         text += f" ({form.format(value.low)} to {form.format(value.high)})"
     return f"{text}, n = {value.n}", tuple(dict.fromkeys(s for _, _, s in known))

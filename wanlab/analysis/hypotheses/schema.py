@@ -18,7 +18,11 @@ MAX_BYTES = 256 * 2**20  # of a JSON file; a continuity analysis of a thousand r
 # Shapes: the name of a kind (see `_KINDS`), a list of one shape, or names with their shapes. A name may be missing or
 # null unless it ends with "!"; names that are not here are not read.
 _INTERVAL = {"mean": "figure", "low": "figure", "high": "figure", "n": "number"}
+_KEY = {"model": "text", "steps": "count", "frames": "count", "shift": "number"} | dict.fromkeys(
+    ("size", "schedule", "solver", "guidance", "guider", "dtype"), "text"
+)
 _PAIR = {
+    "key": _KEY,
     "prompt": "text",
     "seed": "number",
     "a": "path",
@@ -26,10 +30,12 @@ _PAIR = {
     "psnr": "figure",
     "mse": "figure",
     "ssim": "figure",
+    **{name + side: "number" for name in ("adherence", "warping_error", "difference") for side in ("", "_baseline")},
     "seconds": "number",
     "seconds_baseline": "number",
     "passes": "number",
     "passes_baseline": "number",
+    "pass_equivalents": "number",
 }
 _METHOD = {
     "label": "text",
@@ -37,17 +43,22 @@ _METHOD = {
     "pairs": [_PAIR],
     "n": "number",
     "verdict": "text",
-    "summary": {"speedup_predicted": _INTERVAL, "speedup": _INTERVAL, "psnr": _INTERVAL, "ssim": _INTERVAL},
+    "summary": {
+        **dict.fromkeys(("speedup_predicted", "speedup", "psnr", "ssim", "adherence", "adherence_change"), _INTERVAL),
+        **{f"{name}_ratio": _INTERVAL for name in ("motion", "flicker", "sharpness", "saturation", "contrast")},
+    },
 }
 _CURVE = {
+    "key": _KEY,
     "method": "text",
+    "policies": "text",
     "model": "text",
     "prompt": "text",
     "seed": "number",
     "frames": "number",
     "source": "path",
     "sigma": ["number"],
-    "recovery": {"after": "number"},
+    "recovery": {"after": "number", "pairs": "text"},
     "spaces": {"x_t": {"mse": {"mean": ["number"]}}},
 }
 _SHAPES: dict[str, dict[str, Any]] = {
@@ -106,6 +117,7 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "text": _text,
     "path": lambda value: _text(value) and "\0" not in value,
     "number": _number,
+    "count": lambda value: _number(value) and value == int(value),
     "figure": lambda value: value in ("inf", "identical") if isinstance(value, str) else _number(value),
 }
 

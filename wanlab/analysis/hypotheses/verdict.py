@@ -4,59 +4,62 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from wanlab.analysis import stats
+from wanlab.analysis.hypotheses.scales import RATIO, SCALES, Scale, advice, enough, on_scale, shown
 from wanlab.analysis.stats import Interval
 from wanlab.errors import UsageError
 from wanlab.registry import suggest
 
-SUPPORTED, REFUTED, UNDECIDED = "supported", "refuted", "not enough data"
-LEAST = 4
-"""Independent units (prompts, pairs or runs) below which nothing is decided."""
-BOUNDS = {
-    "mse": (0.0, 1.0),
-    "psnr": (0.0, 120.0),
-    "ssim": (-1.0, 1.0),
-    "noise share": (0.0, 1.0),
-    "share of steps settled": (0.0, 1.0),
-    "share recovered": (0.0, 1.0),
-    "passes saved": (-math.inf, 1.0),
-    "continuity": (0.0, math.inf),
-}
-RATIOS = ("first over rest", "high over low", "speed-up")
-
-
+SUPPORTED, REFUTED, UNDECIDED, PARTLY = "supported", "refuted", "not enough data", "in part"
+LEAST = stats.ENOUGH
+"""Prompts below which nothing is decided."""
+PROMPTS = 16  # of --suite builtin
 BASELINES = "wanlab compare --mode cfg_vs_baseline --suite builtin --seed 0:{seeds}"  # and the plain runs that it needs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Thresholds:
-    """What each claim is held against. The defaults are the guide's, or (`recovered`, `settled`, `noise`) what its
-    words must mean to be tested."""
+    """What each claim is held against. `mse`, `psnr`, `ssim`, `recovery_steps` and `first_steps` are the guide's, the
+    others what its words must mean to be tested."""
 
     mse: float = 0.01
     """H1: mean squared error of a truncated run against its baseline, at most."""
     psnr: float = 39.0
     """H1: PSNR in dB, at least."""
+    margin: float = 0.05
+    """H1: by how much less often a truncated run may show what was asked (non-inferiority)."""
     ssim: float = 0.95
     """H2: SSIM of a half-frame run against its baseline, at least."""
+    warping: float = 1.1
+    """H2: its warping error over the baseline's, at most."""
+    speed_low: float = 0.9
+    """H2: how fast it moves over the baseline, at least …"""
+    speed_high: float = 1.1
+    """… and at most."""
     recovery_steps: float = 7.0
-    """H2: steps after the frames' completion until continuity is back within the baseline's spread, at most …"""
+    """H2: steps after the frames' completion until the duplicated ones differ as the baseline's do, at most …"""
     recovered: float = 0.9
     """… in at least this share of runs."""
     noise: float = 0.5
-    """H3: share of x_t's mean square at the expert switch that is noise, more than."""
+    """H3: share of x_t's power at the expert switch that is noise, more than, at low and at high frequencies."""
+    predicted: float = 0.5
+    """H3: share of the result's low-frequency variance that x0_pred holds already at the switch, less than."""
     first_steps: int = 5
     """H4: the guidance difference is larger in this many first steps …"""
     first_over_rest: float = 1.0
     """… than in the rest by more than this factor (mean mse over mean mse)."""
-    settled: float = 0.9
-    """H4: share of a run's steps at which guidance changes by less than its own size (change < mse), at least."""
+    change_over_mse: float = 1.0
+    """H4: the sum of a run's changes over that of its mse, within the experts, less than."""
+    slowing: float = 1.0
+    """H4: how fast the difference changes with sigma in its first four changes, over the rest, more than."""
     high_over_low: float = 2.0
     """H4: the high-noise expert's mean mse over the low-noise expert's, more than."""
+    frozen_psnr: float = 35.0
+    """H5: PSNR in dB of a run with frozen tokens against its baseline, at least (the guide's "minimal loss")."""
 
 
 def thresholds(path: Path | None) -> Thresholds:
@@ -89,14 +92,18 @@ class Claim:
     """The method that it is about, "" for plain runs."""
     value: Interval
     units: str
-    """What n counts: "prompts" or "pairs" (of a prompt and a seed)."""
+    """What n counts: "prompts" or, where there are fewer than four, "pairs" (of a prompt and a seed)."""
     relation: str
-    """">=", "<=" or ">": how the value has to stand to the threshold."""
+    """">=", "<=", ">" or "<": how the value has to stand to the threshold."""
     threshold: float
     verdict: str
     sources: tuple[str, ...]
+    on: str = ""
+    """Model, steps and frames of its runs, and what else tells them from others."""
+    needs: str = ""
+    """How many prompts or seeds would decide it, when it is open."""
     run: str = ""
-    """The command that makes enough data, when there is not."""
+    """The command that makes enough data, where one does."""
     decides: bool = True
     """Whether the hypothesis rests on it; a variant of the guide's method is shown beside."""
 
@@ -106,7 +113,13 @@ class Hypothesis:
     name: str
     says: str
     verdict: str
+    """That of all claims that decide it; "in part" where some are supported and some refuted."""
     claims: tuple[Claim, ...]
+
+    @property
+    def on(self) -> str:
+        """What the verdict is about: model, steps and frames."""
+        return "; ".join(dict.fromkeys(c.on for c in self.claims if c.on and c.decides))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,36 +139,9 @@ def decide(value: Interval, relation: str, threshold: float) -> str:
         ">=": (value.low >= threshold, value.high < threshold),
         ">": (value.low > threshold, value.high <= threshold),
         "<=": (value.high <= threshold, value.low > threshold),
+        "<": (value.high < threshold, value.low >= threshold),
     }[relation]
     return SUPPORTED if good[0] else REFUTED if good[1] else UNDECIDED
-
-
-def share(successes: Sequence[bool]) -> Interval:
-    """A proportion with Wilson's 95 % score interval (E. B. Wilson, JASA 22, 1927)."""
-    n = len(successes)
-    if not n:
-        return Interval(math.nan, math.nan, math.nan, 0)
-    p, z = sum(successes) / n, 1.959963984540054
-    centre, half = p + z * z / (2 * n), z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-    return Interval(p, (centre - half) / (1 + z * z / n), (centre + half) / (1 + z * z / n), n).within(0, 1)
-
-
-def pooled(quantity: str, values: Sequence[float], prompts: Sequence[str]) -> tuple[Interval, str]:
-    """The mean with an interval that ends where the quantity does, and what its n counts. Of ratios it is the
-    geometric mean, with the interval of the logarithms."""
-    if quantity not in RATIOS:
-        value, units = stats.grouped(values, prompts)
-        return value.within(*BOUNDS.get(quantity, (-math.inf, math.inf))), units
-    known = [(math.log(v), p) for v, p in zip(values, prompts, strict=True) if v > 0]
-    value, units = stats.grouped([v for v, _ in known], [p for _, p in known])
-    return Interval(_exp(value.mean), _exp(value.low), _exp(value.high), value.n), units
-
-
-def _exp(value: float) -> float:
-    try:
-        return math.exp(value)
-    except OverflowError:
-        return math.inf
 
 
 def whole(name: str, says: str, claims: list[Claim]) -> Hypothesis:
@@ -163,42 +149,63 @@ def whole(name: str, says: str, claims: list[Claim]) -> Hypothesis:
     enough = {c.quantity for c in claims if c.decides and c.value.n >= LEAST}
     claims = [replace(c, decides=c.decides and (c.value.n >= LEAST or c.quantity not in enough)) for c in claims]
     verdicts = {c.verdict for c in claims if c.decides}
-    verdict = REFUTED if REFUTED in verdicts else SUPPORTED if verdicts == {SUPPORTED} else UNDECIDED
+    if {SUPPORTED, REFUTED} <= verdicts:
+        verdict = PARTLY
+    else:
+        verdict = REFUTED if REFUTED in verdicts else SUPPORTED if verdicts == {SUPPORTED} else UNDECIDED
     return Hypothesis(name=name, says=says, verdict=verdict, claims=tuple(claims))
 
 
+@dataclass(frozen=True)
+class Statement:
+    """What a claim says, whatever its runs: a quantity, and how it has to stand to a threshold."""
+
+    says: str
+    quantity: str
+    relation: str
+    threshold: float
+    run: str
+    """The command that makes more data, with {seeds}."""
+    summary: Callable[[Sequence[float], Sequence[str]], Interval] | None = None
+    """The value and its interval, of values and prompts; without it `scales.pooled` by the quantity."""
+
+
 def claim(
-    hypothesis: str,
-    says: str,
-    quantity: str,
-    samples: Sequence[Sample],
-    relation: str,
-    threshold: float,
-    run: str,
-    *,
-    on: str = "",
-    method: str = "",
-    decides: bool = True,
-    value: Interval | None = None,
+    hypothesis: str, s: Statement, samples: Sequence[Sample], *, on: str = "", method: str = "", decides: bool = True
 ) -> Claim:
-    known = [s for s in samples if math.isfinite(s.value)]
-    units = "pairs"
-    if value is None:
-        value, units = pooled(quantity, [s.value for s in known], [s.prompt for s in known])
-    verdict = decide(value, relation, threshold)
-    seeds = math.ceil(len(known) / max(1, len({s.prompt for s in known})))
-    run = run.format(seeds=4 if value.n < 16 else 2 * max(2, seeds))
+    """The statement decided from samples."""
+    scale = SCALES.get(s.quantity, RATIO) if s.summary is None else Scale()
+    known = [x for x in samples if math.isfinite(scale.to(x.value))]
+    x, prompts = [scale.to(k.value) for k in known], [k.prompt for k in known]
+    found, units = on_scale(scale, [k.value for k in known], prompts)
+    if s.summary is not None and known:
+        found = s.summary(x, prompts)
+    value = shown(scale, found)
+    verdict = decide(value, s.relation, s.threshold)
+    needs = advice(found, x, prompts, scale.to(s.threshold)) if verdict == UNDECIDED and known else ""
     return Claim(
         hypothesis=hypothesis,
-        says=f"on {on}: {says}" if on else says,
-        quantity=quantity,
+        says=f"on {on}: {s.says}" if on else s.says,
+        quantity=s.quantity,
         method=method,
         value=value,
         units=units,
-        relation=relation,
-        threshold=threshold,
+        relation=s.relation,
+        threshold=s.threshold,
         verdict=verdict,
-        sources=tuple(dict.fromkeys(s.source for s in known)),
-        run=run if verdict == UNDECIDED else "",
+        sources=tuple(dict.fromkeys(k.source for k in known)),
+        on=on,
+        needs=needs,
+        run=_command(s.run, found, x, prompts, scale.to(s.threshold)) if verdict == UNDECIDED else "",
         decides=decides,
     )
+
+
+def _command(run: str, found: Interval, x: Sequence[float], prompts: Sequence[str], threshold: float) -> str:
+    """The command with as many seeds as would decide it; "" where no number of seeds of the suite's prompts would."""
+    if len(set(prompts)) < LEAST:
+        return run.format(seeds=4)
+    more, again = enough(found, x, prompts, threshold)
+    if again:
+        return run.format(seeds=again)
+    return run.format(seeds=math.ceil(len(x) / len(set(prompts)))) if 0 < more <= PROMPTS else ""

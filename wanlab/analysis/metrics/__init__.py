@@ -9,9 +9,12 @@ follow from what the registration says.
 What a function is given, by `needs`:
 
     frame pair  (x, y)           a frame of A and of B, [H,W,3] in [0,1]; a value a frame, put together by `reduce`
-    clip        (before, frame)  a frame and the one before, of A and then of B: NAME and NAME_baseline
+    frame       (frame)          a frame of A and then of B: NAME and NAME_baseline
+    clip        (before, frame)  a frame and the one before, of A and then of B
+    clips       (f, g, h)        three frames in a row, of A and then of B
     pair        (a, b)           both clips (metrics.clip.Clip), to be read by the function itself
-    run         (cost)           what a run did (metrics.cost.Cost), of A and then of B: NAME and NAME_baseline
+    run         (cost)           what a run did (metrics.cost.Cost), of A and then of B
+    verdict     (verdict)        what the verifier says of a run of the embedded world (metrics.adherence), A then B
     runs        (a, b)           both open run files (wanlab.runfile.Run)
     figures     (figures)        the figures of the pair that were registered before, by name
 """
@@ -20,16 +23,31 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from wanlab.errors import UsageError
 from wanlab.registry import digest, from_file, lookup, names, register, suggest
 
-Needs = Literal["frame pair", "clip", "pair", "run", "runs", "figures"]
-OF_BOTH = ("clip", "run")  # measured of A and of B
+if TYPE_CHECKING:
+    from wanlab.analysis.stats import Interval
+
+Needs = Literal["frame pair", "frame", "clip", "clips", "pair", "run", "runs", "verdict", "figures"]
+WINDOW = {"frame": 1, "clip": 2, "clips": 3}  # frames in a row of one video
+OF_BOTH = (*WINDOW, "run", "verdict")  # measured of A and of B
+MODULES = (
+    "pixels",
+    "conventions",
+    "learned.distances",
+    "learned.video",
+    "latent",
+    "temporal",
+    "adherence",
+    "appearance",
+    "cost",
+)
 BASELINE = "_baseline"
 
 _of_files: dict[str, Metric] = {}  # what files named on the command line register
@@ -48,15 +66,23 @@ class Metric:
     bounds: tuple[float, float] = (-math.inf, math.inf)
     """What the figure can be; its interval never leaves them."""
     format: str = ".4g"
-    reduce: Literal["mean", "max"] = "mean"
-    """How a value a frame becomes one of the pair."""
+    reduce: Literal["mean", "max", "mean of unequal"] = "mean"
+    """How a value a frame becomes one of the pair. "mean of unequal", over pairs too: of those that do not stand for
+    equal frames (`identical`), if there are any."""
     mean: str = "arithmetic"
     """Over pairs: "arithmetic"; "geometric", of the pairs that have it; "none"; or the name of a figure, whose mean and
     bounds the function turns into this one's."""
+    interval: Callable[[str, Callable[[str], Sequence[float]], Sequence[str], float | None], Interval] | None = None
+    """Its mean and interval where `mean` does not say them: of the figure's name, the values of any figure by name, the
+    prompts, and the factor that stands in for Student's quantile."""
     asked: bool = False
     """Measured only where it is asked for by name."""
+    check: Callable[[], None] = field(default=lambda: None)
+    """Raises WanlabError where what it needs is not installed; called before anything is measured or sampled."""
     column: str = ""
     """How the table shows it, as ".1f"; "" where it does not."""
+    table: Literal["main", "clips"] = "main"
+    """Which table: what a method costs and loses, or what its clips show and look like."""
     identical: float = math.nan
     """The value that stands for two equal clips and is written as "identical"."""
 
@@ -69,6 +95,11 @@ class Metric:
         low, high = self.bounds
         possible = value == self.identical or (math.isfinite(value) and low - 1e-9 <= value <= high + 1e-9)
         return value if possible else math.nan
+
+    def counted(self, values: Iterable[float]) -> list[bool]:
+        """Which of the values enter their mean: all, or those that do not stand for equal frames, if there are any."""
+        unequal = [v != self.identical for v in values]
+        return unequal if self.reduce == "mean of unequal" and any(unequal) else [True] * len(unequal)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -97,10 +128,10 @@ class Metric:
 def metric(name: str, *, needs: Needs, title: str = "", **more: Any) -> Callable[[Callable[..., float]], Metric]:
     """Decorator: register a function as the measure `name`; `more` are fields of Metric.
 
-    Raises ValueError for a name that is taken or no identifier in lower case.
+    Raises ValueError for a name that is taken, or is no identifier in lower case, dots apart.
     """
-    if not name.isidentifier() or name != name.lower() or name.endswith(BASELINE):
-        raise ValueError(f"'{name}' is no name for a metric: write lower case, as psnr or edge_error")
+    if not name.replace(".", "_").isidentifier() or name != name.lower() or name.endswith(BASELINE):
+        raise ValueError(f"'{name}' is no name for a metric: write lower case, as psnr, edge_error or psnr.frames")
 
     def add(function: Callable[..., float]) -> Metric:
         made = Metric(name=name, function=function, needs=needs, title=title or name.replace("_", " "), **more)
@@ -112,27 +143,27 @@ def metric(name: str, *, needs: Needs, title: str = "", **more: Any) -> Callable
 
 def every() -> list[Metric]:
     """All measures: those of this package in the order that figures are shown in, then those of others."""
-    for module in ("pixels", "latent", "temporal", "cost"):
+    for module in MODULES:
         import_module(f"{__name__}.{module}")
     known = [*(lookup("metric", n) for n in names("metric")), *_of_files.values()]
     return sorted(known, key=lambda m: (not m.function.__module__.startswith(__name__), _place(m)))
 
 
 def _place(item: Metric) -> tuple[int, int]:
-    order = [f"{__name__}.{m}" for m in ("pixels", "latent", "temporal", "cost")]
+    order = [f"{__name__}.{m}" for m in MODULES]
     module = item.function.__module__
     return (order.index(module) if module in order else len(order), item.function.__code__.co_firstlineno)
 
 
 def chosen(asked: Sequence[str] = ()) -> list[Metric]:
     """The measures of a comparison: all that are not measured on request only, and those asked for, by name or as the
-    file that registers them. Raises UsageError for an unknown one."""
-    wanted = set()
+    file that registers them, with what these are made from. Raises UsageError for an unknown one, WanlabError for what
+    is not installed."""
+    known, wanted = by_figure(), set()
     for text in asked:
-        if text.endswith(".py"):
-            wanted |= {m.name for m in load(text)}
-        else:
-            wanted.add(get(text).name)
+        for m in load(text) if text.endswith(".py") else [get(text)]:
+            m.check()
+            wanted |= {m.name, m.mean} if m.mean in known else {m.name}
     return [m for m in every() if not m.asked or m.name in wanted]
 
 

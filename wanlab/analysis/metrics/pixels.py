@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from skimage.metrics import structural_similarity
 
 from wanlab.analysis.metrics import metric
@@ -25,7 +26,7 @@ SSIM_WINDOW = 11  # pixels: sigma 1.5 cut at 3.5 sigma
 ERROR: dict[str, Any] = {"better": "lower", "bounds": (0.0, math.inf)}
 
 
-@metric("mse", needs="frame pair", title="MSE", format=".6g", **ERROR)
+@metric("mse", needs="frame pair", title="MSE", format=".6g", better="lower", bounds=(0.0, 1.0))
 def mse(x: Floats, y: Floats) -> float:
     """Mean (a - b)² over all values of all frames."""
     return float(np.square(x - y).mean())
@@ -99,26 +100,37 @@ def rel_max(x: Floats, y: Floats) -> float:
 )
 def vmaf(a: Clip, b: Clip) -> float:
     """ffmpeg's libvmaf where it has it. Similarity only: it was trained on compression, not on generation."""
-    if not has_filter("libvmaf"):
+    return by_ffmpeg(a, b, "libvmaf", r"VMAF score: ([\d.]+)")
+
+
+def by_ffmpeg(a: Clip, b: Clip, name: str, printed: str) -> float:
+    """What a full-reference filter of ffmpeg prints; NaN where it is not there. Films as they are stored, since RGB and
+    back costs VMAF .7; all else as RGB of 8 bits that becomes 4:2:0."""
+    if not has_filter(name):
         return math.nan
     if not any(is_run_file(c.path) or c.path.is_dir() for c in (a, b)):
-        said = ffmpeg_compare(a.path, b.path, "[a][b]libvmaf")  # as they are stored: RGB and back costs .7
+        said = ffmpeg_compare(a.path, b.path, f"[a][b]{name}")
     else:
-        said = _by_pixels(a, b)
-    score = re.search(r"VMAF score: ([\d.]+)", said)
+        said = _by_pixels(a, b, name)
+    score = re.search(printed, said)
     return float(score[1]) if score else math.nan
 
 
-def _by_pixels(a: Clip, b: Clip) -> str:
+def _by_pixels(a: Clip, b: Clip, name: str) -> str:
     with tempfile.TemporaryDirectory() as folder:
         files = []
-        for name, clip in (("a", a), ("b", b)):
-            files.append(Path(folder) / f"{name}.rgb")
+        for side, clip in (("a", a), ("b", b)):
+            files.append(Path(folder) / f"{side}.rgb")
             with clip.read() as frames, open(files[-1], "wb") as out:
                 for frame in frames:
-                    out.write((frame[..., :3] * 255).round().astype(np.uint8).tobytes())
-        filters = "[a]format=yuv420p[x];[b]format=yuv420p[y];[x][y]libvmaf"
+                    out.write(eight_bits(frame).tobytes())
+        filters = f"[a]format=yuv420p[x];[b]format=yuv420p[y];[x][y]{name}"
         return ffmpeg_compare(files[0], files[1], filters, (a.width, a.height))
+
+
+def eight_bits(frame: Floats) -> NDArray[np.uint8]:
+    """A frame [H,W,3] as films hold it: uint8, rounded to the nearest."""
+    return np.asarray((np.nan_to_num(frame[..., :3]).clip(0, 1) * 255).round(), np.uint8)
 
 
 def decibels(error: float) -> float:

@@ -12,6 +12,7 @@ from wanlab.analysis.metrics import metric
 from wanlab.analysis.metrics.clip import Floats
 
 FLOW_WIDTH = 320  # pixels; optical flow is computed on frames no wider, by area averages
+_last: tuple[Floats, Floats, Floats] | None = None
 
 
 @metric("difference", needs="clip", title="frame difference", bounds=(0.0, math.inf), format=".6f")
@@ -30,17 +31,32 @@ def warping_error(before: Floats, frame: Floats) -> float:
     if not (np.isfinite(before).all() and np.isfinite(frame).all()):
         return math.nan
     first, second = (_small(f) for f in (before, frame))
-    grey = [f.mean(axis=-1) for f in (first, second)]
-    if np.array_equal(grey[0], grey[1]):
-        flow = np.zeros((2, *grey[0].shape))
-    else:
-        flow = np.asarray(optical_flow_ilk(grey[0], grey[1], radius=5, num_warp=3))
-    rows, columns = np.meshgrid(*(np.arange(n) for n in grey[0].shape), indexing="ij")
+    flow = flow_of(before, frame)
+    height, width = flow.shape[1:]
+    rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     at = np.array([rows + flow[0], columns + flow[1]])
-    inside = (at[0] >= 0) & (at[0] <= grey[0].shape[0] - 1) & (at[1] >= 0) & (at[1] <= grey[0].shape[1] - 1)
+    inside = (at[0] >= 0) & (at[0] <= height - 1) & (at[1] >= 0) & (at[1] <= width - 1)
     moved = np.stack([warp(second[..., c], at, mode="edge") for c in range(second.shape[-1])], axis=-1)
     error = np.abs(moved - first).mean(axis=-1)
     return float(error[inside].mean()) if inside.any() else math.nan
+
+
+def flow_of(before: Floats, frame: Floats) -> Floats:
+    """The optical flow from one frame to the next [2,h,w], down and right, in pixels of frames at most FLOW_WIDTH wide.
+
+    The last one is remembered, since more than one measure asks for it. Iterative Lucas-Kanade of scikit-image.
+    """
+    global _last
+    last = _last
+    if last is not None and last[0] is before and last[1] is frame:
+        return last[2]
+    first, second = (_small(f).mean(axis=-1) for f in (before, frame))
+    if np.array_equal(first, second):
+        flow = np.zeros((2, *first.shape))
+    else:
+        flow = np.asarray(optical_flow_ilk(first, second, radius=5, num_warp=3), np.float64)
+    _last = before, frame, flow
+    return flow
 
 
 def _small(frame: Floats) -> Floats:

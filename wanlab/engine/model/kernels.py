@@ -20,7 +20,11 @@ import torch.nn.functional as F
 from diffusers.models.transformers.transformer_wan import WanAttention, WanAttnProcessor
 from torch import Tensor, nn
 
+from wanlab.engine.ranks.sequence import TokenSplit
+
 E4M3_MAX = 448.0
+# By whether they are 8-bit floats, what is kept of a block's keys and values.
+KEPT = {False: ("key", "value"), True: ("key", "key scale", "value", "value scale")}
 
 
 def optimize(expert: Any, precision: str, *, compiled: bool, text: ShortText | None = None) -> None:
@@ -84,13 +88,13 @@ def fp8_problem(device: str) -> str:
     return ""
 
 
-def set_self_attention(expert: Any, kernel: str, *, keeps_keys: bool = False) -> None:
+def set_self_attention(expert: Any, kernel: str, *, ours: bool = False) -> None:
     """Let the self-attention of an expert be FlashAttention-3's if `kernel` is "flash3" and `optimize` changed the
-    expert, else torch's. One that keeps keys is ours in any case, and equal to diffusers' bit for bit where all tokens
-    are active."""
+    expert, else torch's. One that keeps keys, or whose tokens are on several ranks, is `ours` in any case, and equal to
+    diffusers' bit for bit where all tokens are active and here."""
     for block in expert.blocks:
         fused = hasattr(block.attn1, "to_qkv")
-        if fused or keeps_keys:
+        if fused or ours:
             block.attn1.set_processor(SelfAttention(flash3=fused and kernel == "flash3"))
         elif isinstance(block.attn1.processor, SelfAttention):
             block.attn1.set_processor(WanAttnProcessor())
@@ -99,17 +103,21 @@ def set_self_attention(expert: Any, kernel: str, *, keeps_keys: bool = False) ->
 class SelfAttention:
     """Self-attention of all tokens or of some, written so that a compiler can fuse what follows the projections.
 
+    keeps   whether keys and values of all tokens are kept from call to call, for active ones to attend to; else these
+            attend to each other only
     active  positions [n] of the tokens it is given, None for all N of them
-    keys    by name, keys and values [B,N,heads,D/heads] of all tokens, kept from call to call: those of the active ones
-            are replaced. None: the active tokens attend to each other only
-    name    what this block's keys and values are called there
+    kept    before a call with active tokens what was kept, after every call what is to be (`KEPT`). Tensors only, and
+            none by the block's name: one compilation serves every block
+    float8  whether they are kept as 8-bit floats
+    split   the ranks whose tokens these are a part of (engine/ranks/sequence.py); None: they are all there are
     """
 
     def __init__(self, *, flash3: bool = False) -> None:
         self.flash3 = flash3
+        self.keeps, self.float8 = False, False
         self.active: Tensor | None = None
-        self.keys: dict[str, Any] | None = None
-        self.name = ""
+        self.kept: tuple[Tensor, ...] = ()
+        self.split: TokenSplit | None = None
 
     def __call__(
         self,
@@ -122,15 +130,21 @@ class SelfAttention:
         """[B,n,D] to [B,n,D]; rotary_emb  cosines and sines, each [1,n,1,D/heads], of these tokens' positions"""
         assert rotary_emb is not None
         query, key, value = self.project(attn, hidden_states, rotary_emb)
-        if self.keys is not None:
-            key, value = self.kept("key", key), self.kept("value", value)
-        if self.flash3:
+        if self.split is not None:
+            query, key, value = self.split.to_heads(query, key, value)
+        if self.keeps:
+            key, value = self.whole(key, value)
+        if self.split is not None and self.split.ring > 1:
+            out = self.split.around(functools.partial(weighed, flash3=self.flash3), query, key, value)
+        elif self.flash3:
             # The package's public function is an autograd one around this operator, which a compiler cannot see
             # through.
             out = torch.ops.fa3_fwd._flash_attn_forward(query, key, value, softmax_scale=query.shape[-1] ** -0.5)[0]
         else:
             out = F.scaled_dot_product_attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
             out = out.transpose(1, 2)
+        if self.split is not None:
+            out = self.split.to_tokens(out, attn.heads)
         joined: Tensor = attn.to_out[0](out.flatten(2).type_as(query))
         return joined
 
@@ -151,16 +165,54 @@ class SelfAttention:
             key = rotate(attn.norm_k(key).reshape(by_head), *rotary)
         return query, key, value.reshape(by_head)
 
-    def kept(self, kind: str, fresh: Tensor) -> Tensor:
-        """All tokens' keys or values [B,N,heads,D/heads], these being the active ones' fresh ones."""
-        assert self.keys is not None
-        name = f"{kind} {self.name}"
-        if self.active is None:
-            self.keys[name] = fresh
-        else:
-            self.keys[name] = self.keys[name].index_copy(1, self.active, fresh)
-        whole: Tensor = self.keys[name]
-        return whole
+    def whole(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """All tokens' keys and values [B,N,heads,D/heads], those of the active ones being these fresh ones [B,n,…]; and
+        what is kept of them, anew."""
+        active, fresh = self.active, (key, value)
+        parts = [part for whole in fresh for part in tokens_to_float8(whole)] if self.float8 else fresh
+        if active is None:
+            # Copies: these are parts of larger tensors, which would be kept with them.
+            self.kept = tuple(part.clone(memory_format=torch.contiguous_format) for part in parts)
+            return fresh
+        self.kept = tuple(replaced(k, active, part) for k, part in zip(self.kept, parts, strict=True))
+        if not self.float8:
+            return self.kept[0], self.kept[1]
+        # The fresh ones as they are: only what is remembered is rounded.
+        large = (self.kept[k].to(key.dtype) * self.kept[k + 1].to(key.dtype) for k in (0, 2))
+        whole_key, whole_value = (replaced(k, active, f) for k, f in zip(large, fresh, strict=True))
+        return whole_key, whole_value
+
+
+def replaced(whole: Tensor, active: Tensor, fresh: Tensor) -> Tensor:
+    """Values [B,N,…] of all tokens with the active ones' [B,n,…] at their positions [n]."""
+    if whole.dtype == torch.float8_e4m3fn:  # not every device can copy these
+        return replaced(whole.view(torch.uint8), active, fresh.view(torch.uint8)).view(whole.dtype)
+    return whole.index_copy(1, active, fresh)
+
+
+def tokens_to_float8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """[B,N,heads,D/heads] as e4m3 values of that shape and a scale [B,N,1,1] for each token."""
+    values, scale = to_float8(x.flatten(2).flatten(0, 1))
+    return values.reshape(x.shape), scale.reshape(*x.shape[:2], 1, 1)
+
+
+def weighed(query: Tensor, key: Tensor, value: Tensor, *, flash3: bool) -> tuple[Tensor, Tensor]:
+    """Attention and its log-sum-exp: [B,n,heads,D] each to [B,n,heads,D] and [B,heads,n] in float32."""
+    if flash3:
+        out, lse = torch.ops.fa3_fwd._flash_attn_forward(query, key, value, softmax_scale=query.shape[-1] ** -0.5)[:2]
+        return out, lse
+    q, k, v = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    if not query.is_cuda:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v)
+    elif query.dtype == torch.float32:
+        out, lse = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, True)[:2]
+        lse = lse[..., : q.shape[2]]  # it is padded
+    elif torch.backends.cuda.cudnn_sdp_enabled():  # type: ignore[no-untyped-call]
+        out, lse = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, True)[:2]
+        lse = lse.reshape(q.shape[:-1])
+    else:
+        out, lse = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v)[:2]
+    return out.transpose(1, 2), lse.float()
 
 
 class ShortText:

@@ -17,6 +17,7 @@ import torch
 from diffusers.hooks import apply_group_offloading
 from torch import Tensor, nn
 
+from wanlab.errors import UsageError
 from wanlab.spec import MEMORY_PLANS
 
 HEADROOM = 0.94  # of the free memory: the rest is the allocator's and the libraries' own
@@ -25,6 +26,20 @@ HEADROOM = 0.94  # of the free memory: the rest is the allocator's and the libra
 def choose(peaks: Mapping[str, int], free: int) -> str:
     """The fastest plan whose predicted peak fits `free` bytes; the smallest when none does."""
     return next((name for name in MEMORY_PLANS if peaks[name] <= HEADROOM * free), MEMORY_PLANS[-1])
+
+
+def check_keys(peaks: Mapping[str, int], keys: int, plan: str, free: int) -> None:
+    """Raises UsageError where a policy keeps `keys` bytes of keys and values and the plan's predicted peak is more
+    than `free` bytes."""
+    if not keys or peaks[plan] <= free:
+        return
+    fitting = [name for name in MEMORY_PLANS if peaks[name] <= free]
+    raise UsageError(
+        f"{keys / 1e9:.1f} GB of kept keys and values make it {peaks[plan] / 1e9:.1f} GB under plan {plan}, and "
+        f"{free / 1e9:.1f} GB are free on the device",
+        (f"use --memory {fitting[0]}, or " if fitting else "use ")
+        + "keys_dtype=float8 or keys=absent in the policy, fewer frames, or a smaller size",
+    )
 
 
 class HostMemory:

@@ -17,8 +17,10 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from wanlab.engine.model.kernels import SelfAttention, set_self_attention
+from wanlab.engine.model.kernels import KEPT, SelfAttention, set_self_attention
 from wanlab.engine.model.loading import Model
+from wanlab.engine.ranks.group import Splits
+from wanlab.engine.ranks.sequence import TokenSplit
 from wanlab.engine.types import Call
 from wanlab.errors import WanlabError
 
@@ -35,12 +37,19 @@ class Denoiser:
     """The experts with a run's prompt embeddings: Call -> velocities [B,C,F,H,W]."""
 
     def __init__(
-        self, model: Model, embeds: Mapping[str, Tensor], kernel: str = "auto", *, keeps_keys: bool = False
+        self,
+        model: Model,
+        embeds: Mapping[str, Tensor],
+        kernel: str = "auto",
+        *,
+        keeps_keys: bool = False,
+        splits: Splits = (None, None),
     ) -> None:
-        """embeds  by branch, each [1,512,D]; kernel  the attention's; keeps_keys  whether a policy's blocks do"""
-        self._model, self._embeds, self._kernel = model, embeds, kernel
+        """embeds  by branch, each [1,512,D]; kernel  the attention's; keeps_keys  whether a policy's blocks do; splits
+        the ranks that share a branch's tokens, in a step of two branches and in one of one"""
+        self._model, self._embeds, self._kernel, self._splits = model, embeds, kernel, splits
         for expert in model.experts.values():
-            set_self_attention(expert, kernel, keeps_keys=keeps_keys)
+            set_self_attention(expert, kernel, ours=keeps_keys or any(splits))
         self._per_token = model.checkpoint.expand_timesteps
         # The positions that are the prompt's own: what follows is zero.
         self._own = {b: own_positions(e) for b, e in embeds.items()}
@@ -63,7 +72,8 @@ class Denoiser:
         if self._model.short_text is not None:
             own = [self._own[b] for b in call.branches]
             text = self._model.short_text.cut(text, torch.tensor(own), min(max(own) + 1, text.shape[1]))
-        with stacked(expert, call), frame_positions(expert, call.positions), attention(self._kernel):
+        split = self._splits[call.together]
+        with stacked(expert, call, split), frame_positions(expert, call.positions), attention(self._kernel):
             velocity: Tensor = expert(hidden_states=x, timestep=t, encoder_hidden_states=text, return_dict=False)[0]
         return velocity
 
@@ -77,8 +87,10 @@ class Blocks:
         arguments: tuple[Tensor, Tensor, tuple[Tensor, Tensor]],
         count: Callable[[int, int, int], None] | None,
         first: int = 0,
+        split: TokenSplit | None = None,
     ) -> None:
         self._blocks, self._arguments, self._count, self._first = blocks, arguments, count, first
+        self._split = split
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -88,31 +100,47 @@ class Blocks:
         start, _, step = which.indices(len(self))
         if step != 1:
             raise ValueError("blocks run in order: no step")
-        return Blocks(self._blocks[which], self._arguments, self._count, self._first + start)
+        return Blocks(self._blocks[which], self._arguments, self._count, self._first + start, self._split)
 
-    def __call__(self, hidden: Tensor, active: Tensor | None = None, keys: dict[str, Any] | None = None) -> Tensor:
+    def __call__(
+        self,
+        hidden: Tensor,
+        active: Tensor | None = None,
+        keys: dict[str, Any] | None = None,
+        *,
+        float8: bool = False,
+    ) -> Tensor:
         """Run them in order: hidden states [B,n,D] to hidden states [B,n,D].
 
         active  positions [n] of the tokens that `hidden` holds, whose work is all that is done; None: all N tokens
         keys    where keys and values of all N tokens are kept from call to call (memory of a session with
                 `keeps_keys`), 2 N D values a block: active tokens attend to all, those of the others being as they
                 were when last computed. None: active tokens attend to each other
+        float8  whether they are kept as 8-bit floats (a session with `keys_float8`): the frozen tokens' are rounded
         """
         text, temb, rotary = self._arguments
         if active is not None:
             rotary = (rotary[0].index_select(1, active), rotary[1].index_select(1, active))
             temb = temb.index_select(1, active) if temb.ndim == 4 else temb
-        attended = hidden.shape[1] if active is None or keys is None else self._arguments[2][0].shape[1]
+        samples, queries = hidden.shape[:2]
+        attended = queries if active is None or keys is None else self._arguments[2][0].shape[1]
+        split = self._split
+        if split is not None:
+            split.begin(queries, hidden.device)
+            hidden, rotary = split.part(hidden), (split.part(rotary[0]), split.part(rotary[1]))
+            temb = split.part(temb) if temb.ndim == 4 else temb
         for k, block in enumerate(self._blocks, self._first):
             if self._count is not None:
-                self._count(hidden.shape[0], hidden.shape[1], attended)
-            with keeping(block, active, keys, str(k)):
+                self._count(samples, queries, attended)
+            with keeping(block, active, keys, str(k), float8), parted(block, split):
                 hidden = block(hidden, text, temb, rotary)
-        return hidden
+        return hidden if split is None else split.whole(hidden)
 
 
 @contextlib.contextmanager
-def keeping(block: Any, active: Tensor | None, keys: dict[str, Any] | None, name: str) -> Iterator[None]:
+def keeping(
+    block: Any, active: Tensor | None, keys: dict[str, Any] | None, name: str, float8: bool = False
+) -> Iterator[None]:
     """The block's self-attention keeps its keys there while inside. Raises ValueError where it cannot."""
     if keys is None:
         yield
@@ -120,33 +148,51 @@ def keeping(block: Any, active: Tensor | None, keys: dict[str, Any] | None, name
     attention = block.attn1.processor
     if not isinstance(attention, SelfAttention):
         raise ValueError("the session that keeps keys does not say so: keeps_keys = True")
-    if active is not None and f"key {name}" not in keys:
-        raise ValueError("no keys are kept yet: run all tokens first")
-    attention.active, attention.keys, attention.name = active, keys, name
+    kinds = KEPT[float8]
+    if active is not None:
+        if f"{kinds[0]} {name}" not in keys:
+            raise ValueError("no keys are kept yet: run all tokens first")
+        attention.kept = tuple(keys[f"{kind} {name}"] for kind in kinds)
+    attention.keeps, attention.float8, attention.active = True, float8, active
+    try:
+        yield
+        keys.update({f"{kind} {name}": kept for kind, kept in zip(kinds, attention.kept, strict=True)})
+    finally:
+        attention.keeps, attention.active, attention.kept = False, None, ()
+
+
+@contextlib.contextmanager
+def parted(block: Any, split: TokenSplit | None) -> Iterator[None]:
+    """The block's self-attention sees the tokens of all ranks while inside."""
+    if split is None:
+        yield
+        return
+    attention = block.attn1.processor
+    attention.split = split
     try:
         yield
     finally:
-        attention.active, attention.keys = None, None
+        attention.split = None
 
 
 class _Stack(nn.Module):
     """In the place of an expert's blocks during one call."""
 
-    def __init__(self, blocks: Sequence[nn.Module], call: Call) -> None:
+    def __init__(self, blocks: Sequence[nn.Module], call: Call, split: TokenSplit | None) -> None:
         super().__init__()
         # In a list: no submodules, the expert's parameters stay as they are.
-        self._blocks, self._call = [*blocks], call
+        self._blocks, self._call, self._split = [*blocks], call, split
 
     def forward(self, hidden: Tensor, text: Tensor, temb: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        blocks = Blocks(self._blocks, (text, temb, rotary), self._call.count)
+        blocks = Blocks(self._blocks, (text, temb, rotary), self._call.count, split=self._split)
         return blocks(hidden) if self._call.through is None else self._call.through(hidden, blocks)
 
 
 @contextlib.contextmanager
-def stacked(expert: WanTransformer3DModel, call: Call) -> Iterator[None]:
+def stacked(expert: WanTransformer3DModel, call: Call, split: TokenSplit | None = None) -> Iterator[None]:
     """The expert's blocks as one module while inside."""
     blocks = expert.blocks
-    expert.blocks = nn.ModuleList([_Stack(blocks, call)])
+    expert.blocks = nn.ModuleList([_Stack(blocks, call, split)])
     try:
         yield
     finally:

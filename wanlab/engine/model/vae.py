@@ -19,6 +19,7 @@ from diffusers import AutoencoderKLWan
 from diffusers.models.autoencoders.autoencoder_kl_wan import WanRMS_norm, WanUpsample, patchify, unpatchify
 
 from wanlab.engine.model.config import VaeConfig
+from wanlab.engine.ranks.columns import Columns
 
 LARGEST = 2**31 - 1  # elements of one tensor
 
@@ -86,19 +87,28 @@ def encode_moments(vae: AutoencoderKLWan, video: torch.Tensor) -> torch.Tensor:
     return moments
 
 
-def decode_raw(vae: AutoencoderKLWan, z: torch.Tensor, at_once: int | None = None) -> torch.Tensor:
+def decode_raw(
+    vae: AutoencoderKLWan, z: torch.Tensor, at_once: int | None = None, columns: Columns | None = None
+) -> torch.Tensor:
     """Video [B,3,T,H,W] of unnormalised latents, before clamping to [-1,1]. At most `at_once` latent frames go through
-    the decoder together, which bounds the memory; None: as many as may."""
+    the decoder together, which bounds the memory; None: as many as may. `columns`: shared by ranks."""
     x = vae.post_quant_conv(z)
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        return _through_decoder(vae, x, at_once)
+
+    y = run(x) if columns is None else columns.decode(vae.decoder, x, run)
+    return y if vae.config.patch_size is None else unpatchify(y, vae.config.patch_size)
+
+
+def _through_decoder(vae: AutoencoderKLWan, x: torch.Tensor, at_once: int | None) -> torch.Tensor:
     cache: list[torch.Tensor | None] = [None] * vae._cached_conv_counts["decoder"]
     out = [vae.decoder(x[:, :, :1], feat_cache=cache, feat_idx=[0], first_chunk=True)]
     if x.shape[2] > 1:
-        for part in x[:, :, 1:].split(
-            min(frames_at_once(VaeConfig.from_json(vae.config), x.shape), at_once or x.shape[2]), dim=2
-        ):
+        most = min(frames_at_once(VaeConfig.from_json(vae.config), x.shape), at_once or x.shape[2])
+        for part in torch.split(x[:, :, 1:], most, 2):
             out.append(vae.decoder(part, feat_cache=cache, feat_idx=[0]))
-    y = torch.cat(out, dim=2)
-    return y if vae.config.patch_size is None else unpatchify(y, vae.config.patch_size)
+    return torch.cat(out, dim=2)
 
 
 def widest(config: VaeConfig, height: int, width: int) -> int:
@@ -123,10 +133,12 @@ def encode(vae: AutoencoderKLWan, video: torch.Tensor) -> torch.Tensor:
 
 
 @torch.no_grad()
-def decode(vae: AutoencoderKLWan, latents: torch.Tensor, at_once: int | None = None) -> torch.Tensor:
-    """Video in [-1,1], [B,3,T,H,W], of normalised latents [B,C,F,h,w]; computed in the VAE's own dtype. `at_once` as
-    in `decode_raw`."""
+def decode(
+    vae: AutoencoderKLWan, latents: torch.Tensor, at_once: int | None = None, columns: Columns | None = None
+) -> torch.Tensor:
+    """Video in [-1,1], [B,3,T,H,W], of normalised latents [B,C,F,h,w]; computed in the VAE's own dtype. `at_once` and
+    `columns` as in `decode_raw`."""
     z = latents.to(dtype=vae.dtype)
     mean, std = latent_stats(vae, z)
     # Divide by the reciprocal as WanPipeline does, so that both round alike.
-    return decode_raw(vae, z / (1.0 / std) + mean, at_once).clamp(-1.0, 1.0)
+    return decode_raw(vae, z / (1.0 / std) + mean, at_once, columns).clamp(-1.0, 1.0)

@@ -14,7 +14,9 @@ from wanlab.spec import RunSpec
 
 def begin(spec: RunSpec, total: int, sessions: Sequence[Session]) -> list[Observer]:
     """The observers of a run of `total` steps."""
-    observers: list[Observer] = [Cost(), Guidance(), Reuse(), Declared([p.name for p in spec.policies], sessions)]
-    if spec.record.level != "metrics":
+    latents = spec.record.level != "metrics"
+    declared = Declared([p.name for p in spec.policies], sessions, latents=latents)
+    observers: list[Observer] = [Cost(), Guidance(), Reuse(sessions), declared]
+    if latents:
         observers.append(Latents(spec.record, total))
     return observers

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -31,6 +32,8 @@ class CfgTruncation(Policy):
     last: int = 0
     high: int = 0
     keep: Literal["uncond", "cond", "reuse"] = "uncond"
+
+    cost_knob = ("last", 1, math.inf)
 
     def begin(self, env: Env) -> Session:
         """Raises UsageError when more steps are to be truncated than there are, or none."""

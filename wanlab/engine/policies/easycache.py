@@ -34,6 +34,8 @@ class EasyCache(Policy):
     threshold: float = 0.05
     first: int = 10
 
+    cost_knob = ("threshold", 0.0, 100.0)
+
     def begin(self, env: Env) -> Session:
         """Raises UsageError when no step is left to decide about, or the threshold is below 0."""
         at_least("easycache", threshold=(self.threshold, 0), first=(self.first, 0))

@@ -44,6 +44,8 @@ class FirstBlock(Policy):
     consecutive: int = 0
     most: int = 0
 
+    cost_knob = ("threshold", 0.0, 100.0)
+
     def begin(self, env: Env) -> Session:
         """Raises UsageError when no block is left between front and back, or a knob is negative."""
         at_least("firstblock", threshold=(self.threshold, 0), front=(self.front, 1), back=(self.back, 0))

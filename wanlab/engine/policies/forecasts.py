@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from wanlab.engine import calibration
@@ -29,6 +30,8 @@ class TaylorSeer(Policy):
     warmup: int = 3
     order: int = 1
 
+    cost_knob = ("interval", 1, math.inf)
+
     def begin(self, env: Env) -> Session:
         """Raises UsageError when a knob is out of range."""
         at_least("taylorseer", interval=(self.interval, 1), warmup=(self.warmup, 1), order=(self.order, 0))
@@ -54,6 +57,8 @@ class DpCache(Policy):
 
     keep: int = 10
     calibration: str = ""
+
+    cost_knob = ("keep", math.inf, 1)
 
     def begin(self, env: Env) -> Session:
         """Raises UsageError where there is no plan for the run."""

@@ -38,6 +38,8 @@ class MagCache(Policy):
     carry: bool = False
     calibration: str = ""
 
+    cost_knob = ("threshold", 0.0, 100.0)
+
     def begin(self, env: Env) -> Session:
         """Raises UsageError where there are no ratios for the run, or knobs are out of range."""
         at_least("magcache", threshold=(self.threshold, 0), consecutive=(self.consecutive, 1))

@@ -107,7 +107,8 @@ class StepCache(Session):
         if self._threshold is None:
             value, below = self.indicator[call.ctx.index] if self.indicator else math.nan, True
         else:
-            value = self.measure(call, memory, told, given) + (memory.get("sum", 0.0) if self.accumulates else 0.0)
+            before = memory.get("sum", 0.0) if self.accumulates else 0.0
+            value = call.agree(self.measure(call, memory, told, given)) + before
             below = value < self._threshold
         row, count = memory.get("row", 0), memory.get("count", 0)
         room = (not self._consecutive or row < self._consecutive) and (not self._most or count < self._most)

@@ -35,6 +35,8 @@ class SeaCache(Policy):
     order: int = 1
     consecutive: int = 2
 
+    cost_knob = ("threshold", 0.0, 100.0)
+
     def begin(self, env: Env) -> Session:
         """Raises UsageError when a knob is negative."""
         at_least("seacache", threshold=(self.threshold, 0), order=(self.order, 0))

@@ -40,6 +40,8 @@ class SenCache(Policy):
     stop: float = 0.9
     calibration: str = ""
 
+    cost_knob = ("threshold", 0.0, 100.0)
+
     def begin(self, env: Env) -> Session:
         """Raises UsageError for knobs out of range and a calibration that does not belong to the run."""
         at_least("sencache", threshold=(self.threshold, 0), consecutive=(self.consecutive, 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +38,8 @@ class Steps(Policy):
     choose: Literal["even", "random"] = "even"
     seed: int = 0
     reuse: Literal["velocity", "residual", "linear"] = "velocity"
+
+    cost_knob = ("keep", math.inf, 1)
 
     def begin(self, env: Env) -> Session:
         """Raises UsageError when there are no such steps, or nothing says which."""

@@ -46,6 +46,8 @@ class TeaCache(Policy):
     mode: Literal["ret", "plain"] = "ret"
     calibration: str = ""
 
+    cost_knob = ("threshold", 0.0, 100.0)
+
     def begin(self, env: Env) -> Session:
         """Raises UsageError for a threshold below 0, and where there is no polynomial for the model."""
         at_least("teacache", threshold=(self.threshold, 0))

@@ -10,7 +10,7 @@ import platform
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -20,21 +20,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from wanlab.embedded import world_version
 from wanlab.engine import observers, policies
 from wanlab.engine.loop import Prober, denoise
 from wanlab.engine.model import loading, vae
 from wanlab.engine.model.fingerprint import fingerprint
 from wanlab.engine.model.loading import Checkpoint, Model, fetched
 from wanlab.engine.model.transformer import Denoiser
+from wanlab.engine.ranks import JobError, Ranks, choice, here
+from wanlab.engine.ranks.branches import Branches
+from wanlab.engine.ranks.columns import Columns
 from wanlab.engine.run.forecast import Forecast, forecast, make_env
 from wanlab.engine.run.resolve import resolve
 from wanlab.engine.run.resume import pack, restore, save, size, unpack
+from wanlab.engine.run.warm_up import warm_up
 from wanlab.engine.solvers import Solver
-from wanlab.engine.types import BOTH, COND, UNCOND, Call, Env, StepRecord
+from wanlab.engine.types import BOTH, COND, UNCOND, Env, StepRecord
 from wanlab.errors import UsageError, WanlabError
 from wanlab.registry import build
 from wanlab.runfile import Field, Run, RunWriter, remove_leftovers
 from wanlab.spec import MEMORY_PLANS, RunSpec
+from wanlab.spec.parallel import NONE, Layout
+from wanlab.spec.run import FREE
 from wanlab.video import check_encoder, write_gif, write_mp4
 
 LARGE = 2**26  # bytes of a state to resume from; without caches that of the A14B is 26 MB
@@ -135,9 +142,10 @@ def execute(
         progress(Progress(phase="kept", step=spec.steps, total=spec.steps))
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
-        run = _Running(spec=spec, asked=asked, out=out, forecast=expected, progress=progress, force=force)
-        with _out_of_memory(spec):
-            run.load(checkpoint, loaded or Models())
+        run = Running(spec=spec, asked=asked, out=out, forecast=expected, progress=progress, force=force)
+        with _out_of_memory(spec), run.ordered():
+            with run.in_step():
+                run.load(checkpoint, loaded or Models())
             run.sample()
         force = True  # the films of the run before
     _write_videos(out, gif, force, checkpoint.fps)
@@ -145,7 +153,7 @@ def execute(
 
 
 @dataclass
-class _Running:
+class Running:
     """A run from loading to the published file."""
 
     spec: RunSpec
@@ -155,9 +163,34 @@ class _Running:
     progress: Watcher
     force: bool
     timing: dict[str, float] = field(default_factory=dict)
+    ranks: Ranks = field(default_factory=here)
     saved: float = 0.0
-    """When the state to resume from was taken last, and how long that took."""
-    saving: float = 0.0
+    """When the state to resume from was taken last, and the seconds that a byte of it took."""
+    saving: float = 1e-9
+
+    @property
+    def together(self) -> bool:
+        """Whether the other ranks share this run."""
+        return self.spec.parallel != NONE
+
+    def in_step(self) -> AbstractContextManager[None]:
+        """What is inside, all ranks of the run do together."""
+        return self.ranks.in_step() if self.together else nullcontext()
+
+    @contextmanager
+    def ordered(self) -> Iterator[None]:
+        """The other ranks take part in this run while inside."""
+        if not self.together:
+            yield
+            return
+        self.ranks.tell("run", self.spec.to_json())
+        try:
+            yield
+        except Exception:
+            if not self.ranks.out_of_step:
+                self.ranks.tell("done")
+            raise
+        self.ranks.tell("done")
 
     def load(self, checkpoint: Checkpoint, models: Models) -> None:
         """The model, the prompt's embeddings, and the parts that make a run."""
@@ -172,6 +205,8 @@ class _Running:
         )
         self.env = make_env(spec, self.model.checkpoint, self.solver)
         self.sessions = policies.begin(spec.policies, self.env)
+        self.layout = Layout.parse(spec.parallel)
+        self.shared = Branches(self.ranks, self.layout, wide=choice.wide(spec, self.sessions))
         self.observers = observers.begin(spec, self.env.total, self.sessions)
         self.fields = [f for o in self.observers for f in o.fields]
         self.warm = models.warm
@@ -186,13 +221,14 @@ class _Running:
                 what = "the prompt" if branch == COND else "the negative prompt"
                 cut = f"{what} has {count} tokens, and the model reads the first {loading.TEXT_TOKENS}"
                 self.progress(Progress(phase="encode", total=spec.steps, notice=cut))
-        self.network = Denoiser(self.model, self.embeds, spec.attention, keeps_keys=keeps_keys)
+        self.ranks.form(self.layout)
+        splits = self.ranks.splits(self.layout)
+        self.network = Denoiser(self.model, self.embeds, spec.attention, keeps_keys=keeps_keys, splits=splits)
 
     def sample(self) -> None:
         """Every step that is still to do, then the video, then the file."""
         spec, env = self.spec, self.env
-        start, x, x0_pred = self._begin()
-        prober = Prober(self.network, env, branches=spec.record.probe, experts=spec.record.other_expert)
+        start, left = self._begin()
         with RunWriter(
             self.out,
             spec_json=spec.to_json(),
@@ -203,45 +239,58 @@ class _Running:
             force=self.force,
         ) as writer:
             self.progress(Progress(phase="warm-up", total=env.total))
-            with _timed(self.timing, "warm-up"):
-                _warm_up(self.network, self.forecast, env, start, self.device, self.warm)
+            if self.together:
+                self.ranks.tell("sample", (start, left))
+            x, steps = self.steps(start, left)
             if start:
                 self._tell("resume", start)
             self._tell("sample", start)
-            began = time.perf_counter()
-            steps = denoise(
-                x,
-                env,
-                self.solver,
-                self.network,
-                self.sessions,
-                build("guider", spec.guider),
-                start=start,
-                x0_pred=x0_pred,
-                batched=spec.batch_cfg,
-            )
+            self.saved = began = time.perf_counter()
             for record in steps:
-                self._record(writer, prober(record))
+                self._record(writer, record)
                 x = record.x_next
             sampled = sum(v for k, v in self.timing.items() if k == "switch" or k.startswith("sample "))
             self.timing["recording"] = time.perf_counter() - began - sampled
             self._conclude(writer, x, start)
 
-    def _begin(self) -> tuple[int, Tensor, Tensor | None]:
-        """(step, x_t, x0_pred of the step before) to go on from; noise where nothing was left."""
-        x = initial_noise(self.spec.seed, self.env, self.device)
-        for session in self.sessions:
-            x = session.initial(x)
+    def _begin(self) -> tuple[int, dict[str, Any] | None]:
+        """(step, what an earlier run left there to go on from); 0 and None where nothing was left."""
         fingerprinted = fingerprint(self.model.checkpoint)
         self.identity = {"record": dataclasses.asdict(self.spec.record), "weights": fingerprinted}
         left = None if self.force else RunWriter.resume_point(self.out, self.spec.digest(), self.fields)
+        start, state = left if left is not None and left[1].get("identity") == self.identity else (0, None)
+        self.layouts = [*(state or {}).get("layouts", []), [start, self.spec.parallel]]
+        return start, state
+
+    def steps(self, start: int, left: dict[str, Any] | None) -> tuple[Tensor, Iterator[StepRecord]]:
+        """(the latents that step `start` begins with, its record and those of the steps after it): what every rank of
+        a run does, with the same result."""
+        spec, env, x0_pred = self.spec, self.env, None
+        x = initial_noise(spec.seed, env, self.device)
+        for session in self.sessions:
+            x = session.initial(x)
         if left is not None:
-            saved = unpack(left[1], self.device)
-            if saved.pop("identity", None) == self.identity:
-                x, x0_pred = saved.pop("x"), saved.pop("x0_pred")
-                restore(saved, self.solver, self.sessions, self.observers)
-                return left[0], x, x0_pred
-        return 0, x, None
+            saved = unpack(left, self.device)
+            x, x0_pred = saved.pop("x"), saved.pop("x0_pred")
+            restore(saved, self.solver, self.sessions, self.observers)
+        prober = Prober(
+            self.network, env, branches=spec.record.probe, experts=spec.record.other_expert, shared=self.shared
+        )
+        with _timed(self.timing, "warm-up"), self.in_step():
+            warm_up(self.network, self.forecast, env, start, self.device, self.warm, self.shared, self.sessions)
+        records = denoise(
+            x,
+            env,
+            self.solver,
+            self.network,
+            self.sessions,
+            build("guider", spec.guider),
+            start=start,
+            x0_pred=x0_pred,
+            batched=spec.batch_cfg,
+            shared=self.shared,
+        )
+        return x, self.ranks.in_lockstep(map(prober, records)) if self.together else map(prober, records)
 
     def _record(self, writer: RunWriter, record: StepRecord) -> None:
         """Hand a finished step over, with what the next one needs. Raises WanlabError, the step not being kept, where
@@ -258,9 +307,6 @@ class _Running:
         began = time.perf_counter()
         state = self._resume_state(record, began)
         writer.step(step, values, state)
-        if state is not None:
-            self.saved = time.perf_counter()
-            self.saving = self.saved - began
         ran, name = record.ran, f"sample {record.ctx.expert}"
         self.timing[name] = self.timing.get(name, 0.0) + ran.seconds - ran.switching
         if step == self.env.switch or record.plan.jump is not None:
@@ -273,14 +319,24 @@ class _Running:
         steps since the last one again."""
         state = save(self.solver, self.sessions, self.observers)
         state |= {"x": record.x_next, "x0_pred": record.x0_pred, "identity": self.identity}
-        return None if size(state) > LARGE and now - self.saved < 20 * self.saving else pack(state)
+        state["layouts"] = self.layouts
+        amount = size(state)
+        if amount > LARGE and now - self.saved < 20 * amount * self.saving:
+            return None
+        packed = pack(state)
+        self.saved = time.perf_counter()
+        self.saving = max(1e-9, (self.saved - now) / amount)
+        return packed
 
     def _conclude(self, writer: RunWriter, x: Tensor, start: int) -> None:
         """Decode the latents and publish the file."""
-        at_once = self.forecast.decoded_at_once if self.device.type == "cuda" else None
+        for session in self.sessions:
+            session.restore({})  # what is remembered may take as much room as decoding needs
         self._tell("decode", self.env.total)
+        if choice.rounds(self.spec):
+            self.ranks.tell("decode")
         with _timed(self.timing, "decode"):
-            frames = decode(self.model, x, at_once)
+            frames = self.decode(x)
         self._tell("write", self.env.total)
         final: dict[Field, Any] = {LATENT: x[0].float().cpu().numpy(), VIDEO: (frames * 255).round().astype(np.uint8)}
         if self.spec.record.video == "float32":
@@ -294,6 +350,13 @@ class _Running:
                 "predicted": self.forecast.totals(),
             },
         )
+
+    def decode(self, x: Tensor) -> np.ndarray:
+        """The frames of final latents. Where ranks may share the work, all call this, and each decodes some columns."""
+        at_once = self.forecast.decoded_at_once if self.device.type == "cuda" else None
+        columns = Columns() if choice.rounds(self.spec) and x.shape[-1] >= self.layout.ranks else None
+        with self.in_step():
+            return decode(self.model, x, at_once, columns)
 
     def _peak(self) -> int:
         return torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else 0
@@ -323,6 +386,8 @@ class _Running:
             "device_name": device,
             "process": PROCESS,
             "threads": torch.get_num_threads(),
+            "ranks": self.layout.ranks,
+            "layouts": self.layouts,  # from which step on (counted from 0) ranks shared the run, and how
             "weights_fingerprint": self.identity["weights"],
             "prompt_embeds_sha256": {
                 branch: hashlib.sha256(e.float().cpu().numpy().tobytes()).hexdigest()
@@ -333,6 +398,7 @@ class _Running:
             "boundary": checkpoint.boundary if checkpoint.boundary is not None else "none",
             "fps": checkpoint.fps,
             "layout": checkpoint.layout,
+            "world": world_version(checkpoint.path),
             "shift": float(spec.shift or 0),
         }
 
@@ -343,12 +409,13 @@ def initial_noise(seed: int, env: Env, device: torch.device) -> Tensor:
     return torch.randn((1, *env.shape), generator=generator, dtype=torch.float32).to(device)
 
 
-def decode(model: Model, latents: Tensor, at_once: int | None = None) -> np.ndarray:
-    """Frames [T,H,W,3] float32 in [0,1] of latents [1,C,F,H,W], at most `at_once` latent frames at a time.
+def decode(model: Model, latents: Tensor, at_once: int | None = None, columns: Columns | None = None) -> np.ndarray:
+    """Frames [T,H,W,3] float32 in [0,1] of latents [1,C,F,H,W], at most `at_once` latent frames at a time, shared by
+    `columns`.
 
     Raises WanlabError where the VAE gives what is no number.
     """
-    video = vae.decode(model.ready("vae"), latents, at_once)[0]
+    video = vae.decode(model.ready("vae"), latents, at_once, columns)[0]
     if not bool(torch.isfinite(video).all()):  # before clamping, which makes 1 of infinity
         raise WanlabError("the video has values that are no numbers", "use --vae-dtype float32")
     frames: np.ndarray = (video.float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 3, 0).contiguous().cpu().numpy()
@@ -363,7 +430,7 @@ def _is_done(out: Path, spec: RunSpec, weights: str) -> bool:
             differ = [
                 f"{name} {there.get(name)!r} there, {now[name]!r} now"
                 for name in now
-                if name not in ("record", "memory") and there.get(name) != now[name]
+                if name not in FREE and there.get(name) != now[name]
             ]
             raise UsageError(
                 f"{out} is a finished run of another specification ({'; '.join(differ)[:300]})",
@@ -398,25 +465,6 @@ def _write_videos(out: Path, gif: bool, again: bool, fps: int) -> None:
             write(path, pixels, fps)
 
 
-@torch.no_grad()
-def _warm_up(
-    denoiser: Denoiser, expected: Forecast, env: Env, start: int, device: torch.device, warm: set[tuple[Any, ...]]
-) -> None:
-    """A forward of each expert, length and batch to come that has not run before, so that no step's time holds
-    one-off work. Where experts take turns on the device the first one's serves for both, which are built alike."""
-    turns = expected.spec.memory not in ("auto", "resident")
-    for ctx, row in zip(env.steps[start:], expected.rows[start:], strict=True):
-        evaluated = tuple(b for b in row.branches if b not in row.reused)
-        if not evaluated:
-            continue
-        group = evaluated if expected.spec.batch_cfg else evaluated[:1]
-        shape = (1, env.shape[0], row.frames, *env.shape[2:])
-        key = ("" if turns else ctx.expert, len(group), shape, expected.spec.attention)
-        if key not in warm:
-            warm.add(key)
-            denoiser(Call(ctx=ctx, branches=group, x=torch.zeros(shape, device=device)))
-
-
 @contextmanager
 def _timed(timing: dict[str, float], phase: str) -> Iterator[None]:
     began = time.perf_counter()
@@ -436,7 +484,7 @@ def _out_of_memory(spec: RunSpec) -> Iterator[None]:
         try_next = f"--memory {smaller[0]}, or " if smaller else ""
         if smaller and smaller[0] == "offload" and spec.precision != "reference":
             try_next = "--memory offload --precision reference --attention auto, or "
-        raise WanlabError(
+        raise (JobError if here().out_of_step else WanlabError)(
             f"out of memory on the device, with the weights under plan {spec.memory}",
             f"use {try_next}fewer frames, a smaller size, or --dtype bfloat16",
         ) from error

@@ -22,11 +22,13 @@ from wanlab.engine.model.fingerprint import fingerprint
 from wanlab.engine.model.loading import Checkpoint
 from wanlab.engine.model.placement import HostMemory
 from wanlab.engine.model.time import time_embeddings
-from wanlab.engine.observers.latents import OTHER_EXPERT
+from wanlab.engine.observers.latents import DIMS, OTHER_EXPERT
+from wanlab.engine.ranks import choice
 from wanlab.engine.solvers import Solver, step_contexts
 from wanlab.engine.types import BOTH, Env, Session, StepContext, StepPlan
 from wanlab.registry import build
 from wanlab.spec import RunSpec
+from wanlab.spec.parallel import AUTO, Layout
 
 DECODING = 2**29
 
@@ -149,6 +151,7 @@ def make_env(spec: RunSpec, checkpoint: Checkpoint, solver: Solver) -> Env:
             expert: Cost.of(checkpoint.expert_config(expert), checkpoint.expand_timesteps)
             for expert in checkpoint.experts
         },
+        seed=spec.seed,
         model=spec.model,
         solver=spec.solver,
         shift=float(spec.shift or 0),
@@ -166,13 +169,15 @@ def forecast(spec: RunSpec, checkpoint: Checkpoint) -> Forecast:
     env = make_env(spec, checkpoint, solver)
     sessions = policies.begin(spec.policies, env)
     nest(sessions, lambda call: call.x)  # that the policies fit each other
+    choice.check_policies(spec, sessions, env.tokens(1))
     guider: Guider = build("guider", spec.guider)
     rows = [_row(plan, ctx, env) for ctx, plan in plans(env, sessions, guider)]
     plain = [_row(plan, ctx, env) for ctx, plan in plans(env, (), Cfg())]
     parameters = loading.parameters(checkpoint)
     memory = _memory(spec, checkpoint, env, parameters)
-    if any(session.keeps_keys for session in sessions):
-        memory["keys"] = _kept_keys(spec, env, rows)
+    keeping = [session for session in sessions if session.keeps_keys]
+    if keeping:
+        memory["keys"] = _kept_keys(spec, env, rows, float8=all(s.keys_float8 for s in keeping))
     if caches := _kept_hidden(spec, env, rows, sessions):
         memory["caches"] = caches
     return Forecast(
@@ -208,15 +213,16 @@ def _sums(bounds: Sequence[tuple[Any, Any]]) -> tuple[Any, Any]:
 
 def _row(plan: StepPlan, ctx: StepContext, env: Env) -> Row:
     tokens, cost = env.tokens(plan.frames), env.costs[ctx.expert]
-    passes = len(set(plan.branches) - set(plan.reused)) + plan.extra
     around, whole = cost.around(tokens), cost.whole(tokens)
+    every, sure = set(plan.branches), set(plan.branches) - set(plan.optional)
+    passes, fewest = (len(branches - set(plan.reused)) + plan.extra for branches in (every, sure))
 
-    def operations(share: float) -> float:
-        blocks = passes * share * (whole - around)
-        asked = len(plan.branches) if plan.around else passes if share else 0  # else the network is not asked
-        return asked * around + blocks
+    def operations(branches: set[str], share: float) -> float:
+        count = len(branches - set(plan.reused)) + plan.extra
+        asked = len(branches) if plan.around else count if share else 0  # else the network is not asked
+        return asked * around + count * share * (whole - around)
 
-    least, most = operations(plan.least), operations(plan.most)
+    least, most = operations(sure, plan.least), operations(every, plan.most)
     return Row(
         step=ctx.index,
         timestep=ctx.timestep,
@@ -229,17 +235,22 @@ def _row(plan: StepPlan, ctx: StepContext, env: Env) -> Row:
         frames=plan.frames,
         tokens=tokens,
         passes=passes if plan.most else 0,
-        passes_bounds=(passes if plan.least else 0, passes if plan.most else 0),
+        passes_bounds=(fewest if plan.least else 0, passes if plan.most else 0),
         flops=most,
         flops_bounds=(least, most),
         jump=plan.jump is not None,
     )
 
 
-def _kept_keys(spec: RunSpec, env: Env, rows: Sequence[Row]) -> int:
-    """Bytes of the keys and values of every block and branch, of the expert that has most."""
-    widths = (cost.layers * cost.width for cost in env.costs.values())
-    return max(2 * max(widths) * len(r.branches) * r.tokens * BYTES[spec.dtype] for r in rows)
+def _kept_keys(spec: RunSpec, env: Env, rows: Sequence[Row], *, float8: bool) -> int:
+    """Bytes of the keys and values of every block and branch, in the step that may leave tokens out and has most."""
+    most = 0
+    for row in rows:
+        cost = env.costs[row.expert]
+        if row.flops_bounds[0] < row.passes * cost.whole(row.tokens):
+            token = cost.width + 4 if float8 else cost.width * BYTES[spec.dtype]  # 8 bits have a scale for each token
+            most = max(most, 2 * cost.layers * token * len(row.branches) * row.tokens)
+    return most
 
 
 def _kept_hidden(spec: RunSpec, env: Env, rows: Sequence[Row], sessions: Sequence[Session]) -> int:
@@ -265,8 +276,9 @@ def _memory(spec: RunSpec, checkpoint: Checkpoint, env: Env, counted: Mapping[st
     if checkpoint.expand_timesteps:  # six modulations of every token, as they are and in float32
         per_token += 6 * width * (main + 4)
     *_, height, columns = env.shape
+    own = -(-env.tokens() // Layout.parse("none" if spec.parallel == AUTO else spec.parallel).split)
     return held | {
-        "activations": batch * env.tokens() * per_token,
+        "activations": batch * own * per_token,
         # Where the decoder is widest: a block's input, its norm, a convolution's result, the cache, and three times as
         # much for cuDNN's workspaces (measured: benchmarks/a14b.md).
         "decoding": 16 * decoder * vae.widest(checkpoint.vae, height, columns),
@@ -308,10 +320,17 @@ def _disk(spec: RunSpec, env: Env, sessions: Sequence[Session]) -> int:
     total = 4 * values + 3 * spec.frames * spec.height * spec.width
     if spec.record.video == "float32":
         total += 12 * spec.frames * spec.height * spec.width
+    sizes = dict(zip(DIMS, env.shape, strict=True)) | {
+        "token_height": height // 2,
+        "token_width_bytes": math.ceil(width / 16),
+        "branch": len(BOTH),
+    }
     for observer in observers.begin(spec, env.total, sessions):
         for f in observer.fields:
-            steps = env.total if not f.dims else len({*range(0, env.total, spec.record.every), env.total - 1})
+            steps = env.total
+            if set(DIMS) <= set(f.dims):  # not in every step
+                steps = len({*range(0, env.total, spec.record.every), env.total - 1})
             if f.name == OTHER_EXPERT:
                 steps = 2 if env.switch is not None else 0
-            total += steps * f.stored.itemsize * (values if f.dims else 1)
+            total += steps * f.stored.itemsize * math.prod(sizes.get(d, 1) for d in f.dims)
     return total

@@ -1,4 +1,4 @@
-"""What a specification leaves to be found out: device, dtypes, shift, precision, memory plan, attention."""
+"""What a specification leaves to be found out: device, dtypes, layout of ranks, precision, memory plan."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 
 from wanlab.engine.model import kernels, loading, placement
 from wanlab.engine.model.loading import Checkpoint
+from wanlab.engine.ranks import choice
 from wanlab.engine.run.forecast import Forecast, forecast
 from wanlab.engine.solvers import default_shift
 from wanlab.errors import UsageError
@@ -16,8 +17,8 @@ from wanlab.spec import RunSpec
 
 
 def resolve(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
-    """The spec with everything named that was left to be chosen: device, dtypes, shift, precision, memory plan and
-    attention. Raises UsageError for what this machine has not."""
+    """The spec with everything named that was left to be chosen: device, dtypes, shift, layout of ranks, precision,
+    memory plan and attention. Raises UsageError for what this machine has not."""
     device = _device(spec)
     cpu = device == "cpu"
     if not device.startswith("cuda") and spec.attention not in ("auto", "math", "flash"):
@@ -29,6 +30,7 @@ def resolve(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
         vae_dtype=spec.vae_dtype if spec.vae_dtype != "auto" else fast_dtype() if cpu else "float32",
         shift=spec.shift if spec.shift is not None else default_shift(checkpoint.scheduler),
     )
+    spec = choice.choose(spec, checkpoint.transformer.num_attention_heads)
     if device.startswith("cuda"):
         return _attention(_precision(spec, checkpoint), checkpoint)
     return dataclasses.replace(
@@ -69,9 +71,9 @@ def _precision(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
         )
         if problem:
             raise UsageError(problem, "use --precision exact")
+    # What this process holds already is its own to let go of.
+    free = torch.cuda.mem_get_info(spec.device)[0] + torch.cuda.memory_reserved(spec.device)
     if spec.memory == "auto":
-        # What this process holds already is its own to let go of.
-        free = torch.cuda.mem_get_info(spec.device)[0] + torch.cuda.memory_reserved(spec.device)
         spec = dataclasses.replace(spec, memory=placement.choose(forecast(spec, checkpoint).memory_plans, free))
     if spec.memory == "offload" and spec.precision != "reference":
         if asked != "auto":
@@ -80,6 +82,8 @@ def _precision(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
                 "use --precision reference, or a smaller --dtype",
             )
         spec = dataclasses.replace(spec, precision="reference")
+    planned = forecast(spec, checkpoint)
+    placement.check_keys(planned.memory_plans, planned.memory_bytes.get("keys", 0), spec.memory, free)
     return spec
 
 

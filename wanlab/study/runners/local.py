@@ -157,6 +157,8 @@ def run_group(
     before  what was in the places of which the runs are to be sampled again: what is there since then is as new
     alone   a run that fails raises
     """
+    from wanlab.engine.run import JobError
+
     failed: list[Path] = []
     for spec, place in group.runs:
         watcher.begin(spec, place)
@@ -165,7 +167,7 @@ def run_group(
             _run(spec, place, loaded, watcher, force=force, gif=gif)
             watcher.finish(place)  # which may draw, and fail as a run does
         except WanlabError as error:
-            if alone:
+            if alone or isinstance(error, JobError):
                 raise
             failed.append(place)
             watcher.fail(place, error)
@@ -183,6 +185,8 @@ def _run(spec: RunSpec, place: Path, loaded: Models, watcher: Watcher, *, force:
         try:
             engine.execute(spec, place, progress=watcher.progress, loaded=loaded, force=force, gif=gif)
             return
+        except engine.JobError:
+            raise
         except WanlabError:
             busy = is_being_written(place)
             appeared = place.exists() and not there

@@ -1,0 +1,69 @@
+"""Policies that compute some of the tokens, and their controls, on `tiny` in one table: docs/pruning.md.
+
+    python -m benchmarks.tokens                                  # 16 prompts x 4 seeds, 49 frames: hours on a CPU
+    python -m benchmarks.tokens --prompts 2 --seeds 1 --frames 9 --size 48x32   # does it run?
+
+All but `prune`, whose cost is decided while it runs and which has its own control, compute half of the tokens from the
+expert's fifth step on; merged tokens attend to fewer keys, so that `tome` has more of them for the same operations. The
+runs lie under --out; `wanlab report OUT` decides H5 from them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from wanlab.spec import MethodSpec, RecordSpec, parse_size
+from wanlab.study import compare, design
+from wanlab.study.api import specify
+from wanlab.study.text import markdown
+
+METHODS = (
+    "prune",
+    "prune:choice=lot",
+    "prune:update=step",
+    "prune:update=step,choice=lot",
+    "prune:keep=x0",
+    "prune:keep=hold",
+    "prune:keys=absent",
+    "prune:corrector=false",
+    "random_tokens",
+    "random_tokens:corrector=false",
+    "topk",
+    "ras:reset=0",
+    "ras:reset=0,high=0",
+    "tome:start=4,ratio=0.565",
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--frames", type=int, default=49)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--size", default="144x80")
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--out", type=Path, default=Path("token_outputs"))
+    args = parser.parse_args()
+    width, height = parse_size(args.size)
+    specs = specify(
+        design.builtin_prompts(True)[: args.prompts],
+        range(args.seeds),
+        model=args.model,
+        width=width,
+        height=height,
+        frames=args.frames,
+        steps=args.steps,
+        record=RecordSpec(level="latents", video="float32"),
+    )
+    variants = [design.Variant(MethodSpec.parse(text)) for text in METHODS]
+    arranged = design.arrange(specs, MethodSpec("baseline"), variants, [], args.out)
+    result = compare.compare(arranged, args.out)
+    from wanlab.analysis.table import rows
+
+    print(result.description, markdown(rows(result.comparison)), *result.remarks, sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()

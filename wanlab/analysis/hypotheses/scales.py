@@ -1,0 +1,117 @@
+"""On what scale a quantity is averaged, its interval, and how much data would decide a claim about it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from wanlab.analysis import stats
+from wanlab.analysis.metrics.pixels import decibels
+from wanlab.analysis.stats import ENOUGH, UNBOUNDED, Interval
+
+MOST = 1000  # prompts, or seeds of each: what would need more is called undecidable
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Values are averaged as to(value); means and bounds are shown as back(mean)."""
+
+    to: Callable[[float], float] = float
+    back: Callable[[float], float] = float
+    limits: tuple[float, float] = UNBOUNDED
+    """Of to(value): no interval leaves them."""
+    most: float = math.inf
+    """Where a limit is far from all values, and an interval is only cut."""
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value > 0 else math.nan
+
+
+def _exp(value: float) -> float:
+    return math.exp(min(value, 700.0))
+
+
+def _missing(value: float) -> float:
+    return 1 - value
+
+
+SHARE, RATIO = Scale(limits=(0.0, 1.0)), Scale(_log, _exp)
+POSITIVE, UP_TO_1 = Scale(limits=(0.0, math.inf)), Scale(_missing, _missing, (0.0, math.inf))
+SCALES = {
+    "mse": Scale(limits=(0.0, math.inf), most=1.0),
+    "psnr": Scale(lambda v: 10 ** (-v / 10), decibels, (0.0, math.inf), 1.0),  # of the mean error, as everywhere
+    "ssim": Scale(limits=(-1.0, 1.0)),
+    "noise share, low frequencies": SHARE,
+    "noise share, high frequencies": SHARE,
+    "share of the result in x0_pred": UP_TO_1,
+    "passes saved": UP_TO_1,
+    "continuity": POSITIVE,
+}
+"""By quantity; what is not here is a ratio, averaged in logarithms."""
+
+
+def pooled(quantity: str, values: Sequence[float], prompts: Sequence[str]) -> tuple[Interval, str]:
+    """The mean over prompts with its interval, and what n counts; below four prompts there is no interval."""
+    scale = SCALES.get(quantity, RATIO)
+    found, units = on_scale(scale, values, prompts)
+    return shown(scale, found), units
+
+
+def on_scale(scale: Scale, values: Sequence[float], prompts: Sequence[str]) -> tuple[Interval, str]:
+    """The same before it is brought back. Values without a place on the scale are left out."""
+    known = [(scale.to(v), p) for v, p in zip(values, prompts, strict=True)]
+    own = [(x, p) for x, p in known if math.isfinite(x)]
+    found, units = stats.grouped([x for x, _ in own], [p for _, p in own], scale.limits)
+    found = found.within(-math.inf, scale.most)
+    return (found if units == "prompts" else Interval(found.mean, math.nan, math.nan, found.n)), units
+
+
+def shown(scale: Scale, found: Interval) -> Interval:
+    """Brought back from the scale, with the bounds in order."""
+    mean, *ends = (scale.back(v) if not math.isnan(v) else v for v in (found.mean, found.low, found.high))
+    low, high = ends if any(map(math.isnan, ends)) else sorted(ends)
+    return Interval(mean, low, high, found.n)
+
+
+def enough(found: Interval, x: Sequence[float], prompts: Sequence[str], threshold: float) -> tuple[int, int]:
+    """(prompts of as many seeds, seeds of these prompts) that would decide a claim whose mean stays where it is; 0 for
+    none up to `MOST`. All on the scale of `found`, the interval of the values x [n] of `prompts`.
+
+    The interval's half-width h shrinks with the root of the number of prompts, and with seeds as far as the variance
+    within prompts has a part in that of their means (one-way analysis of variance). The mean is |d| off the threshold:
+    prompts·(h/d)², and the seeds at which τ² + ω²/s is (d/h)² of what it is now.
+    """
+    groups = {p: [v for v, q in zip(x, prompts, strict=True) if q == p] for p in dict.fromkeys(prompts)}
+    distance = abs(found.mean - threshold)
+    half = found.high - found.mean if threshold > found.mean else found.mean - found.low
+    if len(groups) < ENOUGH or not distance > 0 or not math.isfinite(half):
+        return 0, 0
+    share = (distance / half) ** 2 if half > 0 else math.inf
+    more = math.ceil(found.n / share)
+    seeds = len(x) / len(groups)
+    free = len(x) - len(groups)
+    within = sum((np.array(g) - np.mean(g)).dot(np.array(g) - np.mean(g)) for g in groups.values()) / max(free, 1)
+    total = float(np.var([np.mean(g) for g in groups.values()], ddof=1))
+    between = max(total - within / seeds, 0.0) if free else total
+    wanted = share * (between + within / seeds) - between
+    again = math.ceil(within / wanted) if wanted > 0 and within > 0 else 0
+    return (more if more <= MOST else 0), (again if again <= MOST else 0)
+
+
+def advice(found: Interval, x: Sequence[float], prompts: Sequence[str], threshold: float) -> str:
+    """In words, what would decide a claim that is open."""
+    groups = len(set(prompts))
+    if groups < ENOUGH:
+        return f"these prompts only: nothing is said of others before there are {ENOUGH}, and here are {groups}"
+    more, again = enough(found, x, prompts, threshold)
+    seeds = f"{len(x) / groups:.3g}"
+    said = [f"about {more} prompts of {seeds} seed{'s' * (seeds != '1')} each"] * bool(more)
+    said += [f"about {again} seeds of each of these {groups}"] * bool(again)
+    if not said:
+        return f"no number up to {MOST} of prompts or seeds would decide it: the mean lies too near the threshold"
+    never = f"; no number of seeds of these {groups} would" * (not again)
+    return f"{' or '.join(said)} would decide it{never}"
