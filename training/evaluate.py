@@ -124,7 +124,7 @@ def sample(
     x = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]).to(device)
     differences = np.full(steps, np.nan)
     for i, t in enumerate(scheduler.timesteps):
-        model = pipe.transformer if t >= models.BOUNDARY * 1000 else pipe.transformer_2
+        model = pipe.transformer if t >= pipe.config.boundary_ratio * 1000 else pipe.transformer_2
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             v = model(x, t.expand(len(x)), text, return_dict=False)[0].float()
             if guidance > 1:

@@ -18,8 +18,6 @@ PAD, EOS, UNK = 0, 1, 2
 TEXT_LENGTH = 512  # WanPipeline pads every prompt's embeddings with zeros to this length
 WORDS = 28  # tokens of the longest caption, and two to spare
 SHORT = 32  # text positions while training, of which the last ones stand for all 512's padding
-BOUNDARY = 0.875
-FLOW_SHIFT = 12.0
 VAE = dict(
     base_dim=32,
     decoder_base_dim=56,
@@ -116,15 +114,16 @@ def save(folder: Path, component: str, module: torch.nn.Module, dtype: torch.dty
     (where / "config.json").write_text(json.dumps(kept, indent=2, sort_keys=True, default=list) + "\n")
 
 
-def save_frame(folder: Path, version: world.World) -> None:
-    """Write what is not weights: tokenizer, scheduler, model_index.json and the world's version."""
+def save_frame(folder: Path, version: world.World, flow_shift: float, boundary: float) -> None:
+    """Write what is not weights: tokenizer, scheduler, model_index.json and the world's version; `boundary`: the noise
+    level in [0,1] from which on the high-noise expert works."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / WORLD_FILE).write_text(json.dumps({"version": version.version}) + "\n")
     tokenizer().save_pretrained(folder / "tokenizer")
     scheduler = UniPCMultistepScheduler(
         prediction_type="flow_prediction",
         use_flow_sigmas=True,
-        flow_shift=FLOW_SHIFT,
+        flow_shift=flow_shift,
         num_train_timesteps=1000,
         solver_order=2,
     )
@@ -132,7 +131,7 @@ def save_frame(folder: Path, version: world.World) -> None:
     index = {
         "_class_name": "WanPipeline",
         "_diffusers_version": "0.40.0",
-        "boundary_ratio": BOUNDARY,
+        "boundary_ratio": boundary,
         "expand_timesteps": False,
         "scheduler": ["diffusers", "UniPCMultistepScheduler"],
         "text_encoder": ["transformers", "UMT5EncoderModel"],

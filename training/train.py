@@ -15,7 +15,6 @@ import itertools
 import json
 import math
 import re
-import shutil
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
@@ -99,6 +98,14 @@ class Recipe:
     # Shares of what is learned last: two objects, and paths that are not straight.
     pairs: float = 0.4
     curved: float = 0.4
+    # Where in the schedule a picture's layout is decided depends on how many values say it: the noise level at which so
+    # much is known goes with the root of their number (P. Esser et al., "Scaling Rectified Flow Transformers", 2024,
+    # section 5.3.2). A latent of the A14B at 832x480 and 49 frames has 1 297 920 values and shift 12, one of `tiny`
+    # 37 440: sigma/(1-sigma) is 5.9 times smaller, so shift 2 is its 12, and 0.54 the boundary of 0.875. Of 20 steps 13
+    # are high-noise then, of 40 steps 26, as the real model's.
+    flow_shift: float = 2.0
+    boundary: float = 0.54
+    shifts: tuple[float, float] = (0.5, 6.0)  # noise levels are drawn as samplers of these shifts visit them
     # Weight of the loss by which the text encoder learns what belongs to which object: the cross-entropy of
     # `ATTRIBUTES` from each word's embedding. From the pictures alone it does not: of a colour's word, the shape was
     # told in 25 %.
@@ -109,6 +116,8 @@ class Recipe:
             raise TypeError('expert_steps is not {"high": steps, "low": steps}')
         if self.world not in world.WORLDS:
             raise TypeError(f"no world {self.world!r}; there are {', '.join(world.WORLDS)}")
+        if not 0 < self.boundary < 1 or not self.flow_shift > 0 or not 0 < self.shifts[0] <= self.shifts[1]:
+            raise TypeError("boundary is a noise level between 0 and 1, a flow shift above 0, shifts a range of them")
         if not 0 <= self.wrong_captions < 1:
             raise TypeError("wrong_captions is a share, at least 0 and below 1")
 
@@ -310,11 +319,9 @@ def film(rows: Tensor, frames: int) -> Tensor:
     return out
 
 
-def train_vae(
-    recipe: Recipe, out: Path, device: torch.device, deadline: float, compiled: bool, start: Path | None
-) -> bool:
+def train_vae(recipe: Recipe, out: Path, device: torch.device, deadline: float, compiled: bool) -> bool:
     torch.manual_seed(recipe.seed)
-    vae = (AutoencoderKLWan.from_pretrained(start / "vae") if start else models.vae()).to(device)
+    vae = models.vae().to(device)
     fast_vae.channels_last(vae)
     version = world.WORLDS[recipe.world]
     pool = list(itertools.islice(world.scenes(recipe.seed, drawn=0.2, version=version), recipe.pool))
@@ -439,13 +446,14 @@ def shifted(u: Tensor, shift: Tensor | float) -> Tensor:
     return shift * u / (1 + (shift - 1) * u)
 
 
-def noise_levels(part: str, n: int, device: torch.device) -> Tensor:
+def noise_levels(part: str, n: int, device: torch.device, recipe: Recipe) -> Tensor:
     """Sigmas [n] to train on: all of them for the base model, one side of the boundary for an expert.
 
-    Drawn as samplers visit them: uniform steps under a random shift between 1.5 and 14.
+    Drawn as samplers visit them: uniform steps under a random shift between the recipe's two.
     """
-    shift = 1.5 * (14 / 1.5) ** torch.rand(n, device=device)
-    edge = models.BOUNDARY / (shift - (shift - 1) * models.BOUNDARY)  # the u where sigma meets the boundary
+    low, high = recipe.shifts
+    shift = low * (high / low) ** torch.rand(n, device=device)
+    edge = recipe.boundary / (shift - (shift - 1) * recipe.boundary)  # the u where sigma meets the boundary
     u = torch.rand(n, device=device)
     u = {"base": u, "high": edge + (1 - edge) * u, "low": edge * u}[part]
     return shifted(u, shift)
@@ -512,7 +520,7 @@ def train_denoiser(
         about = bucket.about[said, which].masked_fill(silent.unsqueeze(-1), -1).long()
         x0 = bucket.latents[pick][:, :, : frames or None].float()
         noise = torch.randn_like(x0)
-        sigma = noise_levels(part, len(x0), device)
+        sigma = noise_levels(part, len(x0), device, recipe)
         s = sigma.view(-1, 1, 1, 1, 1)
         # The cache of cast weights would outlive a recorded step.
         with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
@@ -534,9 +542,7 @@ def train_denoiser(
     return stage.run(prepare, deadline)
 
 
-def train_transformers(
-    recipe: Recipe, out: Path, device: torch.device, deadline: float, compiled: bool, start_from: Path | None
-) -> bool:
+def train_transformers(recipe: Recipe, out: Path, device: torch.device, deadline: float, compiled: bool) -> bool:
     tiny, start = out / "tiny", time.monotonic()
     data = make_buckets(recipe, tiny, device)
     print(f"{sum(len(b.latents) for b in data[0])} clips ready after {time.monotonic() - start:.0f} s", flush=True)
@@ -548,10 +554,7 @@ def train_transformers(
         return m
 
     base_dir = out / "base"
-    if start_from:
-        if not (tiny / "text_encoder").exists():
-            shutil.copytree(start_from / "text_encoder", tiny / "text_encoder")
-    elif not (base_dir / "transformer").exists():
+    if not (base_dir / "transformer").exists():
         torch.manual_seed(recipe.seed + 10)
         model, encoder = ready(models.transformer(**recipe.transformer)), models.text_encoder().to(device)
         if not train_denoiser("base", recipe, model, encoder, data, out, deadline, compiled):
@@ -562,8 +565,7 @@ def train_transformers(
     for part, component in (("high", "transformer"), ("low", "transformer_2")):
         if (tiny / component).exists():
             continue
-        first = start_from / component if start_from else base_dir / "transformer"
-        model = ready(WanTransformer3DModel.from_pretrained(first, torch_dtype=torch.float32))
+        model = ready(WanTransformer3DModel.from_pretrained(base_dir / "transformer", torch_dtype=torch.float32))
         if not train_denoiser(part, recipe, model, encoder, data, out, deadline, compiled):
             return False
         models.save(tiny, component, model)
@@ -574,9 +576,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=math.inf, help="stop in time to be resumed")
-    parser.add_argument(
-        "--start", type=Path, help="tune this checkpoint: its autoencoder, then its experts; no base model is trained"
-    )
     parser.add_argument("--only", choices=["vae", "transformers"], help="one stage")
     parser.add_argument("--recipe", type=json.loads, default={}, help='changes to the recipe, as JSON: {"pairs": 0.5}')
     parser.add_argument(
@@ -600,17 +599,16 @@ def main() -> None:
     if noted.exists() and noted.read_text() != written:
         parser.error(f"{args.out} holds a run of another recipe ({noted}); name another folder")
     noted.write_text(written)
-    models.save_frame(args.out / "tiny", world.WORLDS[recipe.world])
+    models.save_frame(args.out / "tiny", world.WORLDS[recipe.world], recipe.flow_shift, recipe.boundary)
     stages: Iterator[tuple[str, Callable[[], bool]]] = iter(
         [
             (
                 "vae",
                 lambda: (
-                    (args.out / "tiny" / "vae").exists()
-                    or train_vae(recipe, args.out, device, deadline, args.compile, args.start)
+                    (args.out / "tiny" / "vae").exists() or train_vae(recipe, args.out, device, deadline, args.compile)
                 ),
             ),
-            ("transformers", lambda: train_transformers(recipe, args.out, device, deadline, args.compile, args.start)),
+            ("transformers", lambda: train_transformers(recipe, args.out, device, deadline, args.compile)),
         ]
     )
     for name, stage in stages:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers import UniPCMultistepScheduler
 
 from training import fast_vae, models, render, train
 from wanlab.embedded import tiny_path, world, world_of
@@ -17,6 +18,7 @@ from wanlab.engine.model import vae as wan_vae
 from wanlab.engine.model.kernels import ShortText
 
 W, H = world.NATIVE_SIZE
+RECIPE = train.Recipe()
 SMALL_VAE = models.VAE | {"base_dim": 8, "decoder_base_dim": 16}
 
 
@@ -74,13 +76,28 @@ def test_tokenizer_reads_words_whatever_their_case() -> None:
 
 
 @pytest.mark.parametrize(
-    ("part", "low", "high"), [("base", 0, 1), ("high", models.BOUNDARY, 1), ("low", 0, models.BOUNDARY)]
+    ("part", "low", "high"), [("base", 0, 1), ("high", RECIPE.boundary, 1), ("low", 0, RECIPE.boundary)]
 )
 def test_each_part_sees_its_own_noise_levels(part: str, low: float, high: float) -> None:
     torch.manual_seed(0)
-    sigma = train.noise_levels(part, 20_000, torch.device("cpu"))
+    sigma = train.noise_levels(part, 20_000, torch.device("cpu"), RECIPE)
     assert low - 1e-6 <= float(sigma.min()) < low + 0.02
     assert high - 0.02 < float(sigma.max()) <= high + 1e-6
+
+
+@pytest.mark.parametrize(("steps", "high"), [(20, 13), (40, 26)])
+def test_the_schedule_is_the_real_models_at_its_own_size(steps: int, high: int) -> None:
+    """Steps by hand: sigma of step i is 2u / (1 + u) with u = 1 - i/N. At 20 steps sigma is .5714 at i = 12, .5185 at
+    13, on either side of .54; at 40 .5455 at 25 and .5185 at 26. And root(1 297 920 / 37 440) is 5.888, 12 / 5.888 =
+    2.04, and of .875, 7 / 5.888 = 1.189 over 2.189 = .543."""
+    scheduler = UniPCMultistepScheduler(
+        use_flow_sigmas=True, prediction_type="flow_prediction", flow_shift=RECIPE.flow_shift
+    )
+    scheduler.set_timesteps(steps)
+    assert int((scheduler.timesteps >= RECIPE.boundary * 1000).sum()) == high
+    ratio = (16 * 13 * 60 * 104 / (16 * 13 * 10 * 18)) ** 0.5
+    assert RECIPE.flow_shift == pytest.approx(12 / ratio, rel=0.02)
+    assert RECIPE.boundary == pytest.approx(7 / ratio / (1 + 7 / ratio), abs=0.004)
 
 
 def test_shift_by_hand() -> None:
@@ -216,7 +233,7 @@ def test_the_first_world_is_drawn_as_it_was() -> None:
 
 def test_a_checkpoint_says_its_world(tmp_path: Path) -> None:
     assert world_of(tiny_path()) == world.FIRST  # the shipped one says nothing
-    models.save_frame(tmp_path, OPEN)
+    models.save_frame(tmp_path, OPEN, 2.0, 0.54)
     assert world_of(tmp_path) == OPEN
     (tmp_path / "world.json").write_text('{"version": "9"}')
     with pytest.raises(ValueError, match="'9' is not among 1, 2"):
@@ -254,9 +271,19 @@ def test_a_caption_leaves_an_open_clip_open() -> None:
     assert max(float((v[:, :, 0] - v[:, :, 8]).abs().max()) for v in (a, b)) > 0.05  # something does in the second
 
 
-@pytest.mark.parametrize("change", [{"world": "3"}, {"wrong_captions": 1.0}, {"wrong_captions": -0.1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"world": "3"},
+        {"wrong_captions": 1.0},
+        {"wrong_captions": -0.1},
+        {"boundary": 1},
+        {"flow_shift": 0},
+        {"shifts": (2, 1)},
+    ],
+)
 def test_a_recipe_that_cannot_be_is_refused(change: dict[str, float]) -> None:
-    with pytest.raises(TypeError, match=r"world|share"):
+    with pytest.raises(TypeError, match=r"world|share|boundary"):
         train.Recipe(**change)  # type: ignore[arg-type]
 
 
