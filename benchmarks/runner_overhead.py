@@ -21,7 +21,7 @@ def job(runner: str, out: Path, groups: int, steps: int) -> tuple[float, float]:
     """(seconds of the whole job, seconds a run once the first is there)."""
     record = RecordSpec(level="latents", video="float32")
     specs = [RunSpec(prompt="a red ball moving right", seed=k, steps=steps, record=record) for k in range(groups)]
-    method = designs.Variant(MethodSpec.parse("cfg:last=5"))
+    method = designs.Variant(MethodSpec.parse("cfg:last=2"))
     design = designs.arrange(specs, MethodSpec("baseline"), [method], [], out)
     began = time.perf_counter()
     if runner == "ray":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import math
 import sys
 
 import numpy as np
@@ -167,6 +168,46 @@ def test_flash3_where_it_cannot_be():
         assert "fa3-fwd" in fast.flash3_problem()
     with pytest.raises(UsageError, match="needs a GPU"):
         run.resolved(make_spec("tiny", width=144, height=80, device="cpu", attention="flash3"))
+
+
+def test_attention_in_8_bits_by_hand():
+    """One head, two keys that score alike: the result is the values' mean, whatever is common to them. 100 and 101 less
+    their mean 100.5 are -.5 and .5, which e4m3 holds exactly at a scale of .5/448; 100 alone would become 96 or 104."""
+    query, key = torch.zeros(1, 1, 1, 2), torch.zeros(1, 2, 1, 2)
+    value = torch.tensor([[100.0, -3.0], [101.0, -3.0]]).view(1, 2, 1, 2)
+    assert fast.float8_attention(query, key, value).flatten().tolist() == [100.5, -3.0]
+    # Scores 0 and -ln 10: weights 1 and .1, before rounding; .1 * 256 = 25.6 becomes 26, the nearest of 24, 26 and 28.
+    key = torch.tensor([[0.0, 0.0], [-math.log(10) * 2**0.5, 0.0]]).view(1, 2, 1, 2)
+    out = fast.float8_attention(torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), key, value).flatten()
+    assert out[0] == pytest.approx(100.5 + (-0.5 * 1 + 0.5 * 26 / 256) / 1.1, abs=1e-5)
+
+
+def test_attention_in_8_bits_is_near_attention():
+    """What is common to all values costs nothing: the error is the same with a mean of 8 as without one."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 40, 3, 16) for _ in range(3))
+
+    def error(value):
+        whole = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (2 * q, k, value)))
+        return float((fast.float8_attention(2 * q, k, value) - whole.transpose(1, 2)).norm() / v.norm())
+
+    assert 0.001 < error(v) < 0.06
+    assert error(v + 8) == pytest.approx(error(v), rel=0.02)
+
+
+def test_attention_in_8_bits_is_a_setting(checkpoint, tmp_path):
+    """On the CPU its roundings alone: the latents move a little, and not with precision reference."""
+    latents = {}
+    for kernel in ("auto", "flash3-fp8"):
+        made = run.execute(
+            make_spec(checkpoint, steps=3, precision="exact", attention=kernel), tmp_path / f"{kernel}.h5"
+        )
+        with Run(made) as finished:
+            latents[kernel] = np.asarray(finished["latent"])
+    apart = np.abs(latents["auto"] - latents["flash3-fp8"]).max()
+    assert 0 < apart < 0.2
+    with pytest.raises(UsageError, match="needs a GPU"):
+        run.resolved(make_spec(checkpoint, attention="flash3-fp8", precision="reference"))
 
 
 def test_another_attention_warms_up_again(checkpoint):

@@ -217,7 +217,10 @@ class Sampling:
         option("--precision", panel=_OUTPUT, help="How transformers compute: auto, reference, exact or fp8."),
     ] = "auto"
     attention: Annotated[
-        str, option("--attention", panel=_OUTPUT, help="The kernel: auto, math, flash, efficient, cudnn or flash3.")
+        str,
+        option(
+            "--attention", panel=_OUTPUT, help="The kernel: auto, math, flash, efficient, cudnn, flash3, flash3-fp8."
+        ),
     ] = "auto"
     parallel: Annotated[
         str,

@@ -28,7 +28,7 @@ SOLVERS = ("unipc", "dpm++", "euler")
 SCHEDULES = ("diffusers", "wan")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 LEVELS = ("metrics", "latents", "all")
-ATTENTIONS = ("auto", "math", "flash", "efficient", "cudnn", "flash3")
+ATTENTIONS = ("auto", "math", "flash", "efficient", "cudnn", "flash3", "flash3-fp8")
 PRECISIONS = ("reference", "exact", "fp8")  # from equal to WanPipeline to fast
 MEMORY_PLANS = ("resident", "swap", "offload")  # from fast to small
 RECORD_DTYPES = ("float32", "float16")
@@ -196,8 +196,9 @@ class RunSpec:
     """How the transformers compute (engine/fast.py): "reference" as diffusers does, "exact" the same by faster kernels,
     "fp8" in 8-bit products. "auto" is exact for a model of a billion parameters on a GPU, else reference."""
     attention: str = "auto"
-    """The attention kernel: "math", "flash", "efficient", "cudnn", or "flash3", FlashAttention-3. "auto" is torch's
-    choice, and the fastest with precision exact or fp8 on Hopper and later."""
+    """The attention kernel: "math", "flash", "efficient", "cudnn", or FlashAttention-3 in 16 bits, "flash3", or in 8,
+    "flash3-fp8". "auto" is torch's choice, and the fastest in 16 bits with precision exact or fp8 on Hopper and
+    later."""
     memory: str = "auto"
     """Where the weights are: "resident", "swap" or "offload"; "auto" takes the fastest that fits the GPU. Not a part
     of the digest: every plan computes the same."""

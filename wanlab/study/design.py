@@ -298,7 +298,7 @@ def floors_of(baseline: MethodSpec, spec: RunSpec) -> list[Variant]:
     if usual.parallel != NONE:
         ways["parallel"] = NONE
     # What is for 16 bits alone gives way to the other dtype.
-    wide = {"attention": "auto"} if usual.attention in ("flash3", "cudnn") else {}
+    wide = {"attention": "auto"} if usual.attention in ("flash3", "flash3-fp8", "cudnn") else {}
     wide |= {"precision": "exact"} if usual.precision == "fp8" else {}
     beside = {"dtype": wide, "batch_cfg": {"parallel": AUTO}}  # branches in one forward are not on two halves
     return [

@@ -89,13 +89,13 @@ def fp8_problem(device: str) -> str:
 
 
 def set_self_attention(expert: Any, kernel: str, *, ours: bool = False) -> None:
-    """Let the self-attention of an expert be FlashAttention-3's if `kernel` is "flash3" and `optimize` changed the
-    expert, else torch's. One that keeps keys, or whose tokens are on several ranks, is `ours` in any case, and equal to
-    diffusers' bit for bit where all tokens are active and here."""
+    """Let the self-attention of an expert that `optimize` changed be FlashAttention-3 if `kernel` is "flash3", that of
+    8-bit floats if it is "flash3-fp8", else torch's. One that keeps keys, or whose tokens are on several ranks, is
+    `ours` in any case, and equal to diffusers' bit for bit where all tokens are active and here."""
     for block in expert.blocks:
         fused = hasattr(block.attn1, "to_qkv")
         if fused or ours:
-            block.attn1.set_processor(SelfAttention(flash3=fused and kernel == "flash3"))
+            block.attn1.set_processor(SelfAttention(kernel if fused else ""))
         elif isinstance(block.attn1.processor, SelfAttention):
             block.attn1.set_processor(WanAttnProcessor())
 
@@ -112,8 +112,8 @@ class SelfAttention:
     split   the ranks whose tokens these are a part of (engine/ranks/sequence.py); None: they are all there are
     """
 
-    def __init__(self, *, flash3: bool = False) -> None:
-        self.flash3 = flash3
+    def __init__(self, kernel: str = "") -> None:
+        self.flash3, self.eighths = kernel == "flash3", kernel == "flash3-fp8"
         self.keeps, self.float8 = False, False
         self.active: Tensor | None = None
         self.kept: tuple[Tensor, ...] = ()
@@ -136,6 +136,8 @@ class SelfAttention:
             key, value = self.whole(key, value)
         if self.split is not None and self.split.ring > 1:
             out = self.split.around(functools.partial(weighed, flash3=self.flash3), query, key, value)
+        elif self.eighths:
+            out = float8_attention(query, key, value)
         elif self.flash3:
             # The package's public function is an autograd one around this operator, which a compiler cannot see
             # through.
@@ -309,6 +311,40 @@ class Float8Linear(nn.Module):
                 rows.to(x.dtype) * scale.to(x.dtype), self.weight.to(x.dtype) * self.scale.to(x.dtype), self.bias
             )
         return y.reshape(*x.shape[:-1], -1)
+
+
+def float8_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attention of 8-bit floats (e4m3), [B,n,heads,D/heads] with keys and values [B,N,heads,D/heads]: FlashAttention's
+    on a GPU (J. Shah et al., 2024); elsewhere the same roundings in the input's dtype, which save no time.
+
+    Each head has its own scale. Values go in less their mean over tokens, added to the result: a row of the softmax
+    sums to 1, so this is exact, and what is common to all values is not rounded.
+    """
+    mean = value.mean(dim=1, keepdim=True)
+    parts = [heads_to_float8(x) for x in (query, key, value - mean)]
+    scale = query.shape[-1] ** -0.5
+    if query.is_cuda:
+        (q, q_scale), (k, k_scale), (v, v_scale) = parts
+        out: Tensor = torch.ops.fa3_fwd._flash_attn_forward(
+            q, k, v, q_descale=q_scale, k_descale=k_scale, v_descale=v_scale, softmax_scale=scale
+        )[0]
+        return out + mean
+    q, k, v = ((x.float() * s[:, None, :, None]).transpose(1, 2) for x, s in parts)
+    scores = q @ k.mT * scale
+    weights = (scores - scores.amax(-1, keepdim=True)).exp()
+    # The kernel multiplies the weights by 2^8 before it rounds them, so that small ones keep their digits.
+    rounded = (weights * 256).to(torch.float8_e4m3fn).float() / 256
+    out = (rounded @ v) / weights.sum(-1, keepdim=True)
+    small: Tensor = out.transpose(1, 2).to(query.dtype)
+    return small + mean
+
+
+def heads_to_float8(x: Tensor) -> tuple[Tensor, Tensor]:
+    """[B,N,heads,D] as e4m3 values of that shape and a float32 scale [B,heads] for each head: its maximum becomes
+    448."""
+    scale = x.abs().amax(dim=(1, 3)).float().clamp(min=1e-12) * (1 / E4M3_MAX)
+    values = (x.float() / scale[:, None, :, None]).clamp(-E4M3_MAX, E4M3_MAX)
+    return values.to(torch.float8_e4m3fn), scale
 
 
 def to_float8(x: Tensor) -> tuple[Tensor, Tensor]:

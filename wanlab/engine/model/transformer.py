@@ -29,6 +29,7 @@ ATTENTION = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "flash3-fp8": SDPBackend.CUDNN_ATTENTION,  # likewise
     "flash3": SDPBackend.CUDNN_ATTENTION,  # of the cross-attention: the self-attention is set by set_self_attention
 }
 
@@ -209,7 +210,7 @@ def own_positions(embeds: Tensor) -> int:
 def attention(kernel: str) -> Iterator[None]:
     """Attention inside with this kernel of torch's; "auto" leaves the choice to it. Raises WanlabError where there is
     none for what is asked of it."""
-    if kernel == "auto":
+    if kernel == "auto" or (kernel == "flash3-fp8" and not torch.cuda.is_available()):  # there only its roundings are
         yield
         return
     try:

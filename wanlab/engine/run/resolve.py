@@ -14,6 +14,7 @@ from wanlab.engine.run.forecast import Forecast, forecast
 from wanlab.engine.solvers import default_shift
 from wanlab.errors import UsageError
 from wanlab.spec import RunSpec
+from wanlab.spec.parallel import Layout
 
 
 def resolve(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
@@ -21,7 +22,8 @@ def resolve(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
     memory plan and attention. Raises UsageError for what this machine has not."""
     device = _device(spec)
     cpu = device == "cpu"
-    if not device.startswith("cuda") and spec.attention not in ("auto", "math", "flash"):
+    rounding = cpu and spec.attention == "flash3-fp8" and spec.precision in ("exact", "fp8")  # shown without the speed
+    if not device.startswith("cuda") and spec.attention not in ("auto", "math", "flash") and not rounding:
         raise UsageError(f"--attention {spec.attention} needs a GPU of NVIDIA's", "use auto, math or flash")
     spec = dataclasses.replace(
         spec,
@@ -31,6 +33,8 @@ def resolve(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
         shift=spec.shift if spec.shift is not None else default_shift(checkpoint.scheduler),
     )
     spec = choice.choose(spec, checkpoint.transformer.num_attention_heads)
+    if spec.attention == "flash3-fp8" and Layout.parse(spec.parallel).ring > 1:
+        raise UsageError("--attention flash3-fp8 does not go round a ring", "use --parallel ulysses=N, or flash3")
     if device.startswith("cuda"):
         return _attention(_precision(spec, checkpoint), checkpoint)
     return dataclasses.replace(
@@ -71,10 +75,9 @@ def _precision(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
         )
         if problem:
             raise UsageError(problem, "use --precision exact")
-    # What this process holds already is its own to let go of.
-    free = torch.cuda.mem_get_info(spec.device)[0] + torch.cuda.memory_reserved(spec.device)
     if spec.memory == "auto":
-        spec = dataclasses.replace(spec, memory=placement.choose(forecast(spec, checkpoint).memory_plans, free))
+        plans = forecast(spec, checkpoint).memory_plans
+        spec = dataclasses.replace(spec, memory=placement.choose(plans, _free(spec.device)))
     if spec.memory == "offload" and spec.precision != "reference":
         if asked != "auto":
             raise UsageError(
@@ -83,13 +86,19 @@ def _precision(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
             )
         spec = dataclasses.replace(spec, precision="reference")
     planned = forecast(spec, checkpoint)
-    placement.check_keys(planned.memory_plans, planned.memory_bytes.get("keys", 0), spec.memory, free)
+    if keys := planned.memory_bytes.get("keys", 0):  # the device is asked only then
+        placement.check_keys(planned.memory_plans, keys, spec.memory, _free(spec.device))
     return spec
 
 
+def _free(device: str) -> int:
+    """Bytes of the device that a run can have: what this process holds already is its own to let go of."""
+    return int(torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device))
+
+
 def _attention(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
-    if spec.attention == "flash3" and (lacking := _without_flash3(spec, checkpoint)):
-        raise UsageError(f"--attention flash3: {lacking[0]}", lacking[1])
+    if spec.attention.startswith("flash3") and (lacking := _without_flash3(spec, checkpoint)):
+        raise UsageError(f"--attention {spec.attention}: {lacking[0]}", lacking[1])
     if (
         spec.attention == "auto"
         and spec.precision != "reference"
