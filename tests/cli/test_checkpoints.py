@@ -12,7 +12,7 @@ import torch
 
 from tests.engine import official
 from wanlab.cli.app import main
-from wanlab.cli.options import Sampling
+from wanlab.cli.sampling import Sampling
 from wanlab.runfile import Run
 from wanlab.spec.presets import NEGATIVE
 

@@ -10,8 +10,9 @@ from rich.text import Text
 
 from wanlab.cli import render
 from wanlab.cli.grouping import option, with_options
-from wanlab.cli.options import Form, Sampling
+from wanlab.cli.options import Form
 from wanlab.cli.running import Watcher
+from wanlab.cli.sampling import Sampling
 from wanlab.errors import UsageError
 from wanlab.spec import RecordSpec
 from wanlab.study import design as designs

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Annotated
 from wanlab.cli import render
 from wanlab.cli.comparison import finish
 from wanlab.cli.forecast import show_design
-from wanlab.cli.grouping import Figures, option, with_options
-from wanlab.cli.options import Form, Sampling, Shortcuts
+from wanlab.cli.grouping import option, with_options
+from wanlab.cli.options import Figures, Form, Shortcuts
 from wanlab.cli.running import Watcher
+from wanlab.cli.sampling import Sampling
 from wanlab.cli.workers import Sharing, wait_for_others
 from wanlab.errors import UsageError
 from wanlab.spec import MethodSpec, RecordSpec, RunSpec
@@ -189,9 +190,7 @@ def compare(
     baseline, methods = _methods(subject, named, shortcuts)
     prompts = designs.suite_prompts(subject.suite)
     specs = sampling.specs((), RecordSpec(level="latents", video="float32"), prompts=prompts)
-    if judging.noise_floor and specs[0].vae_dtype == "auto":  # the decoder's rounding would hide the floors
-        specs = [replace(s, vae_dtype="float32") for s in specs]
-    floors = designs.floors_of(baseline, specs[0]) if judging.noise_floor else []
+    specs, floors = designs.with_floors(specs, baseline) if judging.noise_floor else (specs, [])
     variants, said = _variants(subject, methods, specs, baseline, out, force=force, dry_run=dry_run, yes=yes)
     asked = replace(asked, remarks=said)
     design = designs.arrange(specs, baseline, variants, floors, out)

@@ -11,9 +11,10 @@ import typer
 from rich.text import Text
 
 from wanlab.cli import render
-from wanlab.cli.grouping import Figures, option, with_options
-from wanlab.cli.options import Form, Sampling
+from wanlab.cli.grouping import option, with_options
+from wanlab.cli.options import Figures, Form
 from wanlab.cli.running import Watcher
+from wanlab.cli.sampling import Sampling
 from wanlab.cli.workers import Sharing, wait_for_others
 from wanlab.errors import UsageError
 from wanlab.spec import RecordSpec

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 from wanlab.cli import forecast, render
 from wanlab.cli.grouping import option, with_options
-from wanlab.cli.options import Form, Method, Sampling
+from wanlab.cli.options import Form, Method
 from wanlab.cli.running import Watcher
+from wanlab.cli.sampling import Sampling
 from wanlab.cli.workers import Sharing
 from wanlab.errors import WanlabError
 from wanlab.files import write_text

@@ -7,20 +7,13 @@ import functools
 import inspect
 import typing
 from collections.abc import Callable
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 
 def option(*names: str, panel: str, help: str, hidden: bool = False) -> Any:
     return typer.Option(*names, help=help, rich_help_panel=panel, hidden=hidden)
-
-
-# Of the commands that draw.
-Figures = Annotated[
-    str | None,
-    option("--figures", panel="Output", help="Figures for papers too: pdf or svg; pdf:6.75 is 6.75 inches wide."),
-]
 
 
 def with_options(command: Callable[..., int]) -> Callable[..., int]:

@@ -96,7 +96,7 @@ class _Tape:
         """x_t of step k [1,C,F,H,W]."""
         return self.read("x_t", min(k, self.env.total - 1))
 
-    def step(self, velocity: Tensor, ctx: StepContext, x: Tensor) -> Tensor:
+    def step(self, velocity: Tensor, ctx: StepContext, x: Tensor, frozen: Tensor | None = None) -> Tensor:
         """As a solver: the next recorded latents, whatever the velocity."""
         self._step = ctx.index + 1
         return self.latents(ctx.index + 1)

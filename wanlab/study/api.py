@@ -117,11 +117,9 @@ def compare(
 ) -> ComparisonResult:
     """Sample method `a` (or a sweep of it) and baseline `b` from the same prompts, seeds and noise, and compare them.
 
-    a, b         methods ("half+cfg:last=5", several of them as `a`), or two run files, videos, folders of images, or
-                 folders of such
+    a, b         methods ("half+cfg:last=5", several of them as `a`), or two run files, videos or folders of such
     sweep        as ["cfg.last=0:10", "guidance=1:8:1"]: every combination, laid over `a`
-    at_cost      shares of the baseline's operations: each method, and steps left out evenly and at random, where its
-                 knob makes it cost that
+    at_cost      shares of the baseline's operations at which each method and the controls are compared
     prompts      three of the package's by default
     max_loss     the loss that a sweep may cost, as "ssim=.98"
     confirm      fresh seeds on which what a sweep chose is measured again
@@ -134,35 +132,32 @@ def compare(
     from wanlab.analysis.compare import parse_loss
     from wanlab.analysis.metrics import chosen
     from wanlab.study import atcost
-    from wanlab.study.compare import Asked, compare_files, fresh
-    from wanlab.study.compare import compare as run
+    from wanlab.study import compare as study
 
     folder, watcher = Path(out), _watcher(progress)
     chosen(metrics)  # what a file registers is known from here on
-    asked = Asked(loss=parse_loss(max_loss) if sweep else None, metrics=metrics)
-    if not a and not sweep:
+    asked = study.Asked(loss=parse_loss(max_loss) if sweep else None, metrics=metrics)
+    if not (a or sweep):
         raise UsageError("there is nothing to compare", 'give a="cfg:last=5", or a sweep')
     if sweep and (at_cost or not isinstance(a, str | MethodSpec | None)):
         raise UsageError("a sweep is laid over one method, and says its values", "give one method, and no at_cost")
     if isinstance(a, str) and isinstance(b, str) and (designs.is_source(a) or designs.is_source(b)):
         if settings or sweep or at_cost or prompts is not None or noise_floor:
             raise UsageError("two videos are given, so nothing is sampled", "leave out what decides a sample")
-        return compare_files(Path(a), Path(b), folder, asked, watcher=watcher)
+        return study.compare_files(Path(a), Path(b), folder, asked, watcher=watcher)
     methods = [_method(m) for m in ([a or "baseline"] if a is None or isinstance(a, str | MethodSpec) else a)]
-    record = RecordSpec(level="latents", video="float32")
-    specs = specify(designs.suite_prompts(None) if prompts is None else prompts, seeds, record=record, **settings)
+    settings["record"] = RecordSpec(level="latents", video="float32")
+    specs = specify(designs.suite_prompts(None) if prompts is None else prompts, seeds, **settings)
     baseline = _method(b)
-    if noise_floor and specs[0].vae_dtype == "auto":  # the decoder's rounding would hide the floors
-        specs = [replace(s, vae_dtype="float32") for s in specs]
-    floors = designs.floors_of(baseline, specs[0]) if noise_floor else []
+    specs, floors = designs.with_floors(specs, baseline) if noise_floor else (specs, [])
+    variants = designs.swept(methods[0], sweep) if sweep else [designs.Variant(m) for m in methods]
     if at_cost:
         costs = atcost.Costs(specs, baseline, folder, force, watcher)
         variants, said = atcost.find(methods, atcost.parse_costs(at_cost), costs)
         asked = replace(asked, remarks=said)
-    else:
-        variants = designs.swept(methods[0], sweep) if sweep else [designs.Variant(m) for m in methods]
-    asked = replace(asked, confirm=fresh(specs, list(confirm)) if sweep else ())
-    return run(designs.arrange(specs, baseline, variants, floors, folder), folder, asked, force=force, watcher=watcher)
+    asked = replace(asked, confirm=study.fresh(specs, list(confirm)) if sweep else ())
+    design = designs.arrange(specs, baseline, variants, floors, folder)
+    return study.compare(design, folder, asked, force=force, watcher=watcher)
 
 
 def continuity(

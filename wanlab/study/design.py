@@ -12,7 +12,7 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +311,12 @@ def floors_of(baseline: MethodSpec, spec: RunSpec) -> list[Variant]:
         )
         for name, value in ways.items()
     ]
+
+
+def with_floors(specs: Sequence[RunSpec], baseline: MethodSpec) -> tuple[list[RunSpec], list[Variant]]:
+    """The specs as a noise floor needs them, and the floors: a decoder in 16 bits would hide them by its rounding."""
+    wide = [replace(s, vae_dtype="float32") if s.vae_dtype == "auto" else s for s in specs]
+    return wide, floors_of(baseline, wide[0])
 
 
 def arrange(

@@ -23,7 +23,7 @@ def warm_up(
     device: torch.device,
     warm: set[tuple[Any, ...]],
     shared: Branches,
-    sessions: Sequence[Session],
+    sessions: Sequence[Session] = (),
 ) -> None:
     """A forward of each expert, length and batch to come that has not run before, so that no step's time holds
     one-off work. Where experts take turns on the device the first one's serves for both, which are built alike."""
