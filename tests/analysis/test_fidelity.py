@@ -343,7 +343,7 @@ def test_a_film_side_by_side_takes_the_memory_of_a_few_frames(tmp_path):
     pair = SimpleNamespace(a=paths[0], b=paths[1])
     tracemalloc.start()
     try:
-        made = side_by_side(pair, tmp_path / "film.mp4")
+        made = side_by_side(pair, tmp_path / "film.mp4", ("a", "b"))
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

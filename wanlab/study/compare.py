@@ -405,7 +405,9 @@ def _draw(comparison: Comparison, out: Path) -> dict[str, Path]:
             "per_frame": figures.per_frame(result, folder / "per_frame.png"),
             "divergence": figures.divergence(result, folder / "divergence.png"),
             "worst_frame": figures.worst_frame(result.worst, folder / "worst_frame.png", result.label),
-            "side_by_side": figures.side_by_side(result.worst, folder / "side_by_side.mp4"),
+            "side_by_side": figures.side_by_side(
+                result.worst, folder / "side_by_side.mp4", (result.label, comparison.baseline)
+            ),
         }
         files |= {f"{result.label} {name}": path for name, path in drawn.items() if path is not None}
     return files

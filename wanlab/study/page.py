@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from datetime import date
 from importlib import resources
 from pathlib import Path
@@ -13,6 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from wanlab import __version__
+from wanlab.analysis.verdict import THRESHOLDS
 from wanlab.errors import WanlabError
 from wanlab.files import read_bytes
 from wanlab.study.design import slug
@@ -20,11 +22,15 @@ from wanlab.study.report import counted, exact, interval, said, sources, thresho
 
 if TYPE_CHECKING:
     from wanlab.analysis.hypotheses import Claim, Evidence, Hypothesis
+    from wanlab.analysis.hypotheses.evidence import Measured
     from wanlab.analysis.hypotheses import Figure as Stated
 
-CLIPS = 5_000_000  # bytes of clips in the page, before base64 …
-FIGURES = 2_000_000  # … and of figures: under 10 MiB together
+CLIPS = 6_700_000  # bytes of clips in the page …
+FIGURES = 2_000_000  # … and of figures before base64: under 10 MiB together
+CARD = 4  # figures on a hypothesis' card
 KINDS = {"supported": "good", "refuted": "bad"}
+NEEDS = {">=": "", ">": "more than ", "<=": "at most ", "<": "less than "}
+VOID = ("–", "", None)
 
 
 def page(evidence: Evidence, judged: Sequence[Hypothesis], figures: Sequence[Stated]) -> tuple[str, list[str]]:
@@ -41,8 +47,8 @@ def page(evidence: Evidence, judged: Sequence[Hypothesis], figures: Sequence[Sta
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    clips, left_out, notes = _clips(evidence)
-    budget = [FIGURES]
+    clips, budget = Clips(evidence.runs), [FIGURES]
+    comparisons = [_comparison(c.path, c.content, budget, clips) for c in evidence.comparisons]
     # Style and script are our own text: marked as safe, and named to the browser by their hashes.
     html = environment.get_template("report.html.j2").render(
         title="wanlab report",
@@ -54,30 +60,47 @@ def page(evidence: Evidence, judged: Sequence[Hypothesis], figures: Sequence[Sta
         style_hash=_hash(style),
         script_hash=_hash(script),
         hypotheses=[_hypothesis(x) for x in judged],
-        claim_columns=("claim", "verdict", "value", "95 % interval", "n", "threshold", "from"),
-        numeric=("value", "95 % interval", "n", "threshold", "seed", "frames", "steps", "passes", "seconds"),
-        figures=figures,
-        comparisons=[_comparison(c.path, c.content, budget) for c in evidence.comparisons],
+        stated=_table([_stated(f) for f in figures]),
+        comparisons=comparisons,
         continuities=[_continuity(c.path, c.content, budget) for c in evidence.continuities],
-        runs=[
-            {
-                "prompt": r.prompt,
-                "method": r.method,
-                "model": r.key.model,
-                "seed": r.seed,
-                "frames": r.key.frames,
-                "steps": r.key.steps,
-                "passes": r.passes,
-                "seconds": f"{r.seconds:.2f}",
-            }
+        runs=_table([_run(r) for r in evidence.runs], "prompt method model".split()),
+        clips=[
+            {"says": r.prompt, "beside": f"{r.method}, seed {r.seed}", "data": data}
             for r in evidence.runs
+            if r.path not in clips.shown and (data := clips.of(r.path))
         ],
-        run_columns=("prompt", "method", "model", "seed", "frames", "steps", "passes", "seconds"),
-        clips=clips,
-        clips_said=f"{len(clips)} clips" + (f"; {left_out} left out to keep the page small" if left_out else ""),
+        clips_said=clips.counted(),
         problems=[{"path": str(p), "message": m} for p, m in evidence.problems],
     )
-    return html, notes
+    return html, clips.notes
+
+
+def _table(rows: Sequence[dict[str, Any]], texts: Sequence[str] | None = None) -> dict[str, Any]:
+    """Rows of one shape without the columns in which no row says anything; all are numbers but the `texts`."""
+    columns = [name for name in (rows[0] if rows else ()) if any(row[name] not in VOID for row in rows)]
+    return {
+        "columns": columns,
+        "numbers": [name for name in columns if texts is not None and name not in texts],
+        "rows": [[row[name] for name in columns] for row in rows],
+    }
+
+
+def _stated(f: Stated) -> dict[str, Any]:
+    against = f"Contradiction: {f.contradiction}." if f.contradiction else ""
+    return {"figure": f.what, "stated": f.stated, "theory": f.theory, "measured": f.measured, "against": against}
+
+
+def _run(r: Measured) -> dict[str, Any]:
+    return {
+        "prompt": r.prompt,
+        "method": r.method,
+        "model": r.key.model,
+        "seed": r.seed,
+        "frames": r.key.frames,
+        "steps": r.key.steps,
+        "passes": r.passes,
+        "seconds": f"{r.seconds:.2f}",
+    }
 
 
 def _hash(text: str) -> str:
@@ -85,14 +108,61 @@ def _hash(text: str) -> str:
 
 
 def _hypothesis(x: Hypothesis) -> dict[str, Any]:
+    claims = [_claim(c) for c in x.claims]
     return {
         "name": x.name,
         "says": x.says,
         "verdict": x.verdict,
-        "on": x.on,
+        "answer": answer(x),
+        "figures": [against(c) for c in _deciding(x)][:CARD],
         "kind": KINDS.get(x.verdict, "open"),
-        "claims": [_claim(c) for c in x.claims],
+        "claims": claims,
+        "void": [name for name in ("interval", "n", "sources") if all(c[name] in VOID for c in claims)],
     }
+
+
+def _deciding(x: Hypothesis) -> list[Claim]:
+    """The claims that it rests on: those that were measured first, and of these those that say what the whole says."""
+    claims = [c for c in x.claims if c.decides]
+    return sorted(claims, key=lambda c: (math.isnan(c.value.mean), c.verdict != x.verdict))
+
+
+def against(c: Claim) -> str:
+    """A claim's value and what it was held against, as "PSNR 28.5 dB, needs 39"."""
+    name = c.quantity.upper() if c.quantity in ("psnr", "ssim", "mse") else c.quantity
+    unit = " dB" if c.quantity == "psnr" else ""
+    value = "not measured" if math.isnan(c.value.mean) else _short(c.value.mean) + unit
+    return f"{name} {value}, needs {NEEDS[c.relation]}{c.threshold:g}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if math.isfinite(value) else "∞"
+
+
+def answer(x: Hypothesis) -> str:
+    """One sentence that answers the hypothesis."""
+    claims = _deciding(x)
+    if not any(c.value.n for c in claims):
+        return "Open: nothing was measured that would tell."
+    on = f" on {x.on}" if x.on else ""
+    rest = len([c for c in claims if c.verdict == x.verdict]) - 1
+    first = claims[0]
+    spread = ""
+    if first.value.known:
+        spread = f" (95 % interval {_short(first.value.low)} to {_short(first.value.high)})"
+    said = against(first).replace(", needs", f"{spread}, needs", 1)
+    if x.verdict == "supported":
+        return f"Yes{on}: {said}" + (f", and {counted_claims(rest)} as well." if rest else ".")
+    if x.verdict == "refuted":
+        return f"No{on}: {said}" + (f", and {counted_claims(rest, 'fail', 'fails')} as well." if rest else ".")
+    if x.verdict == "in part":
+        holds, fails = ([against(c) for c in claims if c.verdict == v] for v in ("supported", "refuted"))
+        return f"In part{on}: {holds[0]} holds, {fails[0]} does not."
+    return f"Open{on}: {said}" + (f"; {first.needs}." if first.needs else ".")
+
+
+def counted_claims(count: int, several: str = "hold", one: str = "holds") -> str:
+    return f"{count} more claims {several}" if count > 1 else f"1 more claim {one}"
 
 
 def _claim(c: Claim) -> dict[str, Any]:
@@ -126,28 +196,67 @@ COLUMNS = {
 }
 
 
-def _comparison(path: Path, content: Any, budget: list[int]) -> dict[str, Any]:
+def _comparison(path: Path, content: Any, budget: list[int], clips: Clips) -> dict[str, Any]:
     columns = COLUMNS | {name.replace("_", " "): (name, ".4g", "") for name in _others(content)}
-    summaries = {m.get("label"): m.get("summary") or {} for m in content["methods"]}
-    clips = {title: c for title, c in SHOWN.items() if any(_of(s, *c) != "–" for s in summaries.values())}
+    summaries = [(m.get("label"), m.get("summary") or {}) for m in content["methods"]]
     rows = [
-        [
-            m.get("label"),
-            *(_of(m.get("summary") or {}, *c) for c in columns.values()),
-            m.get("n", "–"),
-            m.get("verdict"),
-        ]
+        {
+            "method": m.get("label"),
+            **{title: _of(m.get("summary") or {}, *c) for title, c in columns.items()},
+            "n": m.get("n", "–"),
+            "verdict": m.get("verdict"),
+        }
         for m in content["methods"]
     ]
+    seen = [{"method": label, **{title: _of(s, *c) for title, c in SHOWN.items()}} for label, s in summaries]
     return {
         "title": content.get("compared") or "comparison",
         "path": str(path),
-        "rows": rows,
-        "columns": ("method", *columns, "n", "verdict"),
-        "clip_rows": [[label, *(_of(s, *c) for c in clips.values())] for label, s in summaries.items()],
-        "clip_columns": ("method", *clips) if clips else (),
+        "table": _table(rows, ("method", "verdict")),
+        "clip_table": _table(seen, ("method",)),
+        "pairs": _pairs(content, clips),
         "figures": _figures(_drawn(path, content), budget),
     }
+
+
+def _pairs(content: Any, clips: Clips) -> list[dict[str, Any]]:
+    """The clips by prompt and seed, the worst pair first: its A beside B, then the A's of the other methods. Without
+    those whose runs are not among what was read."""
+    bounds = THRESHOLDS | (content.get("thresholds") or {})
+    groups: dict[Any, list[tuple[str, Any]]] = {}
+    for m in content["methods"]:
+        for p in m.get("pairs") or ():
+            groups.setdefault((p.get("prompt"), p.get("seed"), p.get("b")), []).append((m.get("label"), p))
+    for group in groups.values():
+        group.sort(key=lambda x: -_error(x[1]))
+    shown = []
+    for (prompt, seed, path), group in sorted(groups.items(), key=lambda item: -_error(item[1][0][1])):
+        if not (clips.knows(path) and clips.knows(group[0][1].get("a"))):
+            continue
+        sides = [(f"A: {label}", _held(p, bounds), p.get("a")) for label, p in group]
+        sides.insert(1, (f"B: {content.get('baseline') or 'baseline'}", "", path))
+        films = [{"says": says, "beside": beside, "data": clips.find(p)} for says, beside, p in sides]
+        if films[0]["data"] and films[1]["data"]:
+            shown.append({"says": f"{prompt}, seed {seed}", "clips": [f for f in films if f["data"]]})
+    return shown
+
+
+def _error(pair: Any) -> float:
+    """What pairs are sorted by: the mean squared error; infinite when it is no number."""
+    if pair.get("psnr") == "identical":
+        return 0.0
+    if isinstance(mse := pair.get("mse"), int | float):
+        return float(mse)
+    return 10 ** (-pair["psnr"] / 10) if isinstance(pair.get("psnr"), int | float) else math.inf
+
+
+def _held(pair: Any, bounds: Mapping[str, float]) -> str:
+    """A pair's figures and what they are held against, as "28.5 dB, needs 35"."""
+    if pair.get("psnr") in ("identical", "inf"):
+        return "identical"
+    forms = {"psnr": (".1f", " dB"), "ssim": (".3f", " SSIM")}
+    numbers = {n: v for n in forms if isinstance(v := pair.get(n), int | float)}
+    return "; ".join(f"{v:{forms[n][0]}}{forms[n][1]}, needs {bounds[n]:g}" for n, v in numbers.items())
 
 
 def _others(content: Any) -> list[str]:
@@ -206,35 +315,69 @@ def _figures(files: Sequence[Path], budget: list[int]) -> list[dict[str, str]]:
     return found
 
 
-def _clips(evidence: Evidence) -> tuple[list[dict[str, Any]], int, list[str]]:
-    """The runs' videos, small, as data URIs; how many are left out to keep the page small; and why others are."""
-    from wanlab.runfile import Run
-    from wanlab.video import FPS, write_mp4
+class Clips:
+    """The runs' films, small, as data URIs, until the page's budget is spent."""
 
-    shown: list[dict[str, Any]] = []
-    notes: list[str] = []
-    used = 0
-    with TemporaryDirectory() as folder:
-        for k, r in enumerate(evidence.runs):
-            try:
-                with Run(r.path) as run:
-                    if "video" not in run:
-                        continue
-                    small = max(1, math.ceil(run.spec.width / 256))
-                    frames = run["video"][...][:, ::small, ::small]
-                    frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
-                    fps = int(run.attrs.get("fps", FPS))
-                clip = Path(folder) / f"{k}.mp4"
-                write_mp4(clip, frames, fps)
-                data = clip.read_bytes()
-            except WanlabError as error:
-                notes.append(f"{r.path}: {error.message}: its clip is left out")
-                continue
-            if used + len(data) > CLIPS:
-                return shown, len(evidence.runs) - len(shown), notes
-            used += len(data)
-            shown.append({"prompt": r.prompt, "method": r.method, "seed": r.seed, "data": _uri("video/mp4", data)})
-    return shown, 0, notes
+    def __init__(self, runs: Sequence[Measured]) -> None:
+        # A comparison names its runs as they were when it was made: the folder may have moved since.
+        self._runs = {r.path.parts[-2:]: r.path for r in runs} | {Path(os.path.abspath(r.path)).parts: r.path for r in runs}
+        self._data: dict[Path, str] = {}
+        self._left_out: set[Path] = set()
+        self._used, self._full = 0, False
+        self.shown: set[Path] = set()
+        self.notes: list[str] = []
+
+    def counted(self) -> str:
+        """How many there are, and how many are left out to keep the page small."""
+        left_out = len(self._left_out - self.shown)
+        said = f"{len(self.shown)} clip{'' if len(self.shown) == 1 else 's'}"
+        return said + (f"; {left_out} left out to keep the page small" if left_out else "")
+
+    def knows(self, path: str | None) -> bool:
+        """Whether this is a run that was read."""
+        return self._known(path) is not None
+
+    def find(self, path: str | None) -> str:
+        """The film of a run that a comparison names; "" when it was not read or has no place any more."""
+        known = self._known(path)
+        return self.of(known) if known else ""
+
+    def of(self, path: Path) -> str:
+        """The film of a run; "" when it has none, or no place any more."""
+        if path not in self._data and not self._full:
+            self._data[path] = self._encoded(path)
+        data = self._data.get(path, "")
+        self._full = self._full or self._used + len(data) > CLIPS
+        if self._full:
+            self._left_out.add(path)
+        if self._full or not data:
+            return ""
+        self._used += len(data)
+        self.shown.add(path)
+        return data
+
+    def _known(self, path: str | None) -> Path | None:
+        if not path:
+            return None
+        return self._runs.get(Path(os.path.abspath(path)).parts) or self._runs.get(Path(path).parts[-2:])
+
+    def _encoded(self, path: Path) -> str:
+        from wanlab.runfile import Run
+        from wanlab.video import FPS, write_mp4
+
+        try:
+            with Run(path) as run, TemporaryDirectory() as folder:
+                if "video" not in run:
+                    return ""
+                small = max(1, math.ceil(run.spec.width / 256))
+                frames = run["video"][...][:, ::small, ::small]
+                frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
+                clip = Path(folder) / "clip.mp4"
+                write_mp4(clip, frames, int(run.attrs.get("fps", FPS)))
+                return _uri("video/mp4", clip.read_bytes())
+        except WanlabError as error:
+            self.notes.append(f"{path}: {error.message}: its clip is left out")
+            return ""
 
 
 def _uri(kind: str, data: bytes) -> str:

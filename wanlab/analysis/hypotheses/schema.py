@@ -61,8 +61,9 @@ _CURVE = {
     "recovery": {"after": "number", "pairs": "text"},
     "spaces": {"x_t": {"mse": {"mean": ["number"]}}},
 }
+_BOUNDS = {"psnr": "number", "ssim": "number"}
 _SHAPES: dict[str, dict[str, Any]] = {
-    COMPARISON: {"methods!": [_METHOD], "baseline": "text", "compared": "text"},
+    COMPARISON: {"methods!": [_METHOD], "baseline": "text", "compared": "text", "thresholds": _BOUNDS},
     CONTINUITY: {"groups!": [{"method": "text", "frames": "number", "reading": ["text"]}], "runs!": [_CURVE]},
 }
 

@@ -50,3 +50,13 @@ if (clips.length) {
     for (const clip of clips) if (Math.abs(clip.currentTime - lead.currentTime) > 0.12) clip.currentTime = lead.currentTime;
   });
 }
+// A figure that is pressed is shown by itself, as large as its letters need; pressed again, it closes.
+const enlarged = document.getElementById("enlarged"), shown = enlarged.querySelector("img");
+for (const button of document.querySelectorAll("button.zoom"))
+  button.addEventListener("click", () => {
+    const image = button.querySelector("img");
+    shown.src = image.src;
+    shown.alt = image.alt;
+    enlarged.showModal();
+  });
+shown.addEventListener("click", () => enlarged.close());
