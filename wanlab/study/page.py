@@ -108,13 +108,16 @@ def _hash(text: str) -> str:
 
 
 def _hypothesis(x: Hypothesis) -> dict[str, Any]:
-    claims = [_claim(c) for c in x.claims]
+    alone = len({c.on for c in x.claims}) == 1  # what all are about says the answer
+    claims = [_claim(c, alone) for c in x.claims]
+    deciding = _deciding(x)
+    measured = any(c.value.n for c in deciding)
     return {
         "name": x.name,
         "says": x.says,
         "verdict": x.verdict,
         "answer": answer(x),
-        "figures": [against(c) for c in _deciding(x)][:CARD],
+        "figures": [against(c) for c in deciding][:CARD] if measured else ["nothing measured"],
         "kind": KINDS.get(x.verdict, "open"),
         "claims": claims,
         "void": [name for name in ("interval", "n", "sources") if all(c[name] in VOID for c in claims)],
@@ -144,7 +147,7 @@ def answer(x: Hypothesis) -> str:
     claims = _deciding(x)
     if not any(c.value.n for c in claims):
         return "Open: nothing was measured that would tell."
-    on = f" on {x.on}" if x.on else ""
+    on = f" on {x.on}".replace("`", "") if x.on else ""
     rest = len([c for c in claims if c.verdict == x.verdict]) - 1
     first = claims[0]
     spread = ""
@@ -165,9 +168,9 @@ def counted_claims(count: int, several: str = "hold", one: str = "holds") -> str
     return f"{count} more claims {several}" if count > 1 else f"1 more claim {one}"
 
 
-def _claim(c: Claim) -> dict[str, Any]:
+def _claim(c: Claim, alone: bool) -> dict[str, Any]:
     return {
-        "says": c.says,
+        "says": (c.says.removeprefix(f"on {c.on}: ") if alone else c.says).replace("`", ""),
         "method": c.method,
         "decides": c.decides,
         "needs": c.needs,

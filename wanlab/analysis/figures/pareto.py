@@ -22,6 +22,7 @@ from wanlab.analysis.stats import Interval
 WIDTH, LINE = 12.0, 0.165  # inches: of the figure, of a line of names
 NAMES = 64  # characters of a line of names
 SIZE = 7  # points, of a number
+ROOM = 3.0  # dB: bars are drawn this much past the outermost means, or more
 
 
 def front(comparison: Comparison, path: Path) -> Path:
@@ -30,14 +31,15 @@ def front(comparison: Comparison, path: Path) -> Path:
     shown = [r for r in comparison.results if math.isfinite(r.summary["psnr"].mean) and math.isfinite(cost(r).mean)]
     shown.sort(key=lambda r: (cost(r).mean, -r.summary["psnr"].mean))
     best = pareto([(cost(r).mean, r.summary["psnr"].mean) for r in shown])
-    lines = list(_names(comparison, shown, best))
+    window = limits([r.summary["psnr"] for r in shown], comparison.thresholds["psnr"])
+    lines = list(_names(comparison, shown, best, window))
     height = max(5.5, 0.9 + LINE * len(lines))
     figure = Figure(figsize=(WIDTH, height))
     FigureCanvasAgg(figure)
     ax = figure.add_axes((0.06, 0.9 / height, 0.53, 1 - 1.35 / height))
     _dress(ax, comparison.thresholds["psnr"], height)
     for k, result in enumerate(shown):
-        _point(ax, result, HIGH if k in best else QUIET)
+        _point(ax, result, HIGH if k in best else QUIET, window)
     points = [(cost(r).mean, r.summary["psnr"].mean) for r in shown]
     ax.plot([points[k][0] for k in best], [points[k][1] for k in best], color=HIGH, linewidth=1, zorder=2)
     ax.margins(0.08)
@@ -75,7 +77,8 @@ def _dress(ax: Axes, threshold: float, height: float) -> None:
             ),
             Line2D([], [], color=QUIET, linestyle="", marker="o", markersize=5, label="other methods"),
             Line2D([], [], color=QUIET, linewidth=1, label="95 % intervals, where there are any"),
-            Line2D([], [], color=LOW, linestyle=":", linewidth=1, label=f"{threshold:g} dB"),
+            Line2D([], [], color=QUIET, linestyle="", marker="^", markersize=4, label="cut: the interval goes on"),
+            Line2D([], [], color=LOW, linestyle=":", linewidth=1, label=f"{threshold:g} dB: minimal loss"),
         ],
         loc="upper left",
         bbox_to_anchor=(0, -0.45 / (height - 1.35)),  # below the axis' own name
@@ -85,19 +88,36 @@ def _dress(ax: Axes, threshold: float, height: float) -> None:
     )
 
 
-def _point(ax: Axes, result: Result, colour: str) -> None:
+def limits(psnrs: Sequence[Interval], threshold: float) -> tuple[float, float]:
+    """How far down and up the bars of intervals are drawn, in dB: past the lowest and the highest mean, the threshold
+    among them, by as much as these are apart, 3 dB at least. An interval of few prompts is wider than all methods."""
+    means = [x.mean for x in psnrs] + [threshold]
+    apart = max(max(means) - min(means), ROOM)
+    return min(means) - apart, max(means) + apart
+
+
+def _point(ax: Axes, result: Result, colour: str, window: tuple[float, float]) -> None:
     x, y = cost(result), result.summary["psnr"]
     if y.known:
-        ax.plot([x.mean, x.mean], [y.low, y.high], color=QUIET, linewidth=1, zorder=1)
+        low, high = max(y.low, window[0]), min(y.high, window[1])
+        ax.plot([x.mean, x.mean], [low, high], color=QUIET, linewidth=1, zorder=1)
+        for end, cut, marker in ((low, low > y.low, "v"), (high, high < y.high, "^")):
+            if cut:
+                ax.plot([x.mean], [end], marker, color=QUIET, markersize=4, zorder=1)
     if x.known:
         ax.plot([x.low, x.high], [y.mean, y.mean], color=QUIET, linewidth=1, zorder=1)
     ax.plot([x.mean], [y.mean], "o", color=colour, markersize=5, zorder=3)
 
 
-def _names(comparison: Comparison, shown: Sequence[Result], best: Sequence[int]) -> Iterator[tuple[str, str]]:
-    """The lines beside the picture, and their colours; nothing is cut."""
+def _names(
+    comparison: Comparison, shown: Sequence[Result], best: Sequence[int], window: tuple[float, float]
+) -> Iterator[tuple[str, str]]:
+    """The lines beside the picture, and their colours; nothing is cut. An interval whose bar is, is said."""
     for k, result in enumerate(shown):
-        text = f"{result.label}  ({cost(result).mean:.3f}, {result.summary['psnr'].mean:.1f} dB)"
+        psnr = result.summary["psnr"]
+        text = f"{result.label}  ({cost(result).mean:.3f}, {psnr.mean:.1f} dB)"
+        if psnr.known and (psnr.low < window[0] or psnr.high > window[1]):
+            text += f"; its bar is cut: {psnr.low:.1f} to {psnr.high:.1f} dB"
         for line in fold(text, f"{k + 1:>2}  "):
             yield line, HIGH if k in best else INK
     for said, those in (
