@@ -94,6 +94,22 @@ def boxes(figure: Figure, kind: type[Text]) -> list[Any]:
     return [Text.get_window_extent(t, renderer) for t in figure.findobj(kind) if t.get_text() and type(t) is kind]
 
 
+def test_bars_are_cut_where_the_picture_would_be_theirs_alone_and_this_is_said(drawn) -> None:
+    """Means of 30 and 31.8 dB, 35 dB asked: they are 5 apart, so bars end 5 below the lowest and 5 above the highest."""
+    assert pareto.limits([Interval(30.0, 29.0, 31.0, 8), Interval(31.8, 20.0, 70.0, 8)], 35.0) == (25.0, 40.0)
+    assert pareto.limits([Interval(34.0, 29.0, 31.0, 8)], 35.0) == (31.0, 38.0)  # 3 dB at least
+    wild = result("wild", [10**-3.18] * 8, cost=0.5)
+    wild.summary["psnr"] = Interval(31.8, 20.0, 70.0, 8)
+    figure = drawn(result("tame", [1e-3] * 8), wild)
+    low, high = figure.axes[0].get_ylim()
+    assert 23 < low < 25 and 40 < high < 42  # what is drawn, and the axes' margin of 8 %
+    names = " ".join(" ".join(t.get_text() for t in figure.texts).split())
+    assert "wild (0.500, 31.8 dB); its bar is cut: 20.0 to 70.0 dB" in names and names.count("is cut") == 1
+    markers = [line.get_marker() for line in figure.axes[0].lines]
+    assert markers.count("^") == markers.count("v") == 1
+    assert "cut: the interval goes on" in [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
+
+
 def test_every_method_is_named_and_nothing_overlaps_or_is_cut(drawn) -> None:
     """40 methods at three costs, some of them alike, and long names."""
     random = np.random.default_rng(0)

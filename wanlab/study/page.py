@@ -22,8 +22,8 @@ from wanlab.study.report import counted, exact, interval, said, sources, thresho
 
 if TYPE_CHECKING:
     from wanlab.analysis.hypotheses import Claim, Evidence, Hypothesis
-    from wanlab.analysis.hypotheses.evidence import Measured
     from wanlab.analysis.hypotheses import Figure as Stated
+    from wanlab.analysis.hypotheses.evidence import Measured
 
 CLIPS = 6_700_000  # bytes of clips in the page …
 FIGURES = 2_000_000  # … and of figures before base64: under 10 MiB together
@@ -63,7 +63,7 @@ def page(evidence: Evidence, judged: Sequence[Hypothesis], figures: Sequence[Sta
         stated=_table([_stated(f) for f in figures]),
         comparisons=comparisons,
         continuities=[_continuity(c.path, c.content, budget) for c in evidence.continuities],
-        runs=_table([_run(r) for r in evidence.runs], "prompt method model".split()),
+        runs=_table([_run(r) for r in evidence.runs], ("prompt", "method", "model")),
         clips=[
             {"says": r.prompt, "beside": f"{r.method}, seed {r.seed}", "data": data}
             for r in evidence.runs
@@ -109,7 +109,7 @@ def _hash(text: str) -> str:
 
 def _hypothesis(x: Hypothesis) -> dict[str, Any]:
     alone = len({c.on for c in x.claims}) == 1  # what all are about says the answer
-    claims = [_claim(c, alone) for c in x.claims]
+    claims = [_claim(c, alone) for c in sorted(x.claims, key=lambda c: not c.decides)]
     deciding = _deciding(x)
     measured = any(c.value.n for c in deciding)
     return {
@@ -323,7 +323,9 @@ class Clips:
 
     def __init__(self, runs: Sequence[Measured]) -> None:
         # A comparison names its runs as they were when it was made: the folder may have moved since.
-        self._runs = {r.path.parts[-2:]: r.path for r in runs} | {Path(os.path.abspath(r.path)).parts: r.path for r in runs}
+        self._runs = {r.path.parts[-2:]: r.path for r in runs} | {
+            Path(os.path.abspath(r.path)).parts: r.path for r in runs
+        }
         self._data: dict[Path, str] = {}
         self._left_out: set[Path] = set()
         self._used, self._full = 0, False

@@ -19,7 +19,8 @@ from wanlab.analysis.compare import Comparison, Result, pareto
 from wanlab.analysis.figures.style import HIGH, INK, LOW, QUIET, legible, save, shorten
 from wanlab.analysis.stats import Interval
 
-WIDTH, LINE = 12.0, 0.165  # inches: of the figure, of a line of names
+BESIDE, LINE, LETTER = 7.38, 0.165, 0.07  # inches: from the left to the names, of a line and of a letter of them
+ABOVE, BELOW = 0.45, 1.05  # inches: over the axes, and under them for the legend
 NAMES = 64  # characters of a line of names
 SIZE = 7  # points, of a number
 ROOM = 3.0  # dB: bars are drawn this much past the outermost means, or more
@@ -34,9 +35,10 @@ def front(comparison: Comparison, path: Path) -> Path:
     window = limits([r.summary["psnr"] for r in shown], comparison.thresholds["psnr"])
     lines = list(_names(comparison, shown, best, window))
     height = max(5.5, 0.9 + LINE * len(lines))
-    figure = Figure(figsize=(WIDTH, height))
+    width = BESIDE + LETTER * max((_columns(text) for text, _ in lines), default=0) + 0.15
+    figure = Figure(figsize=(width, height))
     FigureCanvasAgg(figure)
-    ax = figure.add_axes((0.06, 0.9 / height, 0.53, 1 - 1.35 / height))
+    ax = figure.add_axes((0.72 / width, BELOW / height, 6.36 / width, 1 - (BELOW + ABOVE) / height))
     _dress(ax, comparison.thresholds["psnr"], height)
     for k, result in enumerate(shown):
         _point(ax, result, HIGH if k in best else QUIET, window)
@@ -45,8 +47,8 @@ def front(comparison: Comparison, path: Path) -> Path:
     ax.margins(0.08)
     _number(ax, points)
     for k, (text, colour) in enumerate(lines):
-        y = 1 - (0.45 + LINE * k) / height
-        figure.text(0.615, y, text, fontsize=8, color=colour, va="top", parse_math=False)
+        y = 1 - (ABOVE + LINE * k) / height
+        figure.text(BESIDE / width, y, text, fontsize=8, color=colour, va="top", parse_math=False)
     return save(figure, path)
 
 
@@ -81,7 +83,7 @@ def _dress(ax: Axes, threshold: float, height: float) -> None:
             Line2D([], [], color=LOW, linestyle=":", linewidth=1, label=f"{threshold:g} dB: minimal loss"),
         ],
         loc="upper left",
-        bbox_to_anchor=(0, -0.45 / (height - 1.35)),  # below the axis' own name
+        bbox_to_anchor=(0, -0.45 / (height - BELOW - ABOVE)),  # below the axis' own name
         ncols=2,
         frameon=False,
         fontsize=7,
@@ -131,8 +133,13 @@ def _names(
 def fold(text: str, first: str = "") -> list[str]:
     """Text in lines that fit beside the picture, with something before the first."""
     whole = first + legible(shorten(text, len(text) + 1))[0]
-    wide = any(unicodedata.east_asian_width(c) in "WF" for c in whole)
+    wide = _columns(whole) > len(whole)
     return textwrap.wrap(whole, NAMES // (2 if wide else 1), subsequent_indent="      ")
+
+
+def _columns(text: str) -> int:
+    """The width of a text in letters: some scripts' are twice as wide."""
+    return sum(2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
 
 
 def _number(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
