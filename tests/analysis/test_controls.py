@@ -95,7 +95,7 @@ def boxes(figure: Figure, kind: type[Text]) -> list[Any]:
 
 
 def test_bars_are_cut_where_the_picture_would_be_theirs_alone_and_this_is_said(drawn) -> None:
-    """Means of 30 and 31.8 dB, 35 dB asked: they are 5 apart, so bars end 5 below the lowest and 5 above the highest."""
+    """Means of 30 and 31.8 dB, 35 dB asked: 5 apart, so bars end 5 below the lowest and 5 above the highest."""
     assert pareto.limits([Interval(30.0, 29.0, 31.0, 8), Interval(31.8, 20.0, 70.0, 8)], 35.0) == (25.0, 40.0)
     assert pareto.limits([Interval(34.0, 29.0, 31.0, 8)], 35.0) == (31.0, 38.0)  # 3 dB at least
     wild = result("wild", [10**-3.18] * 8, cost=0.5)

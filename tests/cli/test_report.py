@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
+import math
 import os
 import re
 import shutil
@@ -18,9 +20,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from wanlab.analysis import hypotheses as h
+from wanlab.analysis.stats import Interval
 from wanlab.cli.app import main
+from wanlab.study import page
 from wanlab.study.report import commands
 
 HOSTILE = "<script>document.title='owned'</script> {{7*7}} [red] </style><img src=x onerror=alert(1)> \" onload=x"
@@ -158,11 +163,9 @@ def test_figures_that_cannot_be_read_are_left_out(
 
 
 def test_sixty_four_runs_make_a_small_page(results: Path) -> None:
-    from wanlab.study.page import page
-
     evidence = h.collect([results / "run0.h5"])
     many = h.Evidence(runs=evidence.runs * 64)
-    text, _ = page(many, h.judge(many, h.Thresholds()), h.reproduce(many))
+    text, _ = page.page(many, h.judge(many, h.Thresholds()), h.reproduce(many))
     assert text.count("<video") == 64 and len(text) < 10 * 2**20
 
 
@@ -251,32 +254,155 @@ def test_the_page_in_a_browser(
     assert said == []
 
 
+@pytest.fixture(scope="module")
+def full(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a comparison with two pairs whose runs are there, and a figure."""
+    folder = tmp_path_factory.mktemp("full")
+    for run in results.glob("*.h5"):
+        shutil.copy(run, folder)
+    content = json.loads((results / "comparison.json").read_text())
+    for method in content["methods"]:
+        for k, pair in enumerate(method["pairs"]):
+            pair |= {"a": str(folder / f"run{k % 2}.h5"), "b": str(folder / "run2.h5")}
+    (folder / "comparison.json").write_text(json.dumps(content))
+    Image.new("RGB", (1800, 800), "white").save(folder / "pareto.png")
+    with pytest.raises(SystemExit):
+        main(["report", str(folder), "--out", str(folder)])
+    return folder / "report.html"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_the_page_fits_a_phone_a_tablet_a_screen_and_paper(full: Path, browser: Any, scheme: str) -> None:
+    page = browser.new_page(color_scheme=scheme, offline=True)
+    said: list[str] = []
+    page.on("console", lambda m: said.append(m.text))
+    page.on("pageerror", lambda e: said.append(str(e)))
+    page.goto(full.as_uri())
+    beyond = """[...document.querySelectorAll("body *")].filter(e => e.getBoundingClientRect().right > innerWidth + 1
+        || e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== "inline" && e.clientWidth)
+        .map(e => e.tagName + "." + e.className)"""
+    for width in (390, 768, 1440):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") == width
+        assert page.evaluate(beyond) == [], width
+    page.locator("button.zoom").click()
+    assert page.locator("dialog img").bounding_box()["width"] >= 1120  # 70rem: its letters can be read
+    page.keyboard.press("Escape")
+    assert not page.locator("dialog").is_visible()
+    page.emulate_media(media="print", color_scheme=scheme)
+    page.set_viewport_size({"width": 688, "height": 1000})  # A4 within margins of 14 mm, at 96 dots an inch
+    assert page.evaluate(beyond) == [] and not page.locator("#player").is_visible()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    assert page.evaluate("getComputedStyle(document.querySelector('h1')).color") == "rgb(29, 39, 48)"
+    assert said == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing(full: Path, browser: Any, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe: pip install '.[test]'").Axe()
+    page = browser.new_page(color_scheme=scheme, offline=True)
+    page.goto(full.as_uri())
+    for width in (390, 768, 1440):
+        page.set_viewport_size({"width": width, "height": 900})
+        assert [v["id"] for v in axe.run(page).response["violations"]] == [], width
+    page.locator("button.zoom").click()
+    assert [v["id"] for v in axe.run(page).response["violations"]] == []
+
+
 def test_a_command_that_another_begins_with_is_not_said() -> None:
     claims = [SimpleNamespace(run=run) for run in ("a", "", "b --x", "a && c", "a && c")]
     assert commands(claims) == ["b --x", "a && c"]  # type: ignore[arg-type]
 
 
-def test_a_measure_that_somebody_registered_has_a_column_on_the_page(tmp_path: Path) -> None:
-    from wanlab.study.page import _comparison
+def shown(content: dict[str, Any], runs: tuple[Any, ...] = ()) -> dict[str, Any]:
+    """What the page shows of a comparison."""
+    return page._comparison(Path("comparison.json"), content, [0], page.Clips(runs))
 
+
+def test_a_measure_that_somebody_registered_has_a_column_on_the_page_and_what_nobody_measured_has_none() -> None:
     summary = {"psnr": {"mean": 30.0, "low": 29.0, "high": 31.0}, "edge_error": {"mean": 0.25, "low": 0.2, "high": 0.3}}
-    content = {"methods": [{"label": "a", "summary": summary, "n": 4, "verdict": "loss"}]}
-    shown = _comparison(tmp_path / "comparison.json", content, [0])
-    assert shown["columns"][-3:] == ("edge error", "n", "verdict")
-    assert shown["rows"] == [["a", "–", "–", "30.0 dB (29.0–31.0)", "–", "0.25 (0.2–0.3)", 4, "loss"]]
+    table = shown({"methods": [{"label": "a", "summary": summary, "n": 4, "verdict": "loss"}]})["table"]
+    assert table["columns"] == ["method", "PSNR", "edge error", "n", "verdict"]
+    assert table["rows"] == [["a", "30.0 dB (29.0–31.0)", "0.25 (0.2–0.3)", 4, "loss"]]
+    assert table["numbers"] == ["PSNR", "edge error", "n"]
 
 
-def test_what_clips_show_has_a_table_of_its_own_on_the_page(tmp_path: Path) -> None:
-    from wanlab.study.page import _comparison
-
+def test_what_clips_show_has_a_table_of_its_own_on_the_page() -> None:
     summary = {
         "adherence": {"mean": 0.75, "low": 0.5, "high": 0.9},
         "adherence_change": {"mean": -0.25, "low": -0.5, "high": 0.125},
         "motion_ratio": {"mean": 0.8, "low": 0.7, "high": 0.9},
     }
     methods = [{"label": "a", "summary": summary, "n": 4}, {"label": "b", "summary": {}, "n": 4}]
-    shown = _comparison(tmp_path / "comparison.json", {"methods": methods}, [0])
-    assert shown["clip_columns"] == ("method", "followed", "A - B", "motion")
+    table = shown({"methods": methods})["clip_table"]
+    assert table["columns"] == ["method", "followed", "A - B", "motion"]
     values = ["75.0% (50.0%–90.0%)", "-25.0% (-50.0% to +12.5%)", "0.80x (0.70–0.90)"]
-    assert shown["clip_rows"] == [["a", *values], ["b", "–", "–", "–"]]
-    assert not _comparison(tmp_path / "comparison.json", {"methods": methods[1:]}, [0])["clip_columns"]
+    assert table["rows"] == [["a", *values], ["b", "–", "–", "–"]]
+    assert shown({"methods": methods[1:]})["clip_table"]["columns"] == ["method"]
+
+
+def test_pairs_are_shown_a_beside_b_the_worst_first(results: Path) -> None:
+    """Errors of 10 dB, 20 dB, none, and one that is no number, of which nothing is known to be worse."""
+    runs = h.collect([results]).runs
+    one, two, three = (str(r.path) for r in runs)
+
+    def pair(prompt: str, a: str, **figures: Any) -> dict[str, Any]:
+        return {"prompt": prompt, "seed": 7, "a": a, "b": three} | figures
+
+    quick = [
+        pair("fair", one, mse=0.01, psnr=20.0, ssim=0.5),
+        pair("same", three, mse=0.0, psnr="identical"),
+        pair("broken", one),
+        pair("elsewhere", "gone/x.h5", mse=0.5, psnr=3.0),
+    ]
+    slow = [pair("fair", two, mse=0.1, psnr=10.0, ssim=0.99)]
+    methods = [{"label": "quick", "pairs": quick}, {"label": "slow", "pairs": slow}]
+    content = {"baseline": "full", "thresholds": {"psnr": 39.0}, "methods": methods}
+    pairs = shown(content, runs)["pairs"]
+    assert [p["says"] for p in pairs] == ["broken, seed 7", "fair, seed 7", "same, seed 7"]
+    broken, fair, same = ([(c["says"], c["beside"]) for c in p["clips"]] for p in pairs)
+    assert broken == [("A: quick", ""), ("B: full", "")] and same == [("A: quick", "identical"), ("B: full", "")]
+    assert fair == [
+        ("A: slow", "10.0 dB, needs 39; 0.990 SSIM, needs 0.98"),
+        ("B: full", ""),
+        ("A: quick", "20.0 dB, needs 39; 0.500 SSIM, needs 0.98"),
+    ]
+    assert all(c["data"].startswith("data:video/mp4") for p in pairs for c in p["clips"])
+    # A folder that has moved: its runs are known by their own folder's name and theirs.
+    for p in quick + slow:
+        p |= {"a": "/moved/" + "/".join(Path(p["a"]).parts[-2:]), "b": "/moved/" + "/".join(Path(three).parts[-2:])}
+    assert len(shown(content, runs)["pairs"]) == 3
+    assert shown(content)["pairs"] == []  # nothing is read but runs that were asked for
+
+
+def claim(verdict: str, mean: float, low: float, high: float, **more: Any) -> h.Claim:
+    words = {"hypothesis": "H1", "says": "alike", "quantity": "psnr", "method": "", "units": "prompts", "sources": ()}
+    told = {"relation": ">=", "threshold": 39.0, "verdict": verdict, "value": Interval(mean, low, high, 16)}
+    return h.Claim(**(words | told | more))
+
+
+def test_a_hypothesis_is_answered_in_one_sentence() -> None:
+    """The decided ones first: what fails says why it is refuted, whatever else holds."""
+    good, bad = claim("supported", 40.0, 39.5, 41.0), claim("refuted", 28.46, 27.0, 30.0, on="`tiny`")
+    mse = claim("refuted", 0.02, 0.015, 0.03, quantity="mse", relation="<=", threshold=0.01, on="`tiny`")
+    wide = claim("not enough data", 38.0, 30.0, 45.0, needs="about 9 prompts would decide it")
+    none = claim("not enough data", math.nan, math.nan, math.nan)
+    none = dataclasses.replace(none, value=Interval(math.nan, math.nan, math.nan, 0))
+
+    def answer(verdict: str, *claims: h.Claim) -> str:
+        return page.answer(h.Hypothesis(name="H1", says="", verdict=verdict, claims=claims))
+
+    assert page.against(bad) == "PSNR 28.5 dB, needs 39" and page.against(mse) == "MSE 0.02, needs at most 0.01"
+    assert page.against(none) == "PSNR not measured, needs 39"
+    no = "No on tiny: PSNR 28.5 dB (95 % interval 27 to 30), needs 39"
+    assert answer("refuted", wide, bad) == no + "."
+    assert answer("refuted", bad, mse) == no + ", and 1 more claim fails as well."
+    assert answer("supported", good, good, good).endswith("needs 39, and 2 more claims hold as well.")
+    assert answer("supported", good).startswith("Yes: PSNR 40 dB (95 % interval 39.5 to 41)")
+    assert answer("in part", good, bad) == (
+        "In part on tiny: PSNR 40 dB, needs 39 holds, PSNR 28.5 dB, needs 39 does not."
+    )
+    assert answer("not enough data", none, wide) == (
+        "Open: PSNR 38 dB (95 % interval 30 to 45), needs 39; about 9 prompts would decide it."
+    )
+    assert answer("not enough data", none) == "Open: nothing was measured that would tell."

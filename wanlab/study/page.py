@@ -49,6 +49,7 @@ def page(evidence: Evidence, judged: Sequence[Hypothesis], figures: Sequence[Sta
     )
     clips, budget = Clips(evidence.runs), [FIGURES]
     comparisons = [_comparison(c.path, c.content, budget, clips) for c in evidence.comparisons]
+    paired = set(clips.shown)
     # Style and script are our own text: marked as safe, and named to the browser by their hashes.
     html = environment.get_template("report.html.j2").render(
         title="wanlab report",
@@ -67,7 +68,7 @@ def page(evidence: Evidence, judged: Sequence[Hypothesis], figures: Sequence[Sta
         clips=[
             {"says": r.prompt, "beside": f"{r.method}, seed {r.seed}", "data": data}
             for r in evidence.runs
-            if r.path not in clips.shown and (data := clips.of(r.path))
+            if r.path not in paired and (data := clips.of(r.path))
         ],
         clips_said=clips.counted(),
         problems=[{"path": str(p), "message": m} for p, m in evidence.problems],
