@@ -334,6 +334,22 @@ def test_memory_does_not_grow_with_length(tmp_path):
     assert peaks[1] < peaks[0] + 96 * 128 * 3 * 8
 
 
+def test_a_film_side_by_side_says_what_is_what(tmp_path):
+    """Clips of 32x16, white over black and grey over black, are enlarged eight times below names of 24 lines."""
+    films = np.zeros((2, 3, 16, 32, 3), "u1")
+    films[0, :, :8], films[1, :, :8] = 255, 245
+    paths = [run_of(tmp_path / f"{name}.h5", film).path for name, film in zip("ab", films, strict=True)]
+    pair, names = SimpleNamespace(a=paths[0], b=paths[1]), ("cfg:last=2", "a name too long for its panel " * 3)
+    with read_mp4(side_by_side(pair, tmp_path / "film.mp4", names)) as (meta, shown):
+        assert meta["size"] == (3 * 256, 24 + 8 * 16)
+        first = np.split(next(iter(shown)).astype(float), 3, axis=1)
+    for panel, above, value in zip(first, ("A", "B", "8"), (255, 245, 80), strict=True):
+        assert abs(panel[24 + 4 : 24 + 60].mean() - value) < 3 and panel[24 + 68 :].mean() < 3, above
+        assert panel[:24, :20].max() > 150, above  # it begins at the left …
+        assert panel[:24, -4:].max() < 30, above  # … and ends before the next one's
+    assert abs(first[0][:24] - first[1][:24]).max() > 150 and first[1][:24, 200:].max() > 150
+
+
 def test_a_film_side_by_side_takes_the_memory_of_a_few_frames(tmp_path):
     """Of two films of 640x368: a frame in float64 is 5.7 MB; three joined and converted at once would be eleven."""
     size, frames = (640, 368), np.random.default_rng(0).integers(0, 256, (2, 3, 368, 640, 3), "u1")
@@ -349,4 +365,4 @@ def test_a_film_side_by_side_takes_the_memory_of_a_few_frames(tmp_path):
         tracemalloc.stop()
     assert peak < 9 * 640 * 368 * 3 * 8
     with read_mp4(made) as (meta, shown):
-        assert meta["size"] == (3 * 640, 368) and sum(1 for _ in shown) == 3
+        assert meta["size"] == (3 * 640, 24 + 368) and sum(1 for _ in shown) == 3

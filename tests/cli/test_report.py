@@ -400,7 +400,7 @@ def test_a_hypothesis_is_answered_in_one_sentence() -> None:
     assert answer("supported", good, good, good).endswith("needs 39, and 2 more claims hold as well.")
     assert answer("supported", good).startswith("Yes: PSNR 40 dB (95 % interval 39.5 to 41)")
     assert answer("in part", good, bad) == (
-        "In part on tiny: PSNR 40 dB, needs 39 holds, PSNR 28.5 dB, needs 39 does not."
+        "In part on tiny: it holds for PSNR 40 dB, needs 39; not for PSNR 28.5 dB, needs 39."
     )
     assert answer("not enough data", none, wide) == (
         "Open: PSNR 38 dB (95 % interval 30 to 45), needs 39; about 9 prompts would decide it."

@@ -160,8 +160,8 @@ def answer(x: Hypothesis) -> str:
     if x.verdict == "refuted":
         return f"No{on}: {said}" + (f", and {counted_claims(rest, 'fail', 'fails')} as well." if rest else ".")
     if x.verdict == "in part":
-        holds, fails = ([against(c) for c in claims if c.verdict == v] for v in ("supported", "refuted"))
-        return f"In part{on}: {holds[0]} holds, {fails[0]} does not."
+        holds, fails = (next(c for c in claims if c.verdict == v) for v in ("supported", "refuted"))
+        return f"In part{on}: it holds for {against(holds)}; not for {against(fails)}."
     return f"Open{on}: {said}" + (f"; {first.needs}." if first.needs else ".")
 
 
