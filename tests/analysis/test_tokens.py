@@ -83,17 +83,18 @@ def test_other_policies_are_shown_and_do_not_decide(tmp_path: Path) -> None:
 
 def test_a_token_is_as_bright_as_it_was_often_computed(tmp_path: Path) -> None:
     """48x16 pixels, 5 frames: three tokens in each of two latent frames. Of three steps one is whole; of the other two
-    both compute the first token, one the second, none the third: 1, 1/2, 0 of 255 → 255, 147 (.15 + .85/2), 38."""
+    both compute the first token, one the second, none the third: 1, 1/2, 0 of 255 → 255, 147 (.15 + .85/2), 38. Below
+    names of 24 lines all is enlarged six times: 48 pixels are fewer than 256."""
     packed = np.array([[[[0b11100000]]] * 2, [[[0b11000000]]] * 2, [[[0b10000000]]] * 2], np.uint8)
     with Run(masked(tmp_path / "r.h5", packed)) as run:
         film = token_film(run, tmp_path / "film.mp4")
     assert film is not None
     with read_mp4(film) as (meta, frames):
         (first, *_, last) = list(frames)
-        assert meta["size"] == (96, 16)
+        assert meta["size"] == (6 * 96, 24 + 6 * 16)
     for frame in (first, last):
-        assert [int(frame[8, x].mean()) for x in (8, 24, 40)] == pytest.approx([255] * 3, abs=3)
-        assert [int(frame[8, x].mean()) for x in (56, 72, 88)] == pytest.approx([255, 147, 38], abs=4)
+        assert [int(frame[24 + 6 * 8, 6 * x].mean()) for x in (8, 24, 40)] == pytest.approx([255] * 3, abs=3)
+        assert [int(frame[24 + 6 * 8, 6 * x].mean()) for x in (56, 72, 88)] == pytest.approx([255, 147, 38], abs=4)
 
 
 def test_no_film_without_masks_or_with_all_tokens(tmp_path: Path) -> None:

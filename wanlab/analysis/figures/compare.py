@@ -6,20 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
 
 from wanlab.analysis.compare import THRESHOLDS, Pair, Result
-from wanlab.analysis.figures.style import HIGH, INK, LOW, QUIET, legible, save, shorten
+from wanlab.analysis.figures.film import write_film
+from wanlab.analysis.figures.style import HIGH, INK, LOW, QUIET, save, shorten
 from wanlab.analysis.metrics.clip import Clip
-from wanlab.video import write_mp4_from
 
 AMPLIFIED = 8  # times the difference in the side-by-side film
-PANEL, BAND = 256, 24  # pixels: the least width of a film's panel, the height of the names above
 
 
 def _axes(ax: Axes, title: str, x: str, y: str) -> None:
@@ -157,34 +154,12 @@ def _frame(path: Path, at: int) -> NDArray[np.float64]:
 
 
 def side_by_side(pair: Pair, path: Path, names: tuple[str, str]) -> Path:
-    """A film of A, B and 8 times their absolute difference next to each other, `names` (A's, B's) above them. Clips
-    narrower than `PANEL` pixels are enlarged by a whole number, pixel by pixel, so that a name can be read."""
-    clip = Clip.of(pair.a)
-    larger = max(1, -(-PANEL // clip.width))
+    """A film of A, B and 8 times their absolute difference next to each other, `names` (A's, B's) above them."""
     said = (f"A: {names[0]}", f"B: {names[1]}", f"{AMPLIFIED} times |A - B|")
-    above = np.concatenate([_band(text, larger * clip.width) for text in said], axis=1)
 
-    def frames() -> Iterator[NDArray[np.uint8]]:
+    def pictures() -> Iterator[list[NDArray[np.float64]]]:
         with Clip.of(pair.a).read() as xs, Clip.of(pair.b).read() as ys:
             for x, y in zip(xs, ys, strict=True):
-                # Rounded before they are joined: three frames of 4K in float64 take 600 MB.
-                panels = np.concatenate([_bytes(x), _bytes(y), _bytes(np.abs(x - y) * AMPLIFIED)], axis=1)[..., :3]
-                yield np.concatenate([above, panels.repeat(larger, axis=0).repeat(larger, axis=1)])
+                yield [x, y, np.abs(x - y) * AMPLIFIED]
 
-    write_mp4_from(path, frames(), (above.shape[1], BAND + larger * clip.height), clip.fps)
-    return path
-
-
-def _band(text: str, width: int) -> NDArray[np.uint8]:
-    """A line of text [BAND,width,3] in white on black, cut at the end where it is too long."""
-    line, families = legible(shorten(text))
-    font = ImageFont.truetype(font_manager.findfont(families[-1]), BAND * 5 // 9)
-    while len(line) > 1 and font.getlength(line) > width - 12:
-        line = line.removesuffix("…")[:-1] + "…"
-    image = Image.new("RGB", (width, BAND))
-    ImageDraw.Draw(image).text((6, BAND // 2), line, fill="white", font=font, anchor="lm")
-    return np.asarray(image)
-
-
-def _bytes(frame: NDArray[np.float64]) -> NDArray[np.uint8]:
-    return (np.nan_to_num(frame, nan=0.0).clip(0, 1) * 255).round().astype(np.uint8)
+    return write_film(path, Clip.of(pair.a), said, pictures())

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wanlab.analysis.columns import numbers
+from wanlab.analysis.figures.film import write_film
 from wanlab.analysis.metrics.clip import Clip
 from wanlab.errors import WanlabError
 from wanlab.runfile import Run
-from wanlab.video import write_mp4_from
 
 DIMS = ("step", "latent_frame", "token_height", "token_width_bytes")
 PATCH = 16  # pixels along a token's side
@@ -53,13 +53,11 @@ def token_film(run: Run, path: Path) -> Path | None:
         return None
     clip = Clip.of(run.path)
 
-    def frames() -> Iterator[NDArray[np.uint8]]:
-        with clip.read() as pictures:
-            for t, picture in enumerate(pictures):
+    def pictures() -> Iterator[list[NDArray[np.float64]]]:
+        with clip.read() as films:
+            for t, picture in enumerate(films):
                 own = share[min(-(-t // 4), len(share) - 1)]  # the first latent frame is one frame, others are four
                 light = DARKEST + (1 - DARKEST) * own.repeat(PATCH, axis=0).repeat(PATCH, axis=1)[..., None]
-                both = np.concatenate([picture, picture * light], axis=1)[..., :3]
-                yield (np.nan_to_num(both, nan=0.0).clip(0, 1) * 255).round().astype(np.uint8)
+                yield [picture, picture * light]
 
-    write_mp4_from(path, frames(), (2 * clip.width, clip.height), clip.fps)
-    return path
+    return write_film(path, clip, ("result", "darker: left out more often"), pictures())
