@@ -87,8 +87,13 @@ def _table(rows: Sequence[dict[str, Any]], texts: Sequence[str] | None = None) -
 
 
 def _stated(f: Stated) -> dict[str, Any]:
-    against = f"Contradiction: {f.contradiction}." if f.contradiction else ""
-    return {"figure": f.what, "stated": f.stated, "theory": f.theory, "measured": f.measured, "against": against}
+    return {
+        "figure": f.what,
+        "stated": f.stated,
+        "theory": f.theory,
+        "measured": f.measured,
+        "contradiction": f.contradiction or "–",
+    }
 
 
 def _run(r: Measured) -> dict[str, Any]:

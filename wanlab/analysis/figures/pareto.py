@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import textwrap
 import unicodedata
@@ -143,17 +144,23 @@ def _columns(text: str) -> int:
 
 
 def _number(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
-    """A number near each point, where it covers no other point and no other number."""
+    """A number near each point, where it covers no point, no line and no other number."""
     scale = ax.figure.dpi / 72  # pixels of a point of type
     ax.autoscale_view()
     places = [tuple(ax.transData.transform(p)) for p in points]
     taken = [Bbox.from_bounds(x - 3 * scale, y - 3 * scale, 6 * scale, 6 * scale) for x, y in places]
+    taken += [Bbox.from_bounds(x - 1, y - 1, 2, 2) for line in ax.lines for x, y in _along(line)]
     for k, (x, y) in enumerate(places):
         width, height = 0.68 * SIZE * len(str(k + 1)) * scale, 1.2 * SIZE * scale
         boxes = [
-            (reach, Bbox.from_bounds(x + dx * scale - width / 2, y + dy * scale - height / 2, width, height))
+            (
+                reach,
+                Bbox.from_bounds(
+                    x + dx * reach * scale - width / 2, y + dy * reach * scale - height / 2, width, height
+                ),
+            )
             for reach in range(9, 200, 3)
-            for dx, dy in ((reach, 0), (0, reach), (0, -reach), (-reach, 0), (reach, reach), (reach, -reach))
+            for dx, dy in ((1, 0), (0, 1), (0, -1), (-1, 0), (0.7, 0.7), (0.7, -0.7), (-0.7, 0.7), (-0.7, -0.7))
         ]
         reach, box = next((rb for rb in boxes if not any(rb[1].overlaps(t) for t in taken)), boxes[0])
         taken.append(box)
@@ -170,3 +177,11 @@ def _number(ax: Axes, points: Sequence[tuple[float, float]]) -> None:
             path_effects=[withStroke(linewidth=2, foreground="white")],
             arrowprops={"arrowstyle": "-", "color": QUIET, "linewidth": 0.5} if reach > 9 else None,
         )
+
+
+def _along(line: Line2D) -> Iterator[tuple[float, float]]:
+    """Places on a line, in pixels, closer to each other than a number is wide."""
+    corners = line.get_transform().transform(line.get_xydata())
+    for (x0, y0), (x1, y1) in itertools.pairwise(corners):
+        pieces = math.ceil(math.hypot(x1 - x0, y1 - y0) / 4) or 1
+        yield from ((x0 + (x1 - x0) * k / pieces, y0 + (y1 - y0) * k / pieces) for k in range(pieces + 1))
