@@ -110,6 +110,17 @@ def test_bars_are_cut_where_the_picture_would_be_theirs_alone_and_this_is_said(d
     assert "cut: the interval goes on" in [t.get_text() for t in figure.axes[0].get_legend().get_texts()]
 
 
+def test_numbers_cover_no_line(drawn) -> None:
+    """Six methods on a rising front: to the right of a point, where its number went, the front goes on."""
+    figure = drawn(*(result(f"m{k}", [10 ** -(3 + 0.1 * k)] * 8, cost=0.4 + 0.1 * k) for k in range(6)))
+    numbers = [box for box in boxes(figure, Annotation) if box.width]
+    ax = figure.axes[0]
+    bars = [b for line in ax.lines if line.get_linestyle() == "-" for b in [line.get_path()] if len(b.vertices) > 1]
+    assert len(numbers) == 6 and len(bars) == 13  # two bars each, and the front
+    ends = [b.transformed(ax.transData) for b in bars]
+    assert not [n for n in numbers for e in ends if e.intersects_bbox(n.shrunk(0.8, 0.8), filled=False)]
+
+
 def test_every_method_is_named_and_nothing_overlaps_or_is_cut(drawn) -> None:
     """40 methods at three costs, some of them alike, and long names."""
     random = np.random.default_rng(0)
