@@ -8,8 +8,9 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed
 	$(BIN)/wanlab compare --mode cfg_vs_baseline
 
+# A file's tests stay together in one of two processes: what they share is made once.
 test: lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 slow: $(VENV)/.tested
 	$(BIN)/python -m pytest -q -m slow

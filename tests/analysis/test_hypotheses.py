@@ -462,9 +462,9 @@ def test_what_would_decide_is_enough(
     more, again = scales.enough(found(*now), *now, threshold)
     assert (more > 8) == prompts_do and (again > 4) == seeds_do
     if prompts_do:
-        assert found(*drawn(math.ceil(1.3 * more), 4)).low > threshold
+        assert found(*drawn(math.ceil(1.6 * more), 4)).low > threshold
     if seeds_do:
-        assert found(*drawn(8, math.ceil(1.3 * again))).low > threshold
+        assert found(*drawn(8, math.ceil(1.6 * again))).low > threshold
     said = scales.advice(found(*now), *now, threshold)
     assert ("prompts of 4 seeds" in said, "seeds of each of these 8" in said) == (prompts_do, seeds_do)
     assert ("no number up to" in said) == (not prompts_do)

@@ -27,7 +27,7 @@ def wanlab(checkpoint, capsys, tmp_path):
 def test_methods_and_controls_at_one_cost(wanlab, tmp_path, monkeypatch):
     """6 steps of two passes: two thirds are 4 steps evaluated, or 2 of 6 steps with both branches. adaptive decides
     while it runs; its runs are kept and are those that are compared."""
-    monkeypatch.setattr("wanlab.study.compare._figures", lambda comparison, out: {})  # drawn by other tests
+    monkeypatch.setattr("wanlab.study.compare._figures", lambda *_: {})  # drawn by other tests
     code, out, err = wanlab("--a", "cfg:last=1,keep=cond", "--a", "adaptive", "--at-cost", "0.667", "--json")
     assert code == 0, err
     found = json.loads(out)

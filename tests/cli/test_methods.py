@@ -55,7 +55,8 @@ def test_one_of_them_in_full(shown: Callable[..., str]) -> None:
     assert "strided" in said and "duplicate" in said and "UniPC" not in said
     assert shown("half", "--format", "md").startswith("### `half`")
     assert "did you mean half" in shown("halff", code=2)
-    assert shown("zzz", code=2).count("cfg,") == 1  # a policy and a guider have that name
+    assert shown("cgf", code=2).count("cfg?") == 1  # a policy and a guider have that name
+    assert "`wanlab methods` lists them" in shown("zzz", code=2)
 
 
 def test_metrics_are_listed_with_what_they_need(shown: Callable[..., str]) -> None:

@@ -201,7 +201,8 @@ def simultaneous(values: ArrayLike) -> float:
         t = z.mean(axis=2) / z.std(axis=2, ddof=1) * math.sqrt(n)
         largest.append(np.abs(t).max(axis=1))
     unsure = 2 * math.sqrt(CONFIDENCE * (1 - CONFIDENCE) / DRAWS)  # so few draws do not say more
-    return float(np.quantile(np.concatenate(largest), CONFIDENCE + unsure))
+    simulated = float(np.quantile(np.concatenate(largest), CONFIDENCE + unsure))
+    return min(simulated, float(stats.t.ppf(1 - (1 - CONFIDENCE) / (2 * k), n - 1)))  # Bonferroni's is always enough
 
 
 def share(

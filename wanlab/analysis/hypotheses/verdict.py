@@ -17,7 +17,7 @@ from wanlab.registry import suggest
 SUPPORTED, REFUTED, UNDECIDED, PARTLY = "supported", "refuted", "not enough data", "in part"
 LEAST = stats.ENOUGH
 """Prompts below which nothing is decided."""
-PROMPTS = 16  # of --suite builtin
+PROMPTS = 32  # of --suite builtin
 BASELINES = "wanlab compare --mode cfg_vs_baseline --suite builtin --seed 0:{seeds}"  # and the plain runs that it needs
 
 
