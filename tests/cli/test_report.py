@@ -357,7 +357,7 @@ def test_pairs_are_shown_a_beside_b_the_worst_first(results: Path) -> None:
     ]
     slow = [pair("fair", two, mse=0.1, psnr=10.0, ssim=0.99)]
     methods = [{"label": "quick", "pairs": quick}, {"label": "slow", "pairs": slow}]
-    content = {"baseline": "full", "thresholds": {"psnr": 39.0}, "methods": methods}
+    content = {"baseline": "full", "thresholds": {"psnr": 39.0, "ssim": None}, "methods": methods}
     pairs = shown(content, runs)["pairs"]
     assert [p["says"] for p in pairs] == ["broken, seed 7", "fair, seed 7", "same, seed 7"]
     broken, fair, same = ([(c["says"], c["beside"]) for c in p["clips"]] for p in pairs)

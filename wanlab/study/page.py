@@ -231,7 +231,8 @@ def _comparison(path: Path, content: Any, budget: list[int], clips: Clips) -> di
 def _pairs(content: Any, clips: Clips) -> list[dict[str, Any]]:
     """The clips by prompt and seed, the worst pair first: its A beside B, then the A's of the other methods. Without
     those whose runs are not among what was read."""
-    bounds = THRESHOLDS | (content.get("thresholds") or {})
+    given = content.get("thresholds") or {}
+    bounds = THRESHOLDS | {name: value for name, value in given.items() if value is not None}
     groups: dict[Any, list[tuple[str, Any]]] = {}
     for m in content["methods"]:
         for p in m.get("pairs") or ():
