@@ -261,11 +261,17 @@ def _compiled_open() -> Callable[..., Tensor]:
     return torch.compile(_open, dynamic=True)
 
 
+@functools.cache
+def _profile_table(height: int) -> Tensor:
+    """The row colours [7*15,H,3] of every background at fifteen heights of its horizon."""
+    profiles = [background_profile(n, height, h) for n in _BACKGROUNDS for h in np.linspace(0.48, 0.62, 15)]
+    return torch.from_numpy(np.stack(profiles)).float()
+
+
 def _profiles(rows: Tensor, height: int) -> Tensor:
     """Each clip's row colours [B,H,3]."""
     clip = _columns(rows, CLIP, 0)
-    profiles = [background_profile(n, height, h) for n in _BACKGROUNDS for h in np.linspace(0.48, 0.62, 15)]
-    table = torch.from_numpy(np.stack(profiles)).to(rows.device, torch.float32)  # [7*15,H,3]
+    table = _profile_table(height).to(rows.device)
     pick = clip["background"] * 15 + ((clip["horizon"] - 0.48) / 0.01).round().clamp(0, 14)
     return table[pick.flatten().long()]
 

@@ -154,10 +154,12 @@ def _entry_points(kind: str) -> dict[str, metadata.EntryPoint]:
     return {entry.name: entry for entry in metadata.entry_points(group=ENTRY_POINTS.get(kind, f"wanlab.{kind}"))}
 
 
-def suggest(name: str, known: Iterable[str]) -> str:
-    """A hint that names the nearest of `known`, or all of them when nothing is near."""
+def suggest(name: str, known: Iterable[str], otherwise: str = "") -> str:
+    """A hint that names the nearest of `known`; when nothing is near, `otherwise`, or all of them."""
     ordered = sorted(known)
     near = difflib.get_close_matches(name, ordered, n=3)
     if near:
         return f"did you mean {' or '.join(near)}?"
+    if otherwise:
+        return otherwise
     return f"choose from {', '.join(ordered)}" if ordered else "there is none to choose from"

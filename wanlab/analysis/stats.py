@@ -202,7 +202,7 @@ def simultaneous(values: ArrayLike) -> float:
         largest.append(np.abs(t).max(axis=1))
     unsure = 2 * math.sqrt(CONFIDENCE * (1 - CONFIDENCE) / DRAWS)  # so few draws do not say more
     simulated = float(np.quantile(np.concatenate(largest), CONFIDENCE + unsure))
-    return min(simulated, float(stats.t.ppf(1 - (1 - CONFIDENCE) / (2 * k), n - 1)))  # Bonferroni's is always enough
+    return min(simulated, quantile(n, k))  # Bonferroni's is always enough
 
 
 def share(

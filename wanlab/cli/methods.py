@@ -94,8 +94,7 @@ def methods(
     if name is not None:
         known = list(dict.fromkeys(e.name for e in entries))
         if name not in known:
-            near = suggest(name, known)
-            hint = near if near.startswith("did you mean") else "`wanlab methods` lists them"  # too many for a line
+            hint = suggest(name, known, "`wanlab methods` lists them")  # too many for a line
             raise UsageError(f"there is no policy, guider, solver or metric '{plain(name, 40)}'", hint)
         entries = [e for e in entries if e.name == name]
     if shown_as == "md":

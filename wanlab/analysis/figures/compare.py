@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from wanlab.analysis.compare import THRESHOLDS, Pair, Result
 from wanlab.analysis.figures.film import write_film
-from wanlab.analysis.figures.style import HIGH, INK, LOW, QUIET, save, shorten
+from wanlab.analysis.figures.style import HIGH, INK, LOW, QUIET, mark_switch, note, save, shorten
 from wanlab.analysis.metrics.clip import Clip
 
 AMPLIFIED = 8  # times the difference in the side-by-side film
@@ -96,27 +96,9 @@ def divergence(result: Result, path: Path) -> Path | None:
         for k in first.truncated:
             ax.axvspan(k + 0.5, k + 1.5, color="#f1f3f5", zorder=0, linewidth=0)
         if first.truncated:
-            ax.annotate(
-                "fewer passes",
-                (np.mean(first.truncated) + 1, 0),
-                xycoords=("data", "axes fraction"),
-                xytext=(0, 4),
-                textcoords="offset points",
-                ha="center",
-                fontsize=8,
-                color="#616e7c",
-            )
+            note(ax, "fewer passes", float(np.mean(first.truncated)) + 1)
         if first.switch is not None:
-            ax.axvline(first.switch + 0.5, color=QUIET, linestyle=":", linewidth=1)
-            ax.annotate(
-                "switch",
-                (first.switch + 0.5, 1),
-                xycoords=("data", "axes fraction"),
-                xytext=(3, -9),
-                textcoords="offset points",
-                fontsize=8,
-                color="#616e7c",
-            )
+            mark_switch(ax, first.switch)
         if highest > 0:
             ax.set_yscale("log")
         ax.set_xlim(0.5, len(steps) + 0.5)

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from wanlab.analysis.continuity import BASELINE, METRICS, SPACES, Floats, Group, names
-from wanlab.analysis.figures.style import COLOURS, HIGH, INK, LOW, QUIET, save, shorten
+from wanlab.analysis.figures.style import COLOURS, HIGH, INK, LOW, QUIET, mark_switch, note, save, shorten
 
 PALETTE = (INK, HIGH, LOW, "#0f766e", "#9333ea", "#ca8a04", "#be185d", "#4d7c0f")
 ACROSS = 4  # panels in a row
@@ -128,16 +128,7 @@ def _correlation(ax: Axes, g: Group) -> None:
     untold = np.flatnonzero(~np.isfinite(rho))
     if len(untold):
         ax.axvspan(untold[0] + 0.5, untold[-1] + 1.5, color="#f1f3f5", linewidth=0, zorder=0)
-        ax.annotate(
-            "noise too small to tell",
-            ((untold[0] + untold[-1]) / 2 + 1, 0),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 4),
-            textcoords="offset points",
-            ha="center",
-            fontsize=7,
-            color="#616e7c",
-        )
+        note(ax, "noise too small to tell", (untold[0] + untold[-1]) / 2 + 1, size=7)
     ax.set_ylim(min(-0.25, float(np.nanmin(rho, initial=0)) - 0.05), max(1.05, float(np.nanmax(rho, initial=0)) + 0.05))
     _dress(ax, [g], "", "noise correlation ρ", last=True)
 
@@ -260,29 +251,12 @@ def _dress(ax: Axes, groups: Sequence[Group], title: str, label: str, last: bool
     ax.grid(axis="y", color="#e4e7eb", linewidth=0.8)
     ax.set_axisbelow(True)
     for switch in dict.fromkeys(g.first.switch for g in groups if g.first.switch is not None):
-        ax.axvline(switch + 0.5, color=QUIET, linestyle=":", linewidth=1)
-        ax.annotate(
-            "switch",
-            (switch + 0.5, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(3, -9),
-            textcoords="offset points",
-            fontsize=7,
-            color="#616e7c",
-        )
+        mark_switch(ax, switch, size=7)
     halved = [k for g in groups for k in np.flatnonzero(g.first.stride > 1)] if len(groups) == 1 else []
     if halved:
         ax.axvspan(halved[0] + 0.5, halved[-1] + 1.5, color="#fff7ed", zorder=0, linewidth=0)
-        ax.annotate(
-            f"1 latent frame in {int(groups[0].first.stride.max())}",
-            ((halved[0] + halved[-1]) / 2 + 1, 0),
-            xycoords=("data", "axes fraction"),
-            xytext=(0, 4),
-            textcoords="offset points",
-            ha="center",
-            fontsize=7,
-            color="#616e7c",
-        )
+        said = f"1 latent frame in {int(groups[0].first.stride.max())}"
+        note(ax, said, (halved[0] + halved[-1]) / 2 + 1, size=7)
 
 
 def _legend(figure: Figure, *axes: Axes) -> None:

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from wanlab.analysis.figures.style import COLOURS, INK, QUIET, dress, note, save, shorten
+from wanlab.analysis.figures.style import COLOURS, INK, QUIET, dress, mark_switch, note, save, shorten
 from wanlab.analysis.guidance import Guidance
 
 BRANCHES = {"cond": "#0f766e", "uncond": "#7c3aed"}  # neither is an expert's
@@ -68,16 +68,7 @@ def _panel(ax: Axes, g: Guidance, values: NDArray[np.float64], title: str, label
     if np.isfinite(values).any() and np.nanmin(values) > 0:
         ax.set_yscale("log")
     if g.switch is not None:
-        ax.axvline(g.switch + 0.5, color=QUIET, linestyle=":", linewidth=1)
-        ax.annotate(
-            "switch",
-            (g.switch + 0.5, 1),
-            xycoords=("data", "axes fraction"),
-            xytext=(3, -9),
-            textcoords="offset points",
-            fontsize=8,
-            color="#616e7c",
-        )
+        mark_switch(ax, g.switch)
     reused = g.has_status("reused")
     for said, own in (("one branch", g.has_status("skipped") & ~reused), ("reused", reused)):
         _shade(ax, np.flatnonzero(own & ~g.probed), said)

@@ -133,7 +133,7 @@ def dress(ax: Axes, title: str, label: str, steps: int) -> None:
     ax.set_axisbelow(True)
 
 
-def note(ax: Axes, text: str, x: float) -> None:
+def note(ax: Axes, text: str, x: float, size: float = 8) -> None:
     """A small word at the foot of a panel."""
     ax.annotate(
         text,
@@ -142,6 +142,20 @@ def note(ax: Axes, text: str, x: float) -> None:
         xytext=(0, 4),
         textcoords="offset points",
         ha="center",
-        fontsize=8,
+        fontsize=size,
+        color="#616e7c",
+    )
+
+
+def mark_switch(ax: Axes, switch: float, size: float = 8) -> None:
+    """The expert switch in a panel over steps counted from 1: a line before the first low-noise step (from 0)."""
+    ax.axvline(switch + 0.5, color=QUIET, linestyle=":", linewidth=1)
+    ax.annotate(
+        "switch",
+        (switch + 0.5, 1),
+        xycoords=("data", "axes fraction"),
+        xytext=(3, -9),
+        textcoords="offset points",
+        fontsize=size,
         color="#616e7c",
     )

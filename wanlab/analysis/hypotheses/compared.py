@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+from wanlab.analysis import stats
 from wanlab.analysis.hypotheses.evidence import Evidence, key_of
 from wanlab.analysis.hypotheses.verdict import Sample
 from wanlab.analysis.key import Key, titles
+from wanlab.analysis.stats import Interval
 from wanlab.errors import UsageError
 from wanlab.spec import MethodSpec, PolicySpec
 
@@ -108,3 +110,15 @@ def over_baseline(name: str) -> Callable[[Mapping[str, Any]], float]:
         return own / baseline if baseline > 0 else math.nan
 
     return ratio
+
+
+def more_adherent(pair: Mapping[str, Any]) -> float:
+    """1 where only the method shows what was asked, -1 where only the baseline does, else 0; NaN where the prompt
+    cannot be checked."""
+    own, baseline = number(pair.get("adherence")), number(pair.get("adherence_baseline"))
+    return math.nan if math.isnan(own) or math.isnan(baseline) else float((own > 0.5) - (baseline > 0.5))
+
+
+def adherence_difference(values: Sequence[float], prompts: Sequence[str]) -> Interval:
+    """How much oftener the method shows what was asked, of `more_adherent` of each pair."""
+    return stats.share_difference([v > 0 for v in values], [v < 0 for v in values], prompts)

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from wanlab.analysis import stats
 from wanlab.analysis.hypotheses.compared import (
     NOTHING,
     Compared,
+    adherence_difference,
     compared,
     figure,
     is_guides,
-    number,
+    more_adherent,
     over_baseline,
     samples,
 )
 from wanlab.analysis.hypotheses.evidence import Evidence, curves, key_of
 from wanlab.analysis.hypotheses.verdict import BASELINES, Claim, Sample, Statement, Thresholds, claim
 from wanlab.analysis.key import Key, titles
-from wanlab.analysis.stats import Interval
 
 Value = Callable[[Mapping[str, Any]], float]
 HALF = BASELINES.replace("cfg_vs", "half_vs")
@@ -40,7 +39,10 @@ def h1(evidence: Evidence, held: Thresholds) -> list[Claim]:
             method,
             (Statement(alike, "mse", "<=", held.mse, BASELINES), figure("mse")),
             (Statement(decibels, "psnr", ">=", held.psnr, BASELINES), figure("psnr")),
-            (Statement(shows, "adherence, difference", ">=", -held.margin, BASELINES, _difference), _more_adherent),
+            (
+                Statement(shows, "adherence, difference", ">=", -held.margin, BASELINES, adherence_difference),
+                more_adherent,
+            ),
         )
     return claims
 
@@ -59,17 +61,6 @@ def _off(method: Compared) -> str:
     if not isinstance(last, int) or not 0 < last <= len(method.sigma):
         return ""
     return f", its last {f'{last} steps' if last > 1 else 'step'} truncated (σ ≤ {method.sigma[-last]:.2f})"
-
-
-def _more_adherent(pair: Mapping[str, Any]) -> float:
-    """1 where only the method shows what was asked, -1 where only the baseline does, else 0; NaN where the prompt
-    cannot be checked."""
-    own, baseline = number(pair.get("adherence")), number(pair.get("adherence_baseline"))
-    return math.nan if math.isnan(own) or math.isnan(baseline) else float((own > 0.5) - (baseline > 0.5))
-
-
-def _difference(values: Sequence[float], prompts: Sequence[str]) -> Interval:
-    return stats.share_difference([v > 0 for v in values], [v < 0 for v in values], prompts)
 
 
 def h2(evidence: Evidence, held: Thresholds) -> list[Claim]:

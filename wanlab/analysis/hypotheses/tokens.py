@@ -5,9 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from wanlab.analysis.hypotheses.compared import NOTHING, Compared, compared, figure, number, samples
+from wanlab.analysis.hypotheses.compared import (
+    NOTHING,
+    Compared,
+    adherence_difference,
+    compared,
+    figure,
+    more_adherent,
+    number,
+    samples,
+)
 from wanlab.analysis.hypotheses.evidence import Evidence
-from wanlab.analysis.hypotheses.methods import _difference, _more_adherent
 from wanlab.analysis.hypotheses.verdict import Claim, Sample, Statement, Thresholds, claim
 
 RULES = ("prune", "ras", "topk", "tome")
@@ -37,7 +45,7 @@ def h5(evidence: Evidence, held: Thresholds) -> list[Claim]:
         ">=",
         -held.margin,
         RUN,
-        _difference,
+        adherence_difference,
     )
     claims = []
     for name, method in rules:
@@ -46,7 +54,7 @@ def h5(evidence: Evidence, held: Thresholds) -> list[Claim]:
         claims.append(claim("H5", better, _over_control(method, controls), **about))
         if method is not NOTHING:
             claims.append(claim("H5", alike, samples(method, figure("psnr")), **about))
-            claims.append(claim("H5", shows, samples(method, _more_adherent), **about))
+            claims.append(claim("H5", shows, samples(method, more_adherent), **about))
     return claims
 
 

@@ -292,16 +292,20 @@ def decoded_at_once(held: Mapping[str, int]) -> int:
     return max(1, max(held["activations"], decoding + DECODING) // decoding)
 
 
+def _weights(held: Mapping[str, int], checkpoint: Checkpoint) -> int:
+    """Bytes of all parts."""
+    return held["text_encoder"] + held["vae"] + sum(held[component] for component in checkpoint.experts.values())
+
+
 def _peaks(held: Mapping[str, int], checkpoint: Checkpoint, frames: int) -> dict[str, int]:
     """Bytes on the device at most, by plan."""
     experts = {component: held[component] for component in checkpoint.experts.values()}
     working = held["activations"] + held.get("keys", 0) + held.get("caches", 0)
     decoding = min(decoded_at_once(held), frames) * held["decoding"]
     blocks = max(size / checkpoint.transformer.num_layers for size in experts.values())
-    weights = held["text_encoder"] + held["vae"] + sum(experts.values())
     alone = max(held["text_encoder"], held["vae"] + decoding)
     return {
-        "resident": weights + max(working, decoding),
+        "resident": _weights(held, checkpoint) + max(working, decoding),
         "swap": max(alone, max(experts.values()) + working),
         "offload": max(alone, int(3 * blocks) + working),
     }
@@ -309,8 +313,7 @@ def _peaks(held: Mapping[str, int], checkpoint: Checkpoint, frames: int) -> dict
 
 def _host(held: Mapping[str, int], checkpoint: Checkpoint) -> dict[str, int]:
     """Bytes of page-locked host memory, by plan: every weight once, in whole pieces."""
-    weights = held["text_encoder"] + held["vae"] + sum(held[component] for component in checkpoint.experts.values())
-    pieces = -(-weights // HostMemory.PIECE) * HostMemory.PIECE
+    pieces = -(-_weights(held, checkpoint) // HostMemory.PIECE) * HostMemory.PIECE
     return {"resident": 0, "swap": pieces, "offload": pieces}
 
 

@@ -75,9 +75,9 @@ def _precision(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
         )
         if problem:
             raise UsageError(problem, "use --precision exact")
+    planned = forecast(spec, checkpoint)
     if spec.memory == "auto":
-        plans = forecast(spec, checkpoint).memory_plans
-        spec = dataclasses.replace(spec, memory=placement.choose(plans, _free(spec.device)))
+        spec = dataclasses.replace(spec, memory=placement.choose(planned.memory_plans, _free(spec.device)))
     if spec.memory == "offload" and spec.precision != "reference":
         if asked != "auto":
             raise UsageError(
@@ -85,7 +85,6 @@ def _precision(spec: RunSpec, checkpoint: Checkpoint) -> RunSpec:
                 "use --precision reference, or a smaller --dtype",
             )
         spec = dataclasses.replace(spec, precision="reference")
-    planned = forecast(spec, checkpoint)
     if keys := planned.memory_bytes.get("keys", 0):  # the device is asked only then
         placement.check_keys(planned.memory_plans, keys, spec.memory, _free(spec.device))
     return spec
