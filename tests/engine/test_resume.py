@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+import torch
 
 from wanlab.engine import run
 from wanlab.errors import UsageError
@@ -81,6 +82,24 @@ def test_interrupted_and_resumed_is_bit_identical(tmp_path, model, loaded, check
     assert [p.step for p in seen if p.phase == "sample"] == [STEPS]
     assert_same(whole, again)
     assert verify(again) == [] and not part_directory(again).exists()
+
+
+def test_a_run_goes_on_with_as_many_threads_as_it_began_with(tmp_path, loaded, checkpoint):
+    """Sums on the CPU differ in their last bits with the number of threads, and another machine has another number."""
+    spec = spec_for(checkpoint, steps=4, height=16, prompt="ball")
+    torch.set_num_threads(2)
+    try:
+        whole = run.execute(spec, tmp_path / "whole.h5", loaded=loaded)
+        with pytest.raises(Stop):
+            run.execute(spec, tmp_path / "again.h5", loaded=loaded, progress=stop_at(2))
+        torch.set_num_threads(1)
+        again = run.execute(spec, tmp_path / "again.h5", loaded=loaded)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(1)
+    assert_same(whole, again)
+    with Run(again) as opened:
+        assert opened.attrs["threads"] == 2
 
 
 @pytest.mark.parametrize("kills", [6, pytest.param(200, marks=pytest.mark.slow)])

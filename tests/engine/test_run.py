@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from wanlab.engine import run
+from wanlab.engine.run.resolve import fast_dtype
 from wanlab.engine.model import vae
 from wanlab.errors import UsageError, WanlabError
 from wanlab.runfile import Run, verify
@@ -157,7 +158,7 @@ def test_shift_comes_from_the_checkpoint_unless_given(model, checkpoint):
 
 def test_resolved_for_the_cpu(model, checkpoint):
     spec = run.resolve(make_spec(checkpoint), model.checkpoint)
-    assert (spec.device, spec.dtype, spec.vae_dtype) == ("cpu", "float32", "bfloat16")
+    assert (spec.device, spec.dtype, spec.vae_dtype) == ("cpu", "float32", fast_dtype())
     if not torch.cuda.is_available():
         with pytest.raises(UsageError, match="no device cuda"):
             run.resolve(make_spec(checkpoint, device="cuda"), model.checkpoint)
@@ -226,7 +227,8 @@ def test_plan_reads_no_weights(checkpoint, monkeypatch):
 
 
 def test_plan_counts_parameters_and_disk(model, checkpoint):
-    planned = run.plan(make_spec(checkpoint, steps=4, record=RecordSpec(level="latents", every=3)))
+    record = RecordSpec(level="latents", every=3)
+    planned = run.plan(make_spec(checkpoint, steps=4, record=record, vae_dtype="bfloat16"))
     assert planned.parameters["transformer"] == sum(p.numel() for p in model.experts["high"].parameters())
     assert planned.parameters["text_encoder"] == sum(p.numel() for p in model.text_encoder.parameters())
     assert planned.memory_bytes["vae"] == 2 * sum(p.numel() for p in model.vae.parameters())

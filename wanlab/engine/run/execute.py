@@ -32,7 +32,7 @@ from wanlab.engine.ranks.branches import Branches
 from wanlab.engine.ranks.columns import Columns
 from wanlab.engine.run.forecast import Forecast, forecast, make_env
 from wanlab.engine.run.resolve import resolve
-from wanlab.engine.run.resume import pack, restore, save, size, unpack
+from wanlab.engine.run.resume import own_threads, pack, restore, save, size, unpack
 from wanlab.engine.run.warm_up import warm_up
 from wanlab.engine.solvers import Solver
 from wanlab.engine.types import BOTH, COND, UNCOND, Env, StepRecord
@@ -143,9 +143,12 @@ def execute(
     else:
         out.parent.mkdir(parents=True, exist_ok=True)
         run = Running(spec=spec, asked=asked, out=out, forecast=expected, progress=progress, force=force)
-        with _out_of_memory(spec), run.ordered():
+        with _out_of_memory(spec), own_threads(), run.ordered():
             with run.in_step():
                 run.load(checkpoint, loaded or Models())
+            run.begin()
+            with run.in_step():
+                run.encode()
             run.sample()
         force = True  # the films of the run before
     _write_videos(out, gif, force, checkpoint.fps)
@@ -193,12 +196,11 @@ class Running:
         self.ranks.tell("done")
 
     def load(self, checkpoint: Checkpoint, models: Models) -> None:
-        """The model, the prompt's embeddings, and the parts that make a run."""
+        """The model, and the parts that make a run."""
         spec = self.spec
         self.progress(Progress(phase="load", total=spec.steps))
         with _timed(self.timing, "load"):
-            keeps_keys = "keys" in self.forecast.memory_bytes
-            self.model = models.load(spec, checkpoint, keeps_keys=keeps_keys)
+            self.model = models.load(spec, checkpoint, keeps_keys="keys" in self.forecast.memory_bytes)
         self.device = self.model.device
         self.solver = Solver(
             spec.solver, spec.schedule, spec.steps, float(spec.shift or 0), checkpoint.scheduler, self.device
@@ -210,6 +212,22 @@ class Running:
         self.observers = observers.begin(spec, self.env.total, self.sessions)
         self.fields = [f for o in self.observers for f in o.fields]
         self.warm = models.warm
+
+    def begin(self) -> None:
+        """Find what an earlier run left to go on from: with as many threads as it had, since sums on the CPU differ in
+        their last bits with their number."""
+        fingerprinted = fingerprint(self.model.checkpoint)
+        self.identity = {"record": dataclasses.asdict(self.spec.record), "weights": fingerprinted}
+        left = None if self.force else RunWriter.resume_point(self.out, self.spec.digest(), self.fields)
+        fits = left is not None and left[1].get("identity") == self.identity
+        self.start, self.left = left if left is not None and fits else (0, None)
+        state = self.left or {}
+        self.layouts = [*state.get("layouts", []), [self.start, self.spec.parallel]]
+        torch.set_num_threads(state.get("threads", torch.get_num_threads()))
+
+    def encode(self) -> None:
+        """The prompt's embeddings."""
+        spec = self.spec
         self.progress(Progress(phase="encode", total=spec.steps))
         with _timed(self.timing, "encode"):
             needed = {b for row in self.forecast.rows for b in row.branches} | set(BOTH if spec.record.probe else ())
@@ -223,12 +241,12 @@ class Running:
                 self.progress(Progress(phase="encode", total=spec.steps, notice=cut))
         self.ranks.form(self.layout)
         splits = self.ranks.splits(self.layout)
+        keeps_keys = "keys" in self.forecast.memory_bytes
         self.network = Denoiser(self.model, self.embeds, spec.attention, keeps_keys=keeps_keys, splits=splits)
 
     def sample(self) -> None:
         """Every step that is still to do, then the video, then the file."""
-        spec, env = self.spec, self.env
-        start, left = self._begin()
+        spec, env, start = self.spec, self.env, self.start
         with RunWriter(
             self.out,
             spec_json=spec.to_json(),
@@ -240,8 +258,8 @@ class Running:
         ) as writer:
             self.progress(Progress(phase="warm-up", total=env.total))
             if self.together:
-                self.ranks.tell("sample", (start, left))
-            x, steps = self.steps(start, left)
+                self.ranks.tell("sample", (start, self.left))
+            x, steps = self.steps(start, self.left)
             if start:
                 self._tell("resume", start)
             self._tell("sample", start)
@@ -252,15 +270,6 @@ class Running:
             sampled = sum(v for k, v in self.timing.items() if k == "switch" or k.startswith("sample "))
             self.timing["recording"] = time.perf_counter() - began - sampled
             self._conclude(writer, x, start)
-
-    def _begin(self) -> tuple[int, dict[str, Any] | None]:
-        """(step, what an earlier run left there to go on from); 0 and None where nothing was left."""
-        fingerprinted = fingerprint(self.model.checkpoint)
-        self.identity = {"record": dataclasses.asdict(self.spec.record), "weights": fingerprinted}
-        left = None if self.force else RunWriter.resume_point(self.out, self.spec.digest(), self.fields)
-        start, state = left if left is not None and left[1].get("identity") == self.identity else (0, None)
-        self.layouts = [*(state or {}).get("layouts", []), [start, self.spec.parallel]]
-        return start, state
 
     def steps(self, start: int, left: dict[str, Any] | None) -> tuple[Tensor, Iterator[StepRecord]]:
         """(the latents that step `start` begins with, its record and those of the steps after it): what every rank of
@@ -319,7 +328,7 @@ class Running:
         steps since the last one again."""
         state = save(self.solver, self.sessions, self.observers)
         state |= {"x": record.x_next, "x0_pred": record.x0_pred, "identity": self.identity}
-        state["layouts"] = self.layouts
+        state |= {"layouts": self.layouts, "threads": torch.get_num_threads()}
         amount = size(state)
         if amount > LARGE and now - self.saved < 20 * amount * self.saving:
             return None

@@ -50,6 +50,7 @@ def take_part(spec: RunSpec, models: Models, ranks: Ranks) -> None:
         ranks=ranks,
     )
     run.load(checkpoint, models)
+    run.encode()
     order, content = ranks.hear()
     if order == "sample":
         x, steps = run.steps(*content)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,16 @@ from torch import Tensor
 
 from wanlab.engine.solvers import Solver
 from wanlab.engine.types import Observer, Session, State
+
+
+@contextmanager
+def own_threads() -> Iterator[None]:
+    """A number of threads that is set inside does not stay."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def save(solver: Solver, sessions: Sequence[Session], observers: Sequence[Observer]) -> State:
