@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from wanlab.engine import run
-from wanlab.engine.run.resolve import fast_dtype
 from wanlab.engine.model import vae
+from wanlab.engine.run.resolve import fast_dtype
 from wanlab.errors import UsageError, WanlabError
 from wanlab.runfile import Run, verify
 from wanlab.spec import RecordSpec, RunSpec

@@ -219,10 +219,9 @@ class Running:
         fingerprinted = fingerprint(self.model.checkpoint)
         self.identity = {"record": dataclasses.asdict(self.spec.record), "weights": fingerprinted}
         left = None if self.force else RunWriter.resume_point(self.out, self.spec.digest(), self.fields)
-        fits = left is not None and left[1].get("identity") == self.identity
-        self.start, self.left = left if left is not None and fits else (0, None)
-        state = self.left or {}
-        self.layouts = [*state.get("layouts", []), [self.start, self.spec.parallel]]
+        start, state = left if left is not None and left[1].get("identity") == self.identity else (0, {})
+        self.start, self.left = start, state or None
+        self.layouts = [*state.get("layouts", []), [start, self.spec.parallel]]
         torch.set_num_threads(state.get("threads", torch.get_num_threads()))
 
     def encode(self) -> None:
