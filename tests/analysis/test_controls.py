@@ -11,7 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
-from wanlab.analysis.controls import against_even
+from wanlab.analysis.controls import against_controls
 from wanlab.analysis.figures import pareto
 from wanlab.analysis.stats import Interval
 
@@ -42,7 +42,7 @@ EITHER = result("either", [0.5e-3, 2e-3] * 4, cost=0.62)
 
 def test_methods_are_sorted_by_what_can_be_told_of_them() -> None:
     """Half and twice the squared error are 3.01 dB in every pair; half of one and twice of the other, about 0."""
-    less, near, more, off = against_even([EVEN, HALF, TWICE, EITHER])
+    less, near, more, off = against_controls([EVEN, HALF, TWICE, EITHER])
     head = "at 0.6 of the operations "
     assert (
         less == head + "less is lost than by evenly spaced, keep=12 (0.600): half the error (+3.01 dB, +3.01 to +3.01)"
@@ -55,19 +55,34 @@ def test_methods_are_sorted_by_what_can_be_told_of_them() -> None:
 def test_each_cost_is_told_for_itself_and_needs_its_control() -> None:
     other = result("evenly spaced, keep=9", [1e-3] * 8, rule="evenly spaced", cost=0.45, target=0.45)
     half = result("half again", [0.5e-3] * 8, cost=0.45, target=0.45)
-    assert [line[:8] for line in against_even([EVEN, other, half, TWICE])] == ["at 0.6 o", "at 0.45 "]
-    assert against_even([HALF, TWICE]) == [] == against_even([EVEN])
+    assert [line[:8] for line in against_controls([EVEN, other, half, TWICE])] == ["at 0.6 o", "at 0.45 "]
+    assert against_controls([HALF, TWICE]) == [] == against_controls([EVEN])
+
+
+def test_tokens_drawn_by_lot_are_a_control_too() -> None:
+    """The methods are held against both; the step controls against each other alone."""
+    lot = result("random tokens, ratio=0.5", [1e-3] * 8, rule="random tokens")
+    by_chance = result("random, keep=12", [1e-3] * 8, rule="random")
+    lines = against_controls([EVEN, by_chance, lot, HALF])
+    assert lines == [
+        "at 0.6 of the operations less is lost than by evenly spaced, keep=12 (0.600): "
+        "half the error (+3.01 dB, +3.01 to +3.01)",
+        "at 0.6 of the operations not told apart from evenly spaced, keep=12 (0.600): "
+        "random tokens, ratio=0.5 (+0.00 dB, +0.00 to +0.00), random, keep=12 (+0.00 dB, +0.00 to +0.00)",
+        "at 0.6 of the operations less is lost than by random tokens, ratio=0.5 (0.600): "
+        "half the error (+3.01 dB, +3.01 to +3.01)",
+    ]
 
 
 def test_few_prompts_are_told_by_their_means_and_said_so() -> None:
     three = [result(r.label, [p.figures["mse"] for p in r.pairs][:3], rule=r.setting["rule"]) for r in (EVEN, HALF)]
-    (line,) = against_even(three)
+    (line,) = against_controls(three)
     assert "(by the means of 3 prompts alone) less is lost" in line and line.endswith("half the error (+3.01 dB)")
 
 
 def test_what_is_no_number_is_held_against_nothing() -> None:
     broken = result("broken", [math.nan, *[1e-3] * 7])
-    assert against_even([EVEN, broken]) == [
+    assert against_controls([EVEN, broken]) == [
         "at 0.6 of the operations nothing can be held against evenly spaced, keep=12"
     ]
 

@@ -3,6 +3,8 @@
 The small clip has 5 latent frames of 4 tokens; at shift 12 of 20 steps 13 are high-noise and 7 low-noise.
 """
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -123,6 +125,48 @@ def test_a_stale_difference_is_impossible():
     with pytest.raises(WanlabError, match="no difference"):
         Again(4.0, {})({"cond": torch.ones(1)})
     assert Again(4.0, {"difference": torch.full((1,), 2.0)})({"cond": torch.ones(1)}).tolist() == [1 + 3 * 2]
+
+
+@pytest.mark.parametrize("frames", ["half", "half:switch=6", "paired:switch=6"])
+@pytest.mark.parametrize(
+    "other",
+    [
+        "adaptive:threshold=0.3",
+        "cfgcache:every=3",
+        "cfg:last=2,high=2,keep=reuse",
+        "steps:keep=10",
+        "easycache:threshold=1,first=2",
+        "prune:baseline_steps=2,start_step=3,scope=all",
+    ],
+)
+def test_frames_are_settled_first_wherever_they_are_named(model, checkpoint, frames, other):
+    """What is remembered by the number of frames, and what ends where frames are completed."""
+    check_order(model, make_spec(checkpoint, frames=33, policies=[frames, other]))
+
+
+@pytest.mark.parametrize("rule", ["interval:start=0.3,stop=0.9", "adaptive:threshold=0.3", "cfg:last=4,high=3"])
+@pytest.mark.parametrize("cache", ["steps:keep=10", "sencache:threshold=1", "taylorseer:interval=3"])
+def test_branches_are_settled_before_what_is_used_again(model, checkpoint, rule, cache):
+    """A cache that was named first would forecast branches that are not evaluated."""
+    check_order(model, make_spec(checkpoint, policies=[rule, cache]))
+
+
+def check_order(model, spec):
+    """Both orders of two policies are one forecast, which the run keeps, and one result."""
+    swapped = dataclasses.replace(spec, policies=spec.policies[::-1])
+    rows, others = (run.plan(s).rows for s in (spec, swapped))
+    assert rows == others
+    records = sample(model, spec)
+    for record, other, row in zip(records, sample(model, swapped), rows, strict=True):
+        assert torch.equal(record.x_next, other.x_next)
+        assert row.passes_bounds[0] <= record.ran.passes <= row.passes_bounds[1]
+
+
+def test_a_difference_that_a_later_rule_takes_away_is_refused_beforehand():
+    """Of the low-noise steps 13 to 19 `interval` guides none. Named first it leaves cfg one branch, which stays."""
+    with pytest.raises(UsageError, match=r"reuse at step 17: no full step .*name other rules for branches first"):
+        toy(["cfg:last=4,keep=reuse", "interval:stop=0.6"], squares)
+    assert passes(toy(["interval:stop=0.6", "cfg:last=4,keep=reuse"], squares)) == 12 * 2 + 8
 
 
 def test_a_branch_that_did_not_run_is_in_no_record():

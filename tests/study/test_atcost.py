@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from wanlab.analysis.controls import TOKENS
 from wanlab.errors import UsageError
 from wanlab.spec import MethodSpec, RunSpec
 from wanlab.study import atcost
@@ -146,10 +147,27 @@ def test_a_whole_number_given_for_a_threshold_leaves_it_a_threshold() -> None:
 # --- lists ------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["caches", "guidance"])
+@pytest.mark.parametrize("name", ["caches", "guidance", "pruning"])
 def test_every_method_of_a_packaged_list_has_a_cost_knob(name: str) -> None:
     for method in builtin_methods(name).values():
         assert Knob.of(method, 20)[0].span > 0, method.label
+
+
+def test_shares_of_tokens_are_forecast(tmp_path: Path) -> None:
+    """9 of 20 steps select: .8 is found by all that say their share beforehand. The other 11 cost .55 in any case."""
+    costs = costs_of(tmp_path)
+    variants, said = find(list(builtin_methods("pruning").values()), [0.8, 0.5], costs, sample=False)
+    found = {v.setting["rule"]: costs.forecast(v.method) for v in variants if v.setting["at_cost"] == 0.8}
+    assert found == {
+        name: pytest.approx(0.8, abs=TOLERANCE)
+        for name in ("evenly spaced", "random", "random tokens", "ras", "topk", "tome")
+    }
+    assert any("left out at 0.8, 0.5 of the operations, prune: it decides while it runs: its thresh" in s for s in said)
+    assert any("left out at 0.5 of the operations, topk: ratio=0.25" in s and "the least of" in s for s in said)
+
+
+def test_the_control_has_the_name_that_is_looked_for() -> None:
+    assert TOKENS in builtin_methods("pruning")
 
 
 def test_a_list_is_known_by_its_name() -> None:

@@ -1,4 +1,4 @@
-"""Methods that were asked to cost the same, held against the control that leaves steps out evenly."""
+"""Methods that were asked to cost the same, held against controls: steps left out evenly, tokens left out by lot."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from wanlab.analysis.verdict import decibels
 if TYPE_CHECKING:
     from wanlab.analysis.compare import Result
 
-EVEN, RANDOM = "evenly spaced", "random"
+EVEN, RANDOM, TOKENS = "evenly spaced", "random", "random tokens"  # what the packaged lists call them
 OFF = 0.01  # of the baseline's operations: further from the cost asked for than this is said
 BETTER, NEAR, WORSE = "less is lost than by", "not told apart from", "more is lost than by"
 
 
-def against_even(results: Sequence[Result]) -> list[str]:
+def against_controls(results: Sequence[Result]) -> list[str]:
     """For each cost that was asked for, which methods lose less than evenly spaced steps, which cannot be told from
-    them, and which lose more: a line each; and one that names those whose cost is another.
+    them, and which lose more: a line each; the same of tokens drawn by lot, where they are among the methods; and one
+    that names those whose cost is another.
 
     By the ratio of squared errors within pairs, with intervals that hold for all methods of a cost together; below four
     prompts by the means alone, and said so.
@@ -28,9 +29,11 @@ def against_even(results: Sequence[Result]) -> list[str]:
     said: list[str] = []
     for target in dict.fromkeys(r.setting["at_cost"] for r in results if "at_cost" in r.setting):
         own = [r for r in results if r.setting.get("at_cost") == target]
-        control = next((r for r in own if r.setting["rule"] == EVEN), None)
-        if control is not None and len(own) > 1:
-            said += _standing(target, control, [r for r in own if r is not control])
+        for name, besides in ((EVEN, ()), (TOKENS, (EVEN, RANDOM))):
+            control = next((r for r in own if r.setting["rule"] == name), None)
+            others = [r for r in own if r.setting["rule"] not in (name, *besides)]
+            if control is not None and others:
+                said += _standing(target, control, others)
         off = [f"{r.label} {share(r):.3f}" for r in own if abs(share(r) - target) > OFF]
         if off:
             said.append(f"further than {OFF:g} from {target:g} of the operations, the nearest found: {', '.join(off)}")

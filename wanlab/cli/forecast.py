@@ -141,7 +141,8 @@ def show_design(design: Design, form: str) -> int:
         }
         for r in rows
     ]
-    title = f"{len(design.specs)} prompts and seeds, {len(design.order)} runs, {len(design.new)} of them new"
+    s = "s" * (len(design.specs) > 1)
+    title = f"{len(design.specs)} prompt{s} and seed{s}, {len(design.order)} runs, {len(design.new)} of them new"
     caption = "exact" if exact else "exact, and least–most of what methods decide while running"
     render.show(
         render.table(shown, title=title, left=("method", "folder"), caption=f"passes and operations: {caption}")

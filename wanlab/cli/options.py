@@ -125,7 +125,7 @@ class Method(Shortcuts):
             "--policy",
             panel=_METHOD,
             help="name:knob=value,… Any policy with its knobs (see wanlab methods); or FILE.py:name:knob=value,…, "
-            "which runs the code in that file. Repeat to combine, left to right.",
+            "which runs the code in that file. Repeat to combine.",
         ),
     ] = None
 

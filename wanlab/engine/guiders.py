@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from wanlab.engine.types import BOTH, COND, UNCOND, StepContext
 from wanlab.errors import WanlabError
@@ -23,6 +23,8 @@ class Guide:
     name: str
     branches: tuple[str, ...]
     scale: float
+    again: ClassVar[bool] = False
+    """Whether it uses the difference of the branches in an earlier step."""
 
     def __call__(self, predictions: Mapping[str, Tensor]) -> Tensor:
         """Velocities [1,C,F,H,W] by branch to the guided one."""
@@ -69,11 +71,17 @@ class Again(Guide):
     memory: Mapping[str, Tensor] = field(compare=False, repr=False)
     name = "reuse"
     branches = (COND,)
+    again = True
 
     def __call__(self, predictions: Mapping[str, Tensor]) -> Tensor:
-        if "difference" not in self.memory:
-            raise WanlabError("there is no difference of an earlier step to use again", "truncate fewer steps")
-        return predictions[COND] + (self.scale - 1) * self.memory["difference"]
+        return predictions[COND] + (self.scale - 1) * earlier_difference(self.memory)
+
+
+def earlier_difference(memory: Mapping[str, Tensor]) -> Tensor:
+    """The "difference" that a session remembers. Raises WanlabError when there is none."""
+    if "difference" not in memory:
+        raise WanlabError("there is no difference of an earlier step to use again", "truncate fewer steps")
+    return memory["difference"]
 
 
 @dataclass(frozen=True)

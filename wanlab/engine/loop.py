@@ -78,18 +78,30 @@ def denoise(
 def plans(
     env: Env, sessions: Sequence[Session], guider: Guider, start: int = 0
 ) -> Iterator[tuple[StepContext, StepPlan]]:
-    """Each step from `start` with its plan. Those before are planned too: a policy may count on having seen them."""
+    """Each step from `start` with its plan. Those before are planned too: a policy may count on having seen them.
+    Raises UsageError where a step is to use a difference of the branches again and there is none."""
+    whole: set[tuple[str, int]] = set()  # experts and lengths of the steps so far that evaluate both branches
     for ctx in env.steps:
         plan = make_plan(env, sessions, guider, ctx)
+        if set(plan.branches) == set(BOTH):
+            whole.add((ctx.expert, plan.frames))
+        elif plan.guide.again and (ctx.expert, plan.frames) not in whole:
+            raise UsageError(
+                f"{plan.guide.name} at step {ctx.index + 1}: no full step of the {ctx.expert} expert at this length "
+                "before, whose difference it could use again",
+                "truncate fewer steps, use keep=cond, or name other rules for branches first",
+            )
         if ctx.index >= start:
             yield ctx, plan
 
 
 def make_plan(env: Env, sessions: Sequence[Session], guider: Guider, ctx: StepContext) -> StepPlan:
-    """The step's plan: the guider's branches, then each policy's change of it, left to right."""
+    """The step's plan: the guider's branches, then each policy's change of it, in the order of `Session.changes`, and
+    left to right."""
     guide = guider.guide(env.guidance[ctx.expert], ctx)
     plan = StepPlan(branches=guide.branches, guide=guide, frames=env.shape[1])
-    return reduce(lambda plan, session: session.plan(plan, ctx), sessions, plan)
+    ordered = sorted(sessions, key=lambda session: ("frames", "branches", "values").index(session.changes))
+    return reduce(lambda plan, session: session.plan(plan, ctx), ordered, plan)
 
 
 def jump(plan: StepPlan, ctx: StepContext, x: Tensor, x0_pred: Tensor | None, solver: Solver) -> Tensor:

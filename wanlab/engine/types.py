@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self, TypeAlias
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, Self, TypeAlias
 
 import numpy as np
 
@@ -242,6 +242,10 @@ class Session:
     What is evaluated for the record only (`--probe`) passes no session.
     """
 
+    changes: ClassVar[Literal["frames", "branches", "values"]] = "values"
+    """What of a plan it changes: which frames are worked on (or `jump`), which branches are evaluated, or what stands
+    for their values. Each is planned by what comes before it here, so plans are made in this order, and those of one
+    kind as their policies are named."""
     fields: ClassVar[tuple[Field, ...]] = ()
     """What `note` reports, one value a step, and with dims ("branch",) one a branch. In the run file each is called
     POLICY_NAME."""
@@ -274,8 +278,8 @@ class Session:
         return noise
 
     def plan(self, plan: StepPlan, ctx: StepContext) -> StepPlan:
-        """The plan of a step, of the one that the policies before made. Called once a step, in order, also by the
-        forecast, where nothing is evaluated."""
+        """The plan of a step, of the one that the policies before made (`changes`). Called once a step, in order, also
+        by the forecast, where nothing is evaluated."""
         return plan
 
     def evaluate(self, call: Call, inner: Inner) -> Tensor:

@@ -185,7 +185,7 @@ class RunSpec:
     batch_cfg: bool = False
     """Evaluate both branches in one forward of batch 2."""
     policies: tuple[PolicySpec, ...] = ()
-    """Applied from left to right."""
+    """All of them together: docs/methods.md, "Combining policies"."""
     device: str = "auto"
     """"auto", "cpu", "cuda", "cuda:N" or "mps"."""
     dtype: str = "auto"

@@ -257,7 +257,8 @@ def _at(method: MethodSpec, target: float, costs: Costs, *, sample: bool) -> Var
         known = costs.forecast(turned(value))
         if known is None and not sample:
             raise UsageError(
-                f"it decides while it runs: its {knob.name} will be looked for by sampling {len(specs)} prompts, "
+                f"it decides while it runs: its {knob.name} will be looked for by sampling {len(specs)} "
+                f"prompt{'s' * (len(specs) > 1)}, "
                 f"{SAMPLED} times at most, then all",
                 "leave out --dry-run",
             )

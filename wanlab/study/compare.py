@@ -343,10 +343,10 @@ def conclude(
     comparison.json, .csv, .md and error_comparison.txt (the latest), and figures. Raises WanlabError."""
     from wanlab.analysis import table
     from wanlab.analysis.compare import failures
-    from wanlab.analysis.controls import against_even
+    from wanlab.analysis.controls import against_controls
 
     said = [*asked.remarks, *remarks, *comparison.remarks()]
-    answer = against_even(comparison.results) + (table.answer(comparison, asked.loss) if asked.loss else [])
+    answer = against_controls(comparison.results) + (table.answer(comparison, asked.loss) if asked.loss else [])
     missed = failures((*comparison.results, *comparison.confirmed), asked.conditions)
     content = comparison.to_dict() | {"compared": description, "remarks": said, "answer": answer, "missed": missed}
     texts = {

@@ -51,27 +51,18 @@ class CfgTruncation(Policy):
 
 
 class _Session(Session):
+    changes = "branches"
+
     def __init__(self, truncated: set[int], keep: str) -> None:
         self._truncated, self._keep = truncated, keep
-        self._full: set[tuple[str, int]] = set()  # expert and length of the full steps planned so far
 
     def plan(self, plan: StepPlan, ctx: StepContext) -> StepPlan:
-        key = (ctx.expert, plan.frames)
-        if set(plan.branches) != set(BOTH):
-            return plan
-        if ctx.index not in self._truncated:
-            self._full.add(key)
+        if ctx.index not in self._truncated or set(plan.branches) != set(BOTH):
             return plan
         scale = plan.guide.scale
         if self._keep != "reuse":
             branch = UNCOND if self._keep == "uncond" else COND
             return replace(plan, branches=(branch,), guide=Alone(branch, scale))
-        if key not in self._full:
-            raise UsageError(
-                f"cfg:keep=reuse at step {ctx.index + 1}: no full step of the {ctx.expert} expert at this length "
-                "before",
-                "truncate fewer steps, or use keep=cond",
-            )
         return replace(plan, branches=(COND,), guide=Again(scale, self.memory(ctx, plan.frames)))
 
     def after(self, record: StepRecord) -> None:

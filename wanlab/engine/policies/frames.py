@@ -77,6 +77,8 @@ def switch_step(policy: str, asked: int, env: Env) -> int:
 
 
 class _Half(Session):
+    changes = "frames"
+
     def __init__(self, knobs: HalfFrames, at: int, env: Env) -> None:
         self._knobs, self._at, self._sigma = knobs, at, env.steps[at].sigma
         self._full, self._half = env.shape[1], (env.shape[1] + 1) // 2
@@ -101,6 +103,8 @@ class _Half(Session):
 
 
 class _Paired(Session):
+    changes = "frames"
+
     def __init__(self, at: int) -> None:
         self._at = at
 

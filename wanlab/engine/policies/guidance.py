@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from wanlab.engine.guiders import Alone, Guide
+from wanlab.engine.guiders import Alone, Guide, earlier_difference
 from wanlab.engine.types import BOTH, COND, UNCOND, Env, Policy, Session, StepContext, StepPlan, StepRecord
-from wanlab.errors import UsageError, WanlabError
+from wanlab.errors import UsageError
 from wanlab.registry import register
 from wanlab.runfile import Field
 
@@ -56,6 +56,8 @@ class Interval(Policy):
 
 
 class _Interval(Session):
+    changes = "branches"
+
     def __init__(self, guided: set[int]) -> None:
         self._guided = guided
 
@@ -92,6 +94,7 @@ class Adaptive(Policy):
 
 
 class _Adaptive(Session):
+    changes = "branches"
     fields = (
         Field("gamma", (), "float64", "1", "<c,u> / (|c| |u|) of the velocities, where both were evaluated"),
         Field("stop", (), "int32", "1", "step (from 0) whose gamma exceeded the threshold; -1 before"),
@@ -171,6 +174,8 @@ class CfgCache(Policy):
 
 
 class _CfgCache(Session):
+    changes = "branches"
+
     def __init__(self, knobs: CfgCache, env: Env) -> None:
         self._knobs, self._half = knobs, env.total // 2
         start, large = env.total // 3, env.shape[2] >= LARGE
@@ -208,15 +213,14 @@ class Estimated(Guide):
     memory: Mapping[str, Tensor] = field(compare=False, repr=False)
     name = "cfgcache"
     branches = (COND,)
+    again = True
 
     @property
     def scale(self) -> float:  # type: ignore[override]
         return self.guide.scale
 
     def __call__(self, predictions: Mapping[str, Tensor]) -> Tensor:
-        if "difference" not in self.memory:
-            raise WanlabError("there is no difference of an earlier step to use again", "give cfgcache before others")
-        difference = weigh_bands(self.memory["difference"], self.low, self.high)
+        difference = weigh_bands(earlier_difference(self.memory), self.low, self.high)
         return self.guide({COND: predictions[COND], UNCOND: predictions[COND] + difference})
 
 

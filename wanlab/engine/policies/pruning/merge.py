@@ -56,6 +56,8 @@ class TokenMerging(Policy):
     start: int = 0
     seed: int = 0
 
+    cost_knob = ("ratio", 1.0, 0.0)
+
     def begin(self, env: Env) -> Session:
         """Raises UsageError when no step of the scope merges, and for cells that leave more than the ratio."""
         check_scope("tome", self.scope, env)

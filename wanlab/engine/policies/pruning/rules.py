@@ -61,6 +61,8 @@ class Prune(TokenPolicy):
     update: Literal["cumulative", "step"] = "cumulative"
     choice: Literal["change", "lot"] = "change"
 
+    cost_knob = ("threshold", 0.0, 100.0)
+
     def begin(self, env: Env) -> Session:
         """Raises UsageError when no step of the scope can be pruned, and for values that mean nothing."""
         check_scope("prune", self.scope, env)
@@ -154,6 +156,8 @@ class SharePolicy(TokenPolicy):
     ratio: float = 0.5
     start: int = 4
     reset: int = 0
+
+    cost_knob = ("ratio", 1.0, 0.0)
 
     def check(self, name: str, env: Env, least_start: int = 1) -> None:
         """Raises UsageError where the knobs mean nothing or no step of the scope selects."""
