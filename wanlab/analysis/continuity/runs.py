@@ -28,13 +28,6 @@ def analyse(run: Run, *, method: str = "", settings: str = "") -> Continuity:
     Raises WanlabError when the run was recorded without latents or has one latent frame.
     """
     spec = run.spec
-    for name in (*SPACES, "velocity_other_expert", "latent", "video", "video_float"):
-        rank = 4 if name in ("latent", "video", "video_float") else 5
-        if name in run and (len(run[name].dims) != rank or run[name].dtype.kind not in "fiu"):
-            raise WanlabError(
-                f"{run.path}: '{name}' has dimensions {run[name].dims} of {run[name].dtype}",
-                "record it with this wanlab",
-            )
     recorded = [n for n in SPACES if n in run and run[n].recorded]
     if not recorded:
         raise WanlabError(
