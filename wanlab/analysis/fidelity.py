@@ -17,8 +17,10 @@ from wanlab.analysis.metrics import BASELINE, WINDOW, Metric
 from wanlab.analysis.metrics.clip import Clip, Floats
 from wanlab.analysis.metrics.pixels import SSIM_WINDOW, decibels
 from wanlab.errors import UsageError
+from wanlab.video import stored_errors
 
 MATRIX = re.compile(r"bt\d|smpte|fcc|ycgco|ictcp")
+LOSSY = re.compile(r"^(yuv|nv\d|p[024]1|uyvy|gray)|f(16|32)..$")  # pixel formats that RGB of 8 or 16 bits does not hold
 CLOCK = 0.002  # seconds: the clocks of usual containers tick every millisecond or faster
 
 Known = dict[Path, dict[str, Floats]]
@@ -80,6 +82,9 @@ def compare(a: Clip, b: Clip, *, metrics: Sequence[Metric] | None = None, known:
                         if len(recent[path]) >= WINDOW[m.needs]:
                             sides[path][m.name].append(m(*list(recent[path])[-WINDOW[m.needs] :]))
     known |= {path: {n: np.array(v) for n, v in side.items()} for path, side in sides.items()}
+    hidden = _differ_as_stored(a, b) and not any(by_frame["mse"])
+    if hidden:
+        by_frame["mse"] = stored_errors(a.path, b.path, a.meta)
     arrays = {n: np.array(v) for n, v in by_frame.items()}
     figures = {m.name: _reduced(m, arrays[m.name]) for m in paired}
     for m in alone:
@@ -92,7 +97,21 @@ def compare(a: Clip, b: Clip, *, metrics: Sequence[Metric] | None = None, known:
         figures=registered.values(wanted, figures),
         by_frame=arrays,
         rounded=a.rounded or b.rounded,
-        notes=tuple(note for note in (_colors(a, b), _times(a, b)) if note),
+        notes=tuple(note for note in (_colors(a, b), _times(a, b), _stored(a, b) * hidden) if note),
+    )
+
+
+def _differ_as_stored(a: Clip, b: Clip) -> bool:
+    """Whether two video files of one format differ in what they hold, be their RGB equal or not: luma below black,
+    colours that RGB has not and values beyond its bits are lost in it."""
+    formats = {clip.meta.get("pix_fmt", "") for clip in (a, b)}
+    return len(formats) == 1 and bool(LOSSY.search(formats.pop())) and a.meta["stored"] != b.meta["stored"]
+
+
+def _stored(a: Clip, b: Clip) -> str:
+    return (
+        f"{a.path.name} and {b.path.name} have the same RGB and differ as they are stored ({a.meta.get('pix_fmt')}): "
+        "MSE and PSNR are of the stored values"
     )
 
 
@@ -108,8 +127,9 @@ def _colors(a: Clip, b: Clip) -> str:
 
 def _times(a: Clip, b: Clip) -> str:
     """A sentence where frames of the same number are shown at other times."""
-    for k, (x, y) in enumerate(zip(a.times, b.times, strict=False)):
-        if abs((x - a.times[0]) - (y - b.times[0])) > CLOCK:
+    times, others = (clip.meta.get("times", []) for clip in (a, b))
+    for k, (x, y) in enumerate(zip(times, others, strict=False)):
+        if abs((x - times[0]) - (y - others[0])) > CLOCK:
             return (
                 f"{a.path.name} and {b.path.name} show their frames at other times, frame {k} at {x:.3f} s and "
                 f"{y:.3f} s: compared frame by frame"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from wanlab.errors import UsageError, WanlabError
 from wanlab.files import make_folder, write_text
-from wanlab.spec import MethodSpec, RunSpec
+from wanlab.spec import MethodSpec, PolicySpec, RunSpec
 from wanlab.spec.paths import is_run_file
 from wanlab.study import folders
 from wanlab.study.design import Design, Variant, slug
@@ -118,6 +118,30 @@ def forecast(design: Design) -> list[dict[str, Any]]:
     return rows
 
 
+def alike(design: Design) -> list[str]:
+    """Which methods are the baseline itself, or another of the methods, once defaults are written out: in sentences."""
+    from wanlab.engine.run import resolved
+    from wanlab.registry import build
+
+    def computed(method: MethodSpec) -> tuple[str, str]:
+        spec = resolved(method.apply(design.specs[0]))
+        policies = [(p.name, p.code, vars(build("policy", p))) for p in spec.policies]
+        guider = spec.guider.name, spec.guider.code, vars(build("guider", spec.guider))
+        return replace(spec, policies=(), guider=PolicySpec("cfg")).digest(), repr((policies, guider))
+
+    try:
+        known = {computed(design.baseline): design.baseline}
+        every = [(variant, computed(variant.method)) for variant in design.variants[:FORECAST]]
+    except UsageError:  # sampled on another machine, whose defaults are not known here
+        return []
+    said = []
+    for variant, key in every:
+        same = known.setdefault(key, variant.method)
+        if str(same) != str(variant.method):
+            said.append(f"{variant.method.label} is {same.label} itself, its values are the defaults")
+    return said
+
+
 def _bounds(low: float, high: float, form: str) -> str:
     """`12`, or `26–40` where it is decided while running."""
     if low == high:
@@ -197,7 +221,13 @@ def measure_all(
         comparison, more = _confirmed(comparison, design, out, asked, force=force, watcher=watcher)
         failed = [*failed, *more]
     return conclude(
-        comparison, out, design.name, asked, description=design.description, remarks=gathering.missing, failed=failed
+        comparison,
+        out,
+        design.name,
+        asked,
+        description=design.description,
+        remarks=[*alike(design), *gathering.missing],
+        failed=failed,
     )
 
 

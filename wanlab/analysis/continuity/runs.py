@@ -15,6 +15,7 @@ from wanlab.analysis.continuity.measure import Step, measure
 from wanlab.analysis.continuity.result import BASELINE, Continuity, OtherExpert
 from wanlab.analysis.continuity.spaces import SPACES, Frames, adjacent, dot, space
 from wanlab.analysis.key import Key
+from wanlab.analysis.metrics.clip import frames_of
 from wanlab.errors import WanlabError
 from wanlab.runfile import Data, Run
 from wanlab.spec import METHOD_SETTINGS, RunSpec
@@ -82,11 +83,7 @@ def _final(run: Run) -> Frames | None:
 
 
 def _video(run: Run) -> Frames | None:
-    if "video_float" in run:
-        return (run["video_float"][f] for f in range(len(run["video_float"])))
-    if "video" not in run:
-        return None
-    return (run["video"][f] for f in range(len(run["video"])))
+    return frames_of(run) if "video_float" in run or "video" in run else None
 
 
 def _other_experts(run: Run, made: Continuity) -> Iterator[OtherExpert]:

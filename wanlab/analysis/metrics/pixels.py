@@ -19,7 +19,7 @@ from skimage.metrics import structural_similarity
 from wanlab.analysis.metrics import metric
 from wanlab.analysis.metrics.clip import Clip, Floats
 from wanlab.spec.paths import is_run_file
-from wanlab.video import ffmpeg_compare, has_filter
+from wanlab.video import BT709, ffmpeg_compare, has_filter
 
 EPSILON = 1e-8
 SSIM_WINDOW = 11  # pixels: sigma 1.5 cut at 3.5 sigma
@@ -99,13 +99,14 @@ def rel_max(x: Floats, y: Floats) -> float:
     asked=True,
 )
 def vmaf(a: Clip, b: Clip) -> float:
-    """ffmpeg's libvmaf where it has it. Similarity only: it was trained on compression, not on generation."""
+    """ffmpeg's libvmaf where it has it, of two films as they are stored, of all else as ssim.ffmpeg. Similarity only:
+    it was trained on compression, not on generation."""
     return by_ffmpeg(a, b, "libvmaf", r"VMAF score: ([\d.]+)")
 
 
 def by_ffmpeg(a: Clip, b: Clip, name: str, printed: str) -> float:
     """What a full-reference filter of ffmpeg prints; NaN where it is not there. Films as they are stored, since RGB and
-    back costs VMAF .7; all else as RGB of 8 bits that becomes 4:2:0."""
+    back costs VMAF .7; where a side is none, both as RGB of 8 bits that becomes 4:2:0 as in wanlab's own films."""
     if not has_filter(name):
         return math.nan
     if not any(is_run_file(c.path) or c.path.is_dir() for c in (a, b)):
@@ -124,7 +125,7 @@ def _by_pixels(a: Clip, b: Clip, name: str) -> str:
             with clip.read() as frames, open(files[-1], "wb") as out:
                 for frame in frames:
                     out.write(eight_bits(frame).tobytes())
-        filters = f"[a]format=yuv420p[x];[b]format=yuv420p[y];[x][y]{name}"
+        filters = f"[a]{BT709}[x];[b]{BT709}[y];[x][y]{name}"
         return ffmpeg_compare(files[0], files[1], filters, (a.width, a.height))
 
 
