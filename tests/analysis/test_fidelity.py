@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from skimage.metrics import structural_similarity
 
 from wanlab.analysis import metrics
 from wanlab.analysis.fidelity import compare
@@ -329,8 +330,8 @@ def test_motion_is_no_unsteadiness(tmp_path):
 def test_each_clip_is_read_once(clips, noisy, monkeypatch):
     """For all measures together, and a clip seen before only to be held against another."""
     opened = []
-    read = Clip.read
-    monkeypatch.setattr(Clip, "read", lambda self: opened.append(self.path.name) or read(self))
+    read = Clip.read_kept
+    monkeypatch.setattr(Clip, "read_kept", lambda self: opened.append(self.path.name) or read(self))
     known = {}
     a, b = clips(*noisy)
     first = compare(a, b, known=known)
@@ -382,6 +383,37 @@ def test_memory_does_not_grow_with_length(tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] + 96 * 128 * 3 * 8
+
+
+def test_films_take_the_memory_of_a_few_frames(tmp_path):
+    """Of 1280x720, a frame in float64 is 22 MB, and what optical flow takes of frames 320 wide 50: a frame of A and one
+    of B and what one measure makes of them, or three of one film and the like."""
+    width, height = 1280, 720
+    for name, seed in (("a", 0), ("b", 1)):
+        frames = np.random.default_rng(seed).integers(0, 256, (3, height, width, 3), "u1")
+        write_mp4(tmp_path / f"{name}.mp4", frames, FPS)
+    told = []
+    tracemalloc.start()
+    try:
+        compare(*(Clip.of(tmp_path / f"{name}.mp4") for name in "ab"), told=told.append)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * width * height * 3 * 8 + 60e6
+    assert told == [1, 2, 3]
+
+
+def test_ssim_of_bands_is_that_of_the_whole():
+    """Rows at once bound the memory and change nothing beyond the last bits; scikit-image's own of the whole frame."""
+    x, y = np.random.default_rng(0).random((2, 2 * pixels.SSIM_ROWS + 37, 24, 3))
+    whole = structural_similarity(
+        x, y, data_range=1.0, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    )
+    assert pixels.ssim(x, y) == pytest.approx(whole, abs=1e-14)
+    small = x[:16], y[:16]
+    assert pixels.ssim(*small) == structural_similarity(
+        *small, data_range=1.0, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    )
 
 
 def test_a_film_side_by_side_says_what_is_what(tmp_path):

@@ -99,6 +99,39 @@ def test_a_pair_that_cannot_be_compared_is_left_out(tmp_path: Path) -> None:
     )
 
 
+def test_a_damaged_run_file_leaves_the_other_pairs(tmp_path: Path) -> None:
+    for name in ("x-0", "y-0"):
+        images(tmp_path / "a" / name, [1] * 5)
+    images(tmp_path / "b" / "x-0", [2] * 5)
+    (tmp_path / "b" / "y-0.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(1000))
+    result = compare_files(tmp_path / "a", tmp_path / "b", tmp_path / "out")
+    assert result.failed == (tmp_path / "a" / "y-0",) and [p["prompt"] for p in result.pairs] == ["x"]
+
+
+def test_progress_of_a_single_pair_is_told_by_frame_and_ended(tmp_path: Path) -> None:
+    images(tmp_path / "a", [1] * 3)
+    images(tmp_path / "b", [2] * 3)
+    images(tmp_path / "short", [2] * 2)
+    told: list[Any] = []
+
+    class Listener(Watcher):
+        def look(self, frames: int) -> None:
+            told.append(frames)
+
+        def measure(self, done: int, total: int) -> None:
+            told.append((done, total))
+
+        def end(self) -> None:
+            told.append("end")
+
+    compare_files(tmp_path / "a", tmp_path / "b", tmp_path / "out", watcher=Listener())
+    assert told == [1, 2, 3, (1, 1), "end"]
+    told.clear()
+    with pytest.raises(UsageError, match="differ in length"):
+        compare_files(tmp_path / "a", tmp_path / "short", tmp_path / "out", watcher=Listener())
+    assert told[-1] == "end"
+
+
 def test_requests_that_cannot_be(tmp_path: Path) -> None:
     images(tmp_path / "a" / "x-0", [1])
     images(tmp_path / "b" / "y-0", [1])

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wanlab.analysis import metrics as registered
 from wanlab.analysis.metrics import BASELINE, WINDOW, Metric
-from wanlab.analysis.metrics.clip import Clip, Floats
+from wanlab.analysis.metrics.clip import Clip, Floats, unit
 from wanlab.analysis.metrics.pixels import SSIM_WINDOW, decibels
 from wanlab.errors import UsageError
 from wanlab.video import stored_errors
@@ -57,8 +58,16 @@ class Fidelity:
         return Fidelity(figures=figures, by_frame=by_frame, rounded=self.rounded, notes=self.notes)
 
 
-def compare(a: Clip, b: Clip, *, metrics: Sequence[Metric] | None = None, known: Known | None = None) -> Fidelity:
-    """A held against B. `known` remembers what was measured of a clip alone, by path, for the next pairs.
+def compare(
+    a: Clip,
+    b: Clip,
+    *,
+    metrics: Sequence[Metric] | None = None,
+    known: Known | None = None,
+    told: Callable[[int], None] = lambda done: None,
+) -> Fidelity:
+    """A held against B. `known` remembers what was measured of a clip alone, by path, for the next pairs; `told` is
+    told how many frames are done.
 
     Raises UsageError when their sizes or lengths differ, WanlabError when a file is damaged.
     """
@@ -69,18 +78,17 @@ def compare(a: Clip, b: Clip, *, metrics: Sequence[Metric] | None = None, known:
     alone = [m for m in wanted if m.needs in WINDOW]
     by_frame: dict[str, list[float]] = {m.name: [] for m in paired}
     sides = {c.path: {m.name: list[float]() for m in alone} for c in (a, b) if c.path not in known}
-    recent = {path: deque[Floats](maxlen=max(WINDOW.values())) for path in sides}
+    recent = {path: deque[NDArray[Any]](maxlen=max(WINDOW.values())) for path in sides}
     with ExitStack() as stack, np.errstate(invalid="ignore"):  # what is not finite gives NaN, and that is all
-        frames = [stack.enter_context(clip.read()) for clip in (a, b)]
-        for x, y in _together(frames[0], frames[1], a, b):
-            for m in paired:
-                by_frame[m.name].append(m(x, y))
+        frames = [stack.enter_context(clip.read_kept()) for clip in (a, b)]
+        # Floats of a frame of 4K take 200 MB: no more of them are there at once than a measure needs.
+        for done, (x, y) in enumerate(_together(frames[0], frames[1], a, b), 1):
+            _measure_pair(paired, unit(x), unit(y), by_frame)
             for path, frame in {a.path: x, b.path: y}.items():
                 if path in sides:
                     recent[path].append(frame)
-                    for m in alone:
-                        if len(recent[path]) >= WINDOW[m.needs]:
-                            sides[path][m.name].append(m(*list(recent[path])[-WINDOW[m.needs] :]))
+                    _measure_alone(alone, [unit(f) for f in recent[path]], sides[path])
+            told(done)
     known |= {path: {n: np.array(v) for n, v in side.items()} for path, side in sides.items()}
     hidden = _differ_as_stored(a, b) and not any(by_frame["mse"])
     if hidden:
@@ -99,6 +107,17 @@ def compare(a: Clip, b: Clip, *, metrics: Sequence[Metric] | None = None, known:
         rounded=a.rounded or b.rounded,
         notes=tuple(note for note in (_colors(a, b), _times(a, b), _stored(a, b) * hidden) if note),
     )
+
+
+def _measure_pair(metrics: Sequence[Metric], x: Floats, y: Floats, values: Mapping[str, list[float]]) -> None:
+    for m in metrics:
+        values[m.name].append(m(x, y))
+
+
+def _measure_alone(metrics: Sequence[Metric], window: Sequence[Floats], values: Mapping[str, list[float]]) -> None:
+    for m in metrics:
+        if len(window) >= WINDOW[m.needs]:
+            values[m.name].append(m(*window[-WINDOW[m.needs] :]))
 
 
 def _differ_as_stored(a: Clip, b: Clip) -> bool:
@@ -155,7 +174,7 @@ def check_same_size(a: Clip, b: Clip) -> None:
         raise UsageError(f"{a.width}x{a.height} is smaller than SSIM's window", f"use {SSIM_WINDOW} pixels or more")
 
 
-def _together(xs: Iterator[Any], ys: Iterator[Any], a: Clip, b: Clip) -> Iterator[tuple[Floats, Floats]]:
+def _together(xs: Iterator[Any], ys: Iterator[Any], a: Clip, b: Clip) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
     """Pairs of frames; raises UsageError, counting on, when one video ends before the other."""
     done = 0
     while True:

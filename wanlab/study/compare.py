@@ -206,8 +206,11 @@ def measure_all(
     """
     watcher = watcher or Watcher()
     gathering = _Gathering(design, set(failed), asked.metrics, watcher)
-    floors = [gathering.result(v, r) for v, r in zip(design.floors, design.floor_runs, strict=True)]
-    results = [gathering.result(v, r) for v, r in zip(design.variants, design.variant_runs, strict=True)]
+    try:
+        floors = [gathering.result(v, r) for v, r in zip(design.floors, design.floor_runs, strict=True)]
+        results = [gathering.result(v, r) for v, r in zip(design.variants, design.variant_runs, strict=True)]
+    finally:
+        watcher.end()
     from wanlab.analysis.compare import Comparison
 
     comparison = Comparison(
@@ -270,7 +273,7 @@ class _Gathering:
         total = len(runs) * (len(self.design.floors) + len(self.design.variants))
         for run, baseline in zip(runs, self.design.baseline_runs, strict=True):
             if run not in self.failed and baseline not in self.failed:
-                pairs.append(measure(run, baseline, metrics=self.metrics, known=self.known))
+                pairs.append(measure(run, baseline, metrics=self.metrics, known=self.known, told=self.watcher.look))
             self.done += 1
             self.watcher.measure(self.done, total)
         method = variant.method
@@ -309,16 +312,19 @@ def compare_files(
     check_conditions(asked.bounds, runs=runs, asked=asked.metrics)
     make_folder(out)
     pairs, failed = [], []
-    for k, m in enumerate(matches, 1):
-        prompt, seed = asked_of(m)
-        try:
-            pairs.append(measure(m.a, m.b, metrics=asked.metrics, prompt=prompt, seed=seed))
-        except WanlabError as error:
-            if len(matches) == 1:
-                raise
-            failed.append(m.a)
-            watcher.fail(m.a, error)
-        watcher.measure(k, len(matches))
+    try:
+        for k, m in enumerate(matches, 1):
+            try:
+                prompt, seed = asked_of(m)
+                pairs.append(measure(m.a, m.b, metrics=asked.metrics, prompt=prompt, seed=seed, told=watcher.look))
+            except WanlabError as error:
+                if len(matches) == 1:
+                    raise
+                failed.append(m.a)
+                watcher.fail(m.a, error)
+            watcher.measure(k, len(matches))
+    finally:
+        watcher.end()
     if not pairs:
         raise WanlabError(f"none of the {len(matches)} pairs can be compared", "see above")
     comparison = Comparison(baseline=plain(b.name), results=by_key(plain(a.name), pairs))
