@@ -129,14 +129,14 @@ def _differ_as_stored(a: Clip, b: Clip) -> bool:
 
 def _stored(a: Clip, b: Clip) -> str:
     return (
-        f"{a.path.name} and {b.path.name} have the same RGB and differ as they are stored ({a.meta.get('pix_fmt')}): "
+        f"{' and '.join(_names(a, b))} have the same RGB and differ as they are stored ({a.meta.get('pix_fmt')}): "
         "MSE and PSNR are of the stored values"
     )
 
 
 def _colors(a: Clip, b: Clip) -> str:
     """A sentence where both are stored as luma and chroma, and their tags differ or do not say by which matrix."""
-    said = " and ".join(f"{c.path.name} has {c.color}" for c in (a, b) if c.color)
+    said = " and ".join(f"{name} has {c.color}" for name, c in zip(_names(a, b), (a, b), strict=True) if c.color)
     if a.color and b.color and a.color != b.color:
         return f"colour tags differ: {said}; each was converted to RGB by its own"
     if any(c.color and not MATRIX.search(c.color) for c in (a, b)):
@@ -150,10 +150,17 @@ def _times(a: Clip, b: Clip) -> str:
     for k, (x, y) in enumerate(zip(times, others, strict=False)):
         if abs((x - times[0]) - (y - others[0])) > CLOCK:
             return (
-                f"{a.path.name} and {b.path.name} show their frames at other times, frame {k} at {x:.3f} s and "
+                f"{' and '.join(_names(a, b))} show their frames at other times, frame {k} at {x:.3f} s and "
                 f"{y:.3f} s: compared frame by frame"
             )
     return ""
+
+
+def _names(a: Clip, b: Clip) -> tuple[str, str]:
+    """What two clips are called beside each other: with their folders where their names are the same."""
+    short = [Path(*clip.path.parts[-depth:]) for depth in (1, 2) for clip in (a, b)]
+    x, y = short[:2] if short[0] != short[1] or a.path == b.path else short[2:]
+    return (str(x), str(y)) if x != y or a.path == b.path else (str(a.path), str(b.path))
 
 
 def _reduced(item: Metric, by_frame: Floats) -> float:
@@ -165,10 +172,13 @@ def _reduced(item: Metric, by_frame: Floats) -> float:
 def check_same_size(a: Clip, b: Clip) -> None:
     """Raises UsageError, saying both sizes, unless A and B can be compared. Nothing is cropped."""
     if (a.width, a.height) != (b.width, b.height) or (a.frames and b.frames and a.frames != b.frames):
-        sizes = [f"{c.path.name} is {c.width}x{c.height}" + f", {c.frames} frames" * bool(c.frames) for c in (a, b)]
+        sizes = [
+            f"{name} is {c.width}x{c.height}" + f", {c.frames} frames" * bool(c.frames)
+            for name, c in zip(_names(a, b), (a, b), strict=True)
+        ]
         raise UsageError(f"the videos differ in size: {sizes[0]}; {sizes[1]}", "compare videos of one size and length")
     if a.alpha != b.alpha:
-        names = (a.path.name, b.path.name) if a.alpha else (b.path.name, a.path.name)
+        names = _names(a, b)[:: 1 if a.alpha else -1]
         raise UsageError(f"{names[0]} has an alpha channel, {names[1]} has none", "save both with it, or without")
     if min(a.width, a.height) < SSIM_WINDOW:
         raise UsageError(f"{a.width}x{a.height} is smaller than SSIM's window", f"use {SSIM_WINDOW} pixels or more")
@@ -182,9 +192,10 @@ def _together(xs: Iterator[Any], ys: Iterator[Any], a: Clip, b: Clip) -> Iterato
         if x is None or y is None:
             if x is None and y is None and done:
                 return
+            names = _names(a, b)
             counts = [done + (f is not None) + sum(1 for _ in rest) for f, rest in ((x, xs), (y, ys))]
             raise UsageError(
-                f"the videos differ in length: {a.path.name} has {counts[0]} frames, {b.path.name} {counts[1]}",
+                f"the videos differ in length: {names[0]} has {counts[0]} frames, {names[1]} {counts[1]}",
                 "compare videos of one length",
             )
         yield x, y
