@@ -26,9 +26,9 @@ from wanlab.runfile import writer as room
 
 FIELDS = [
     Field("sigma", (), "float64"),
-    Field("x_t", ("channel", "latent_frame", "row"), "float32", "latent", "x"),
+    Field("x_t", ("channel", "latent_frame", "line", "row"), "float32", "latent", "x"),
 ]
-LATENT = Field("latent", ("channel", "latent_frame", "row"), "float32", "latent", "the final latent")
+LATENT = Field("latent", ("channel", "latent_frame", "line", "row"), "float32", "latent", "the final latent")
 STEPS = 12
 
 # A sampler whose every step depends on the one before: it can only go on from a state that is right.
@@ -57,7 +57,7 @@ def sample(path, wait=0.0):
 
 
 def first() -> tuple[np.ndarray, np.ndarray]:
-    x = np.random.default_rng(0).standard_normal((4, 8, 512)).astype("f4")
+    x = np.random.default_rng(0).standard_normal((4, 8, 1, 512)).astype("f4")
     return x, np.zeros_like(x)
 
 
@@ -295,7 +295,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("small") / "r.h5"
     fields = [*FIELDS, Field("passes", (), "int32"), Field("expert", (), "S4"), Field("zeros", ("row",))]
     with RunWriter(path, spec_json="{}", digest="d", attrs={"device": "cpu"}, fields=fields) as writer:
-        noise = np.random.default_rng(1).standard_normal((2, 3, 16))
+        noise = np.random.default_rng(1).standard_normal((2, 3, 1, 16))
         for k in range(4):
             values: dict[str, Any] = {"sigma": k, "x_t": noise + k, "zeros": np.zeros(16)}
             writer.step(k, values | ({"passes": 2, "expert": "low"} if k else {}))
@@ -340,7 +340,7 @@ def test_a_flipped_bit_in_data_is_noticed_on_reading_it(tmp_path: Path, small: b
     with Run(path) as run:
         with pytest.raises(WanlabError, match="damaged"):
             run["x_t"][place.chunk_offset[0]]
-        assert run["x_t"][3].shape == (2, 3, 16)
+        assert run["x_t"][3].shape == (2, 3, 1, 16)
     assert any("/steps/x_t: " in line for line in verify(path))
 
 
@@ -506,10 +506,10 @@ HARM = [
     _put("steps/x_t", "recorded_steps", np.array([-1, 1, 2, 3])),
     _put("steps/x_t", "recorded_steps", np.array([1, 0, 2, 3])),
     _put("steps/x_t", "recorded_steps", np.bytes_("all")),
-    _put("steps/x_t", "recorded_shapes", np.full((4, 3), 99)),
-    _put("steps/x_t", "recorded_shapes", np.full((4, 3), -1)),
+    _put("steps/x_t", "recorded_shapes", np.full((4, 4), 99)),
+    _put("steps/x_t", "recorded_shapes", np.full((4, 4), -1)),
     _put("steps/x_t", "recorded_shapes", np.full((4, 2), 1)),
-    _put("steps/x_t", "recorded_shapes", np.full((9, 3), 1)),
+    _put("steps/x_t", "recorded_shapes", np.full((9, 4), 1)),
     _put("steps/x_t", "dims", np.array([b"step"])),
     _put("steps/x_t", "dims", np.bytes_("step")),
     _put("steps/x_t", "dims", np.array([b"step", b"channel", b"row", b"latent_frame"])),
@@ -549,8 +549,8 @@ def test_a_read_larger_than_memory_is_refused(tmp_path: Path, small: bytes, monk
     (tmp_path / "r.h5").write_bytes(small)
     with Run(tmp_path / "r.h5") as run:
         monkeypatch.setattr(fields, "MAX_READ_BYTES", 2 * 3 * 16 * 4)  # one step
-        assert run["x_t"][0].shape == (2, 3, 16)
-        assert run["x_t"][1:2].shape == (1, 2, 3, 16)
+        assert run["x_t"][0].shape == (2, 3, 1, 16)
+        assert run["x_t"][1:2].shape == (1, 2, 3, 1, 16)
         with pytest.raises(WanlabError, match="too large"):
             np.asarray(run["x_t"])
         with pytest.raises(WanlabError, match="too large"):

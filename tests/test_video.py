@@ -9,7 +9,7 @@ from PIL import Image
 
 from wanlab import video
 from wanlab.engine.run import check_output
-from wanlab.errors import WanlabError
+from wanlab.errors import UsageError, WanlabError
 from wanlab.images import read_video
 from wanlab.video import read_mp4, write_mp4
 
@@ -82,6 +82,32 @@ def test_images_in_the_order_of_their_names(tmp_path):
     with read_video(tmp_path) as (meta, frames):
         assert meta["size"] == (48, 32)
         np.testing.assert_array_equal(list(frames), FRAMES[:3])
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("f.png", ["-pix_fmt", "rgb48be"], "16 bits a colour"),
+        ("f.tiff", ["-pix_fmt", "rgb48le"], "16 bits a colour"),
+        ("f.png", ["-pix_fmt", "gray16be"], "pixels of mode I;16"),
+        ("f.png", ["-pix_fmt", "rgba"], "pixels of mode RGBA"),
+        ("f.png", ["-frames:v", "3", "-f", "apng"], "3 frames"),
+    ],
+)
+def test_an_image_that_would_lose_something_as_rgb_of_8_bits_is_refused(tmp_path, name, options, says):
+    frames = ["-frames:v", "1"] if "-frames:v" not in options else []
+    command = [FFMPEG, "-v", "error", "-f", "lavfi", "-i", "testsrc2=size=48x32", *frames, *options, tmp_path / name]
+    subprocess.run(command, check=True)
+    with pytest.raises(UsageError, match=f"has {says}; save it as RGB with 8 bits"):
+        with read_video(tmp_path) as (_, shown):
+            list(shown)
+
+
+def test_transparent_images_are_refused(tmp_path):
+    Image.fromarray(FRAMES[0]).quantize(8).save(tmp_path / "f.png", transparency=0)
+    with pytest.raises(UsageError, match="transparent pixels"):
+        with read_video(tmp_path) as (_, shown):
+            list(shown)
 
 
 @pytest.mark.parametrize("program", ["/nonexistent", "/bin/false", "/bin/true"])

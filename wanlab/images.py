@@ -60,8 +60,20 @@ def _image(path: Path) -> NDArray[np.uint8]:
 
     try:
         with Image.open(path) as image:
-            if image.mode not in ("RGB", "L", "P", "1"):
-                raise UsageError(f"{path} has pixels of mode {image.mode}", "save it as RGB with 8 bits a colour")
+            if problem := _problem(image):
+                raise UsageError(f"{path} has {problem}", "save it as RGB with 8 bits a colour")
             return np.asarray(image.convert("RGB"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise WanlabError(f"cannot read the image {path}: {' '.join(str(error).split())[:120]}") from error
+
+
+def _problem(image: Any) -> str:
+    """What of an open image would be lost as RGB of 8 bits, in words; "" for nothing."""
+    if image.mode not in ("RGB", "L", "P", "1"):
+        return f"pixels of mode {image.mode}"
+    if "transparency" in image.info:
+        return "transparent pixels"
+    if getattr(image, "n_frames", 1) > 1:
+        return f"{image.n_frames} frames"
+    raw = [args if isinstance(args, str) else next(iter(args or ()), "") for _, _, _, args in image.tile]
+    return "16 bits a colour" if any(";16" in str(mode) for mode in raw) else ""

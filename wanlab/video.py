@@ -22,7 +22,7 @@ from wanlab.errors import WanlabError
 FPS = 16  # Wan's native rate
 _WHICH = "install imageio-ffmpeg again, or set IMAGEIO_FFMPEG_EXE to an ffmpeg that has libx264"
 # The tags are set on the frames: options of the encoder lose against what the frames say, which is "unknown".
-_BT709 = (
+BT709 = (
     "scale=out_color_matrix=bt709:out_range=tv,format=yuv420p,"
     "setparams=range=tv:colorspace=bt709:color_primaries=bt709:color_trc=bt709"
 )
@@ -68,7 +68,7 @@ def write_mp4_from(path: Path, frames: Iterable[np.ndarray], size: tuple[int, in
     command = [ffmpeg(), "-nostdin", "-hide_banner", "-loglevel", "error", "-y"]
     command += ["-f", "rawvideo", "-pix_fmt", "rgb24", "-s", f"{size[0]}x{size[1]}", "-r", str(fps), "-i", "pipe:0"]
     even = "pad=ceil(iw/2)*2:ceil(ih/2)*2,"  # 4:2:0 takes even sizes
-    command += ["-an", "-vf", f"{even}{_BT709}"]
+    command += ["-an", "-vf", f"{even}{BT709}"]
     command += ["-c:v", "libx264", "-crf", "18", "-f", "mp4"]
     with files.replacing(path) as part, tempfile.TemporaryFile() as said:
         with subprocess.Popen([*command, _local(part)], stdin=subprocess.PIPE, stderr=said) as encoder:
@@ -101,7 +101,8 @@ def read_mp4(path: Path) -> Iterator[tuple[dict[str, Any], Iterator[np.ndarray]]
 
     No frame is made or dropped. Frames are uint8 of RGB; uint16 where the file has more than 8 bits; with a fourth
     channel where it has alpha. Of itself it says: size (W, H), fps, pix_fmt, depth (bits), alpha, color (range, matrix,
-    primaries and transfer where the file names them), and times, a list of seconds that fills as frames are read.
+    primaries and transfer where the file names them); and, once all frames are read, times (seconds) and stored (of
+    each frame its bytes and their digest, before they become RGB).
 
     Raises WanlabError when it is no video, or is damaged or cut short: ffmpeg's status and its messages count.
     """
@@ -114,6 +115,7 @@ def read_mp4(path: Path) -> Iterator[tuple[dict[str, Any], Iterator[np.ndarray]]
     command += ["-xerror", "-err_detect", "explode", "-noautorotate", "-i", _local(path), "-map", "0:v:0"]
     command += ["-fps_mode", "passthrough", "-enc_time_base", "1/1000", "-pix_fmt", pixel]
     command += ["-vf", f"showinfo=checksum=0,{_BY_FRAME}", "-f", "rawvideo", "pipe:1"]
+    command += ["-map", "0:v:0", "-fps_mode", "passthrough", "-vf", _BY_FRAME, "-f", "framehash", "-hash", "sha256"]
     count = width * height * channels * (2 if deep else 1)
 
     def frames() -> Iterator[np.ndarray]:
@@ -128,9 +130,13 @@ def read_mp4(path: Path) -> Iterator[tuple[dict[str, Any], Iterator[np.ndarray]]
         if decoder.returncode or errors or data:
             words = errors[0] if errors else "it ends in the middle of a frame"
             raise WanlabError(f"{path} is damaged: {words[-120:]}", "make it again")
+        hashes.seek(0)
+        lines = (line.split(b",") for line in hashes.read().splitlines() if not line.startswith(b"#"))
+        meta["stored"] += [(int(values[4]), values[5].strip()) for values in lines]
 
-    with tempfile.TemporaryFile() as said:
-        decoder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said)
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as hashes:
+        at = hashes.fileno()
+        decoder = subprocess.Popen([*command, f"pipe:{at}"], stdout=subprocess.PIPE, stderr=said, pass_fds=[at])
         try:
             yield meta, frames()
         finally:
@@ -153,8 +159,9 @@ def _probe(path: Path) -> dict[str, Any]:
         raise WanlabError(f"{path} is no video that ffmpeg can read", "name an mp4 file")
     codec, pixel, tags, width, height, rest = line.groups()
     fps = re.search(r"([\d.]+) fps", rest) or re.search(r"([\d.]+) tbr", rest)
-    bits = re.search(r"(?:p|gray|gbra?p)(9|10|12|14|16)(?:le|be)", pixel) or re.search(r"(48|64)(?:le|be)", pixel)
-    depth = 8 if bits is None else min(16, int(bits[1]))
+    bits = re.search(r"(?:p|p[024]|gray|gbra?p)(9|10|12|14|16)(?:le|be)", pixel)
+    bits = bits or re.search(r"(48|64|f16|f32)(?:le|be)", pixel)
+    depth = 8 if bits is None else min(16, int(bits[1].removeprefix("f")))
     alpha = codec != "gif" and bool(re.match(r"yuva|gbrap|rgba|bgra|argb|abgr|ya8|ya16", pixel))
     colour = [tag.strip() for tag in (tags or "").split(",") if tag.strip() and tag.strip() != "progressive"]
     return {
@@ -166,7 +173,32 @@ def _probe(path: Path) -> dict[str, Any]:
         "alpha": alpha,
         "color": colour,
         "times": [],
+        "stored": [],
     }
+
+
+def stored_errors(a: Path, b: Path, meta: dict[str, Any]) -> list[float]:
+    """Of each frame the mean squared difference of two videos' values as they are stored, luma and chroma alike, for
+    peak 1; `meta` is what `read_mp4` said of one of them, the other has as many frames of the same format. It is what
+    ffmpeg's filter psnr calls mse_avg. Raises WanlabError."""
+    pixel = meta["pix_fmt"]
+    order, shift = ">" if pixel.endswith("be") else "<", 16 - meta["depth"] if re.match(r"p[024]1", pixel) else 0
+    dtype, peak = (f"{order}u2", ((1 << meta["depth"]) - 1) << shift) if meta["depth"] > 8 else ("u1", 255)
+    if re.search(r"f(16|32)..$", pixel):
+        dtype, peak = f"{order}f{int(pixel[-4:-2]) // 8}", 1
+
+    def start(path: Path) -> subprocess.Popen[bytes]:
+        command = [ffmpeg(), "-nostdin", "-v", "error", "-noautorotate", "-i", _local(path), "-map", "0:v:0"]
+        command += ["-fps_mode", "passthrough", "-vf", _BY_FRAME, "-f", "rawvideo", "pipe:1"]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+
+    errors = []
+    with start(a) as x, start(b) as y:
+        assert x.stdout is not None and y.stdout is not None
+        for size, _ in meta["stored"]:
+            values = [np.frombuffer(s.read(size), dtype).astype(np.float64) for s in (x.stdout, y.stdout)]
+            errors.append(float(np.square((values[0] - values[1]) / peak).mean()))
+    return errors
 
 
 def ffmpeg_compare(a: Path, b: Path, filters: str, size: tuple[int, int] | None = None) -> str:

@@ -126,19 +126,43 @@ def test_half_the_frames_are_held_against_the_same_frames(tmp_path):
     assert measure(a, b).divergence.error.tolist() == [0] * 5
 
 
-@pytest.mark.parametrize(("name", "shape"), [("x_t", (4,)), ("x_t", (4, 1, 2, 2)), ("frame_stride", (4,))])
-def test_latents_that_cannot_be_are_blamed_on_their_file(tmp_path, name, shape):
-    """Latents of one number or three dimensions a step, or frames 0 apart."""
+DIMS = ["channel", "latent_frame", "latent_height", "latent_width"]
+
+
+@pytest.mark.parametrize(
+    ("where", "shape", "dims"),
+    [
+        ("steps/x_t", (4,), ["step"]),
+        ("steps/x_t", (4, 1, 2, 2), ["step", *DIMS[::2], "latent_width"]),
+        ("steps/frame_stride", (4,), ["step"]),
+        ("final/latent", (1,), DIMS[:1]),
+        ("final/latent", (1, 4, 2), DIMS[:3]),
+    ],
+)
+def test_latents_that_cannot_be_are_blamed_on_their_file(tmp_path, where, shape, dims):
+    """Latents of another rank than [C,F,H,W], also of a file without the x_t of its steps; or frames 0 apart."""
     a, b = write(tmp_path / "a.h5"), write(tmp_path / "b.h5")
     with h5py.File(a, "r+") as file:
-        old = dict(file["steps"][name].attrs)
-        del file["steps"][name]
-        made = file["steps"].create_dataset(name, data=np.zeros(shape, "i4" if name == "frame_stride" else "f4"))
+        old = dict(file[where].attrs)
+        del file[where]
+        made = file.create_dataset(where, data=np.zeros(shape, "i4" if where == "steps/frame_stride" else "f4"))
         made.attrs.update({k: old[k] for k in ("encoding-type", "encoding-version", "units", "long_name")})
-        made.attrs["dims"] = np.array(["step", "channel", "latent_height", "latent_width"][: len(shape)], "S")
+        made.attrs["dims"] = np.array(dims, "S")
+        if where == "final/latent":
+            del file["steps/x_t"]
     for pair in ((a, b), (b, a)):
-        with pytest.raises(WanlabError, match=f"a.h5: '{name}' has "):
+        with pytest.raises(WanlabError, match=rf"a\.h5.*{where.split('/')[1]}'? has "):
             measure(*pair)
+
+
+def test_a_latent_that_is_missing_costs_its_own_figure_alone(tmp_path):
+    """A file with the latents of its steps and no last one: the steps are compared."""
+    a, b = write(tmp_path / "a.h5"), write(tmp_path / "b.h5")
+    with h5py.File(a, "r+") as file:
+        del file["final/latent"]
+    found = measure(a, b)
+    assert math.isnan(found.divergence.error[-1]) and found.divergence.error[:-1].tolist() == [0] * STEPS
+    assert math.isnan(found.figures["latent_error"])
 
 
 def test_apart_by_hand():

@@ -8,14 +8,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from skimage.metrics import structural_similarity
 
 from wanlab.analysis import metrics
 from wanlab.analysis.fidelity import compare
 from wanlab.analysis.figures.compare import side_by_side
 from wanlab.analysis.metrics import pixels
-from wanlab.analysis.metrics.clip import Clip
+from wanlab.analysis.metrics.clip import Clip, frames_of
 from wanlab.errors import UsageError, WanlabError
-from wanlab.runfile import Field, RunWriter
+from wanlab.runfile import Field, Run, RunWriter
 from wanlab.video import FPS, ffmpeg, ffmpeg_compare, has_filter, read_mp4, write_mp4, write_mp4_from
 
 
@@ -177,6 +178,19 @@ def test_vmaf_of_two_videos_is_ffmpegs(tmp_path, noisy):
     assert compare(*clips, metrics=metrics.chosen(["vmaf"]))["vmaf"] == pytest.approx(printed, abs=1e-6)
 
 
+@pytest.mark.skipif(not has_filter("libvmaf"), reason="this ffmpeg has no libvmaf")
+def test_vmaf_of_runs_is_that_of_their_films_before_compression(tmp_path, clips, noisy):
+    """Both become 4:2:0 as wanlab's films do: what ffmpeg prints of films made like those, and lossless."""
+    made = []
+    for name, frames in zip("ab", noisy, strict=True):
+        tags = "scale=out_color_matrix=bt709:out_range=tv,format=yuv420p"
+        made.append(encode(tmp_path / f"{name}.mkv", frames, "-vf", tags, "-c:v", "ffv1").path)
+    printed = {n: ffmpeg_compare(*made, f"[a][b]{n}") for n in ("libvmaf", "ssim")}
+    found = compare(*clips(*noisy), metrics=metrics.chosen(["vmaf", "ssim.ffmpeg"]))
+    assert found["vmaf"] == pytest.approx(float(re.search(r"VMAF score: ([\d.]+)", printed["libvmaf"])[1]), abs=1e-6)
+    assert found["ssim.ffmpeg"] == pytest.approx(float(re.search(r"All:([\d.]+)", printed["ssim"])[1]), abs=1e-6)
+
+
 def encode(path, frames, *options, pixels="rgb24"):
     size = f"{frames.shape[2]}x{frames.shape[1]}"
     command = [ffmpeg(), "-v", "error", "-f", "rawvideo", "-pix_fmt", pixels, "-s", size, "-r", "16", "-i", "-"]
@@ -201,6 +215,29 @@ def test_colour_tags_that_differ_or_are_missing_are_said(tmp_path, noisy):
     for name in "xy":
         write_mp4(tmp_path / f"{name}.mp4", frames, FPS)
     assert compare(Clip.of(tmp_path / "x.mp4"), new).notes == ()
+
+
+@pytest.mark.parametrize(
+    ("pixels", "dtype", "black", "below"), [("yuv420p", "u1", 16, 14), ("yuv422p10le", "<u2", 64, 62)]
+)
+def test_films_that_differ_where_their_rgb_is_equal_are_not_identical(tmp_path, pixels, dtype, black, below):
+    """Fifteen values of luma in one of four frames are two below black, which is black in RGB. PSNR is ffmpeg's own."""
+    size = 32 * 16 * 3 // 2 if pixels == "yuv420p" else 32 * 16 * 2
+    planes = np.full((4, size), 128 if dtype == "u1" else 512, dtype)
+    planes[:, : 32 * 16] = black
+    other = planes.copy()
+    other[2, 5:20] = below
+    tags = ("-vf", "setparams=range=tv:colorspace=bt709", "-c:v", "ffv1")
+    for name, data in (("a", planes), ("b", other)):
+        command = [ffmpeg(), "-v", "error", "-f", "rawvideo", "-pix_fmt", pixels, "-s", "32x16", "-r", "16", "-i", "-"]
+        subprocess.run([*command, *tags, tmp_path / f"{name}.mkv"], input=data.tobytes(), check=True)
+    a, b = (Clip.of(tmp_path / f"{name}.mkv") for name in "ab")
+    found = compare(a, b)
+    printed = float(re.search(r"average:([\d.]+)", ffmpeg_compare(a.path, b.path, "[a][b]psnr"))[1])
+    assert found["psnr"] == pytest.approx(printed, abs=1e-6) and not found.identical and found.worst_frame == 2
+    assert found["mse"] == pytest.approx(15 * (2 / (255 if dtype == "u1" else 1023)) ** 2 / (4 * size), rel=1e-9)
+    assert "differ as they are stored" in found.notes[0]
+    assert compare(b, b).identical and compare(b, b).notes == ()
 
 
 def test_frames_at_other_times_are_compared_by_number_and_that_is_said(tmp_path, noisy):
@@ -293,8 +330,8 @@ def test_motion_is_no_unsteadiness(tmp_path):
 def test_each_clip_is_read_once(clips, noisy, monkeypatch):
     """For all measures together, and a clip seen before only to be held against another."""
     opened = []
-    read = Clip.read
-    monkeypatch.setattr(Clip, "read", lambda self: opened.append(self.path.name) or read(self))
+    read = Clip.read_kept
+    monkeypatch.setattr(Clip, "read_kept", lambda self: opened.append(self.path.name) or read(self))
     known = {}
     a, b = clips(*noisy)
     first = compare(a, b, known=known)
@@ -317,6 +354,20 @@ def test_what_is_not_a_number_is_never_identical(clips, bad, side):
             assert math.isnan(found[name]), name
 
 
+@pytest.mark.parametrize(("low", "high"), [(-1, 1), (0, 255), (0, 1.001), (0, 1e30)])
+@pytest.mark.parametrize("side", [0, 1])
+def test_frames_on_another_scale_are_refused(tmp_path, low, high, side):
+    """The second of two frames is of [-1,1], of 8 bits as floats, or a little beyond white: no PSNR for peak 1."""
+    good = np.full((2, 16, 16, 3), 0.5)
+    hurt = good.copy()
+    hurt[1, 3, 3, 0], hurt[1, 4, 4, 0] = low, high
+    pair = [run_of(tmp_path / "good.h5", good), run_of(tmp_path / "hurt.h5", hurt)]
+    with pytest.raises(WanlabError, match=r"hurt\.h5: frame 1 has values from .*, where a video has 0 to 1"):
+        compare(*(pair if side else pair[::-1]))
+    with Run(tmp_path / "hurt.h5") as run, pytest.raises(WanlabError, match="a video has 0 to 1"):  # continuity's way
+        list(frames_of(run))
+
+
 def test_16_bit_frames_at_their_depth():
     assert pixels.mse(metrics.clip.unit(np.array([65535], np.uint16)), metrics.clip.unit(np.array([0], np.uint8))) == 1
 
@@ -332,6 +383,37 @@ def test_memory_does_not_grow_with_length(tmp_path):
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] < peaks[0] + 96 * 128 * 3 * 8
+
+
+def test_films_take_the_memory_of_a_few_frames(tmp_path):
+    """Of 1280x720, a frame in float64 is 22 MB, and what optical flow takes of frames 320 wide 50: a frame of A and one
+    of B and what one measure makes of them, or three of one film and the like."""
+    width, height = 1280, 720
+    for name, seed in (("a", 0), ("b", 1)):
+        frames = np.random.default_rng(seed).integers(0, 256, (3, height, width, 3), "u1")
+        write_mp4(tmp_path / f"{name}.mp4", frames, FPS)
+    told = []
+    tracemalloc.start()
+    try:
+        compare(*(Clip.of(tmp_path / f"{name}.mp4") for name in "ab"), told=told.append)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 5 * width * height * 3 * 8 + 60e6
+    assert told == [1, 2, 3]
+
+
+def test_ssim_of_bands_is_that_of_the_whole():
+    """Rows at once bound the memory and change nothing beyond the last bits; scikit-image's own of the whole frame."""
+    x, y = np.random.default_rng(0).random((2, 2 * pixels.SSIM_ROWS + 37, 24, 3))
+    whole = structural_similarity(
+        x, y, data_range=1.0, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    )
+    assert pixels.ssim(x, y) == pytest.approx(whole, abs=1e-14)
+    small = x[:16], y[:16]
+    assert pixels.ssim(*small) == structural_similarity(
+        *small, data_range=1.0, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    )
 
 
 def test_a_film_side_by_side_says_what_is_what(tmp_path):

@@ -185,13 +185,18 @@ def test_a_notebooks_backend_is_never_loaded(tmp_path: Path) -> None:
 PROMPT = "一只红色的球 \x1b[31m $x_{$ \u0e01 ﬁ"
 
 
-def test_any_script_is_drawn_or_escaped_without_a_warning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_script_is_drawn_or_escaped_without_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    style._family_with.cache_clear()
+    style._glyphs.cache_clear()
     for installed in (True, False):
         if not installed:
             monkeypatch.setattr(style, "_family_with", lambda characters: "")
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             figures.contact_sheet(np.zeros((2, 8, 8, 3), np.uint8), tmp_path / f"{installed}.png", title=PROMPT)
+    assert not caplog.records  # matplotlib speaks of fonts in its log
     shown, families = style.legible("水 \x07 a\nb")
     assert (shown, families) == ("\\u6c34 \N{REPLACEMENT CHARACTER} a\nb", [style.FONT])
 

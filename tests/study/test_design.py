@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from wanlab.errors import UsageError
 from wanlab.spec import MethodSpec, RunSpec
 from wanlab.spec.paths import is_run_file
+from wanlab.study.compare import alike
 from wanlab.study.design import Variant, arrange, floors_of, is_source, read_methods, slug, suite_prompts, swept
 
 BASE = RunSpec(prompt="a red ball", steps=4, frames=9)
@@ -25,6 +26,11 @@ BASE = RunSpec(prompt="a red ball", steps=4, frames=9)
         ("baseline", ["cgf.last=0:4"], "unknown policy 'cgf'"),
         ("baseline", ["cfg.keep=uncond,cnd"], "cfg:keep is 'cnd'"),
         ("baseline", ["cfg.keep=uncond,cond"], "changes nothing"),
+        ("baseline", ["cfg.keep=cond"], "changes nothing"),
+        ("baseline", ["cfg.last=0"], "changes nothing"),
+        ("baseline", ["shift=3,5", "cfg.last=0"], "cfg.last changes nothing"),
+        ("cfg:last=3", ["cfg.last=3"], "changes nothing"),
+        ("guidance=3", ["guidance=3"], "changes nothing"),
         ("baseline", ["cfg.last=0:3", "cfg.last=3:5"], "twice"),
         ("baseline", ["solver=unipc,eular"], "eular"),
         ("baseline", ["guidance=0:100000", "shift=1:100001"], "this sweep has 10,000,000,000 methods"),
@@ -37,13 +43,34 @@ def test_a_sweep_that_cannot_be_is_refused_at_once(base: str, sweeps: list[str],
     with pytest.raises(UsageError) as error:
         swept(MethodSpec.parse(base), sweeps)
     assert says in str(error.value)
-    if "keep" not in sweeps[0]:  # a value of a knob without effect is looked up in the engine
+    if (
+        "keep" not in sweeps[0] and "last=0" not in sweeps[-1]
+    ):  # a value of a knob without effect is looked up in the engine
         assert time.process_time() - began < 1
 
 
 def test_a_knob_has_an_effect_along_with_another() -> None:
     variants = swept(MethodSpec.parse("baseline"), ["cfg.last=0:2", "cfg.keep=uncond,cond"])
     assert [v.method.label for v in variants] == ["baseline", "cfg:keep=uncond,last=1", "cfg:keep=cond,last=1"]
+
+
+@pytest.mark.parametrize(
+    ("baseline", "methods", "same"),
+    [
+        ("baseline", ["guidance=4"], ["baseline"]),
+        ("baseline", ["shift=12", "steps=4"], ["baseline", "baseline"]),  # tiny's own shift, BASE's steps
+        ("half", ["half:rope=compact"], ["half"]),
+        ("baseline", ["half", "half:rope=compact", "half:rope=strided"], [None, "half", None]),
+        ("baseline", ["baseline"], [None]),  # asked for by its name
+        ("baseline", ["guidance=3", "guider=cfgzero", "cfg:last=1"], [None] * 3),
+    ],
+)
+def test_a_method_that_is_the_baseline_by_its_defaults_is_said(
+    baseline: str, methods: list[str], same: list[str | None], tmp_path: Path
+) -> None:
+    variants = [Variant(MethodSpec.parse(m)) for m in methods]
+    said = alike(arrange([BASE], MethodSpec.parse(baseline), variants, [], tmp_path))
+    assert said == [f"{m} is {s} itself, its values are the defaults" for m, s in zip(methods, same, strict=True) if s]
 
 
 def test_a_floor_is_the_baseline_computed_another_way() -> None:

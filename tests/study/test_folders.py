@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,7 +19,7 @@ from wanlab.images import frames_in, read_video
 from wanlab.study.compare import by_key, compare_files
 from wanlab.study.folders import is_folder_of_videos, match, prompt_and_seed
 from wanlab.study.runners.local import Watcher
-from wanlab.video import write_mp4
+from wanlab.video import ffmpeg, write_mp4
 
 
 def images(folder: Path, values: list[int], name: str = "frame_{}.png") -> Path:
@@ -97,6 +99,57 @@ def test_a_pair_that_cannot_be_compared_is_left_out(tmp_path: Path) -> None:
     assert (
         result.failed == (tmp_path / "a" / "y-0",) and failures == [tmp_path / "a" / "y-0"] and len(result.pairs) == 1
     )
+
+
+def test_a_damaged_run_file_leaves_the_other_pairs(tmp_path: Path) -> None:
+    for name in ("x-0", "y-0"):
+        images(tmp_path / "a" / name, [1] * 5)
+    images(tmp_path / "b" / "x-0", [2] * 5)
+    (tmp_path / "b" / "y-0.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(1000))
+    result = compare_files(tmp_path / "a", tmp_path / "b", tmp_path / "out")
+    assert result.failed == (tmp_path / "a" / "y-0",) and [p["prompt"] for p in result.pairs] == ["x"]
+
+
+def test_progress_of_a_single_pair_is_told_by_frame_and_ended(tmp_path: Path) -> None:
+    images(tmp_path / "a", [1] * 3)
+    images(tmp_path / "b", [2] * 3)
+    images(tmp_path / "short", [2] * 2)
+    told: list[Any] = []
+
+    class Listener(Watcher):
+        def look(self, frames: int) -> None:
+            told.append(frames)
+
+        def measure(self, done: int, total: int) -> None:
+            told.append((done, total))
+
+        def end(self) -> None:
+            told.append("end")
+
+    compare_files(tmp_path / "a", tmp_path / "b", tmp_path / "out", watcher=Listener())
+    assert told == [1, 2, 3, (1, 1), "end"]
+    told.clear()
+    with pytest.raises(UsageError, match="differ in length"):
+        compare_files(tmp_path / "a", tmp_path / "short", tmp_path / "out", watcher=Listener())
+    assert told[-1] == "end"
+
+
+def test_clips_of_one_name_are_told_apart_and_a_remark_is_said_once(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        for k in range(3):
+            film = tmp_path / folder / f"ball-{k}.mp4"
+            command = [ffmpeg(), "-v", "error", "-f", "lavfi", "-i", "testsrc2=size=32x32:rate=16"]
+            subprocess.run([*command, "-frames:v", "2", "-c:v", "libx264", "-pix_fmt", "yuv420p", film], check=True)
+    result = compare_files(tmp_path / "a", tmp_path / "b", tmp_path / "out")
+    (said,) = (r for r in result.remarks if "colour" in r)
+    names = [str(Path(folder) / "ball-0.mp4") for folder in "ab"]
+    assert said.startswith(f"{names[0]} has no colour tags and {names[1]} has no colour tags")
+    assert said.endswith("(and 2 more pairs)")
+    assert not any("speed-up" in r for r in result.remarks)  # nobody sampled anything
+    write_mp4(tmp_path / "a" / "ball-0.mp4", np.zeros((3, 32, 32, 3), np.uint8), 16)
+    with pytest.raises(UsageError, match=re.escape(f"{names[0]} has 3 frames, {names[1]} 2")):
+        compare_files(tmp_path / "a" / "ball-0.mp4", tmp_path / "b" / "ball-0.mp4", tmp_path / "out")
 
 
 def test_requests_that_cannot_be(tmp_path: Path) -> None:

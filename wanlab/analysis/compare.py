@@ -98,18 +98,26 @@ class Pair:
 
 
 def measure(
-    a: Path, b: Path, *, metrics: Sequence[str] = (), known: Known | None = None, prompt: str = "", seed: int = 0
+    a: Path,
+    b: Path,
+    *,
+    metrics: Sequence[str] = (),
+    known: Known | None = None,
+    prompt: str = "",
+    seed: int = 0,
+    told: Callable[[int], None] = lambda done: None,
 ) -> Pair:
     """The pair of two run files, or two video files, or one of each.
 
     metrics  measured beyond those that always are: names, or files that register some
     known    remembers what was measured of a clip alone, for the next pairs
+    told     is told how many frames are done
 
     Raises UsageError when they cannot be compared, WanlabError when one is damaged.
     """
     wanted = registered.chosen(metrics)
     known = {} if known is None else known
-    fidelity = compare_clips(Clip.of(a), Clip.of(b), metrics=wanted, known=known)
+    fidelity = compare_clips(Clip.of(a), Clip.of(b), metrics=wanted, known=known, told=told)
     figures, more = dict(fidelity.figures), dict[str, Any]()
     if is_run_file(a) and is_run_file(b):
         with Run(a) as run_a, Run(b) as run_b:

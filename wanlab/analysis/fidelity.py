@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from wanlab.analysis import metrics as registered
 from wanlab.analysis.metrics import BASELINE, WINDOW, Metric
-from wanlab.analysis.metrics.clip import Clip, Floats
+from wanlab.analysis.metrics.clip import Clip, Floats, unit
 from wanlab.analysis.metrics.pixels import SSIM_WINDOW, decibels
 from wanlab.errors import UsageError
+from wanlab.video import stored_errors
 
 MATRIX = re.compile(r"bt\d|smpte|fcc|ycgco|ictcp")
+LOSSY = re.compile(r"^(yuv|nv\d|p[024]1|uyvy|gray)|f(16|32)..$")  # pixel formats that RGB of 8 or 16 bits does not hold
 CLOCK = 0.002  # seconds: the clocks of usual containers tick every millisecond or faster
 
 Known = dict[Path, dict[str, Floats]]
@@ -55,8 +58,16 @@ class Fidelity:
         return Fidelity(figures=figures, by_frame=by_frame, rounded=self.rounded, notes=self.notes)
 
 
-def compare(a: Clip, b: Clip, *, metrics: Sequence[Metric] | None = None, known: Known | None = None) -> Fidelity:
-    """A held against B. `known` remembers what was measured of a clip alone, by path, for the next pairs.
+def compare(
+    a: Clip,
+    b: Clip,
+    *,
+    metrics: Sequence[Metric] | None = None,
+    known: Known | None = None,
+    told: Callable[[int], None] = lambda done: None,
+) -> Fidelity:
+    """A held against B. `known` remembers what was measured of a clip alone, by path, for the next pairs; `told` is
+    told how many frames are done.
 
     Raises UsageError when their sizes or lengths differ, WanlabError when a file is damaged.
     """
@@ -67,19 +78,21 @@ def compare(a: Clip, b: Clip, *, metrics: Sequence[Metric] | None = None, known:
     alone = [m for m in wanted if m.needs in WINDOW]
     by_frame: dict[str, list[float]] = {m.name: [] for m in paired}
     sides = {c.path: {m.name: list[float]() for m in alone} for c in (a, b) if c.path not in known}
-    recent = {path: deque[Floats](maxlen=max(WINDOW.values())) for path in sides}
+    recent = {path: deque[NDArray[Any]](maxlen=max(WINDOW.values())) for path in sides}
     with ExitStack() as stack, np.errstate(invalid="ignore"):  # what is not finite gives NaN, and that is all
-        frames = [stack.enter_context(clip.read()) for clip in (a, b)]
-        for x, y in _together(frames[0], frames[1], a, b):
-            for m in paired:
-                by_frame[m.name].append(m(x, y))
+        frames = [stack.enter_context(clip.read_kept()) for clip in (a, b)]
+        # Floats of a frame of 4K take 200 MB: no more of them are there at once than a measure needs.
+        for done, (x, y) in enumerate(_together(frames[0], frames[1], a, b), 1):
+            _measure_pair(paired, unit(x), unit(y), by_frame)
             for path, frame in {a.path: x, b.path: y}.items():
                 if path in sides:
                     recent[path].append(frame)
-                    for m in alone:
-                        if len(recent[path]) >= WINDOW[m.needs]:
-                            sides[path][m.name].append(m(*list(recent[path])[-WINDOW[m.needs] :]))
+                    _measure_alone(alone, [unit(f) for f in recent[path]], sides[path])
+            told(done)
     known |= {path: {n: np.array(v) for n, v in side.items()} for path, side in sides.items()}
+    hidden = _differ_as_stored(a, b) and not any(by_frame["mse"])
+    if hidden:
+        by_frame["mse"] = stored_errors(a.path, b.path, a.meta)
     arrays = {n: np.array(v) for n, v in by_frame.items()}
     figures = {m.name: _reduced(m, arrays[m.name]) for m in paired}
     for m in alone:
@@ -92,13 +105,38 @@ def compare(a: Clip, b: Clip, *, metrics: Sequence[Metric] | None = None, known:
         figures=registered.values(wanted, figures),
         by_frame=arrays,
         rounded=a.rounded or b.rounded,
-        notes=tuple(note for note in (_colors(a, b), _times(a, b)) if note),
+        notes=tuple(note for note in (_colors(a, b), _times(a, b), _stored(a, b) * hidden) if note),
+    )
+
+
+def _measure_pair(metrics: Sequence[Metric], x: Floats, y: Floats, values: Mapping[str, list[float]]) -> None:
+    for m in metrics:
+        values[m.name].append(m(x, y))
+
+
+def _measure_alone(metrics: Sequence[Metric], window: Sequence[Floats], values: Mapping[str, list[float]]) -> None:
+    for m in metrics:
+        if len(window) >= WINDOW[m.needs]:
+            values[m.name].append(m(*window[-WINDOW[m.needs] :]))
+
+
+def _differ_as_stored(a: Clip, b: Clip) -> bool:
+    """Whether two video files of one format differ in what they hold, be their RGB equal or not: luma below black,
+    colours that RGB has not and values beyond its bits are lost in it."""
+    formats = {clip.meta.get("pix_fmt", "") for clip in (a, b)}
+    return len(formats) == 1 and bool(LOSSY.search(formats.pop())) and a.meta["stored"] != b.meta["stored"]
+
+
+def _stored(a: Clip, b: Clip) -> str:
+    return (
+        f"{' and '.join(_names(a, b))} have the same RGB and differ as they are stored ({a.meta.get('pix_fmt')}): "
+        "MSE and PSNR are of the stored values"
     )
 
 
 def _colors(a: Clip, b: Clip) -> str:
     """A sentence where both are stored as luma and chroma, and their tags differ or do not say by which matrix."""
-    said = " and ".join(f"{c.path.name} has {c.color}" for c in (a, b) if c.color)
+    said = " and ".join(f"{name} has {c.color}" for name, c in zip(_names(a, b), (a, b), strict=True) if c.color)
     if a.color and b.color and a.color != b.color:
         return f"colour tags differ: {said}; each was converted to RGB by its own"
     if any(c.color and not MATRIX.search(c.color) for c in (a, b)):
@@ -108,13 +146,21 @@ def _colors(a: Clip, b: Clip) -> str:
 
 def _times(a: Clip, b: Clip) -> str:
     """A sentence where frames of the same number are shown at other times."""
-    for k, (x, y) in enumerate(zip(a.times, b.times, strict=False)):
-        if abs((x - a.times[0]) - (y - b.times[0])) > CLOCK:
+    times, others = (clip.meta.get("times", []) for clip in (a, b))
+    for k, (x, y) in enumerate(zip(times, others, strict=False)):
+        if abs((x - times[0]) - (y - others[0])) > CLOCK:
             return (
-                f"{a.path.name} and {b.path.name} show their frames at other times, frame {k} at {x:.3f} s and "
+                f"{' and '.join(_names(a, b))} show their frames at other times, frame {k} at {x:.3f} s and "
                 f"{y:.3f} s: compared frame by frame"
             )
     return ""
+
+
+def _names(a: Clip, b: Clip) -> tuple[str, str]:
+    """What two clips are called beside each other: with their folders where their names are the same."""
+    short = [Path(*clip.path.parts[-depth:]) for depth in (1, 2) for clip in (a, b)]
+    x, y = short[:2] if short[0] != short[1] or a.path == b.path else short[2:]
+    return (str(x), str(y)) if x != y or a.path == b.path else (str(a.path), str(b.path))
 
 
 def _reduced(item: Metric, by_frame: Floats) -> float:
@@ -126,16 +172,19 @@ def _reduced(item: Metric, by_frame: Floats) -> float:
 def check_same_size(a: Clip, b: Clip) -> None:
     """Raises UsageError, saying both sizes, unless A and B can be compared. Nothing is cropped."""
     if (a.width, a.height) != (b.width, b.height) or (a.frames and b.frames and a.frames != b.frames):
-        sizes = [f"{c.path.name} is {c.width}x{c.height}" + f", {c.frames} frames" * bool(c.frames) for c in (a, b)]
+        sizes = [
+            f"{name} is {c.width}x{c.height}" + f", {c.frames} frames" * bool(c.frames)
+            for name, c in zip(_names(a, b), (a, b), strict=True)
+        ]
         raise UsageError(f"the videos differ in size: {sizes[0]}; {sizes[1]}", "compare videos of one size and length")
     if a.alpha != b.alpha:
-        names = (a.path.name, b.path.name) if a.alpha else (b.path.name, a.path.name)
+        names = _names(a, b)[:: 1 if a.alpha else -1]
         raise UsageError(f"{names[0]} has an alpha channel, {names[1]} has none", "save both with it, or without")
     if min(a.width, a.height) < SSIM_WINDOW:
         raise UsageError(f"{a.width}x{a.height} is smaller than SSIM's window", f"use {SSIM_WINDOW} pixels or more")
 
 
-def _together(xs: Iterator[Any], ys: Iterator[Any], a: Clip, b: Clip) -> Iterator[tuple[Floats, Floats]]:
+def _together(xs: Iterator[Any], ys: Iterator[Any], a: Clip, b: Clip) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
     """Pairs of frames; raises UsageError, counting on, when one video ends before the other."""
     done = 0
     while True:
@@ -143,9 +192,10 @@ def _together(xs: Iterator[Any], ys: Iterator[Any], a: Clip, b: Clip) -> Iterato
         if x is None or y is None:
             if x is None and y is None and done:
                 return
+            names = _names(a, b)
             counts = [done + (f is not None) + sum(1 for _ in rest) for f, rest in ((x, xs), (y, ys))]
             raise UsageError(
-                f"the videos differ in length: {a.path.name} has {counts[0]} frames, {b.path.name} {counts[1]}",
+                f"the videos differ in length: {names[0]} has {counts[0]} frames, {names[1]} {counts[1]}",
                 "compare videos of one length",
             )
         yield x, y

@@ -91,11 +91,16 @@ def remarks(results: Sequence[Result], floors: Sequence[Result]) -> list[str]:
     said += [caution(*r.units, len(set(r.prompts))) for r in every[:1]]
     if broken := [r.label for r in every if not all(math.isfinite(v) for v in r.values("mse"))]:
         said.append(f"frames or latents that are not finite, in {', '.join(broken)}: nothing can be said of them")
-    notes = list(dict.fromkeys(note for r in every for p in r.pairs for note in p.fidelity.notes))
+    kinds: dict[str, dict[str, None]] = {}  # the same sentence of several pairs is said once, of the first
+    for p in dict.fromkeys(p for r in every for p in r.pairs):
+        for note in p.fidelity.notes:
+            kinds.setdefault(note.replace(p.a.name, "A").replace(p.b.name, "B"), {})[note] = None
+    notes = [next(iter(own)) + f" (and {len(own) - 1} more pairs)" * (len(own) > 1) for own in kinds.values()]
     said += notes[:NOTES] + [f"{len(notes) - NOTES} more of such remarks on pairs"] * (len(notes) > NOTES)
     if any(r.rounded for r in every):
         said.append("some videos were compared after rounding to integers: small differences are hidden")
-    if results and not any(r.timed for r in results):
+    sampled = any(p.cost_a and p.cost_b for r in results for p in r.pairs)  # of films nobody knows what they cost
+    if sampled and not any(r.timed for r in results):
         said.append("no measured speed-up: the runs are of different processes; --force samples them again together")
     said += [where_time_went(r) for r in results]
     return [s for s in said if s]

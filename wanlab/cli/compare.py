@@ -194,12 +194,12 @@ def compare(
     variants, said = _variants(subject, methods, specs, baseline, out, force=force, dry_run=dry_run, yes=yes)
     asked = replace(asked, remarks=said)
     design = designs.arrange(specs, baseline, variants, floors, out)
-    if dry_run:
-        for line in asked.remarks:
-            render.say(f"note: {line}")
-        return show_design(design, shown_as)
     from wanlab.study import compare as study
 
+    if dry_run:
+        for line in [*asked.remarks, *study.alike(design)]:
+            render.say(f"note: {line}")
+        return show_design(design, shown_as)
     asked = replace(asked, confirm=study.fresh(specs, parse_seeds(judging.confirm or [])))
     if len(design.new) > MANY_RUNS and not yes:
         raise UsageError(study.amount(design), "add --yes to go ahead, or take fewer values, prompts or seeds")

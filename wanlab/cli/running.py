@@ -96,15 +96,20 @@ class Watcher(local.Watcher):
         self._failures += 1
         render.complain(f"{place}: {error.message}", error.hint)
 
+    def look(self, frames: int) -> None:
+        self._bars.update(self._measuring(), pace=f"frame {frames}")
+
     def measure(self, done: int, total: int) -> None:
-        if total < 2:
-            return
-        if self._job is None:
-            self._bars.start()
-            self._job = self._bars.add_task("measuring", total=total, count="", pace="")
-        self._bars.update(self._job, completed=done, count=f"{done}/{total}")
+        self._bars.update(self._measuring(), completed=done, total=total, count=f"{done}/{total}")
         if done == total:
             self._close()
+
+    def _measuring(self) -> TaskID:
+        """The bar of pairs that are measured."""
+        if self._job is None:
+            self._bars.start()
+            self._job = self._bars.add_task("measuring", total=None, count="", pace="")
+        return self._job
 
     def say(self, text: str) -> None:
         render.say(text)
@@ -114,10 +119,11 @@ class Watcher(local.Watcher):
         if self._kept:
             runs = f"{self._kept} of {self._runs} runs were" if self._runs > 1 else "the run was"
             render.say(f"{runs} complete already and kept; --force samples again")
-        if self._failures:
+        if self._failures and self._runs:
             render.complain(
                 f"{self._failures} of {self._runs} runs failed", "run the same command again; finished runs are kept"
             )
+        self._kept = self._failures = 0
 
     def _close(self) -> None:
         for task in (self._run, self._job):

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 TEXT, FLOAT, WHOLE, BYTE = "S", "f", "iu", "u"
-ANY_RANK = -1
 _JSON: dict[str, tuple[type, ...]] = {"text": (str,), "number": (int, float), "object": (dict,), "list": (list,)}
 
 
@@ -33,7 +32,7 @@ class Schema:
             rank += item.group == "steps"
             if item.stored_kind not in kinds:
                 lines.append(f"{item.group}/{name} has dtype {item.dtype}, where kind {' or '.join(kinds)} is due")
-            elif expected[1] != ANY_RANK and len(item.shape) != rank:
+            elif len(item.shape) != rank:
                 lines.append(f"{item.group}/{name} has shape {item.shape}, where rank {rank} is due")
             elif name in ("video", "video_float") and item.shape[-1] != 3:
                 lines.append(f"final/{name} has shape {item.shape}, where the last dimension is 3 (RGB)")
@@ -76,10 +75,10 @@ _STEPS_1 = {
     **dict.fromkeys(("mse", "change", "cosine", "norm_ratio", "projection"), (FLOAT, 0)),
     **dict.fromkeys(("frames", "frame_stride", "passes", "tokens"), (WHOLE, 0)),
     **dict.fromkeys(("expert", "branches"), (TEXT, 0)),
-    **dict.fromkeys(_LATENTS, (FLOAT, ANY_RANK)),
+    **dict.fromkeys(_LATENTS, (FLOAT, 4)),
     "probed": (BYTE, 0),
 }
-_FINAL = {"latent": (FLOAT, ANY_RANK), "video": (BYTE, 4), "video_float": (FLOAT, 4)}
+_FINAL = {"latent": (FLOAT, 4), "video": (BYTE, 4), "video_float": (FLOAT, 4)}
 _ATTRS = {
     **dict.fromkeys(
         ("spec_digest", "status", "device_name", "process", "python", "weights_fingerprint", "layout", "world"), "text"

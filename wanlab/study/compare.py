@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from wanlab.errors import UsageError, WanlabError
 from wanlab.files import make_folder, write_text
-from wanlab.spec import MethodSpec, RunSpec
+from wanlab.spec import MethodSpec, PolicySpec, RunSpec
 from wanlab.spec.paths import is_run_file
 from wanlab.study import folders
 from wanlab.study.design import Design, Variant, slug
@@ -118,6 +118,30 @@ def forecast(design: Design) -> list[dict[str, Any]]:
     return rows
 
 
+def alike(design: Design) -> list[str]:
+    """Which methods are the baseline itself, or another of the methods, once defaults are written out: in sentences."""
+    from wanlab.engine.run import resolved
+    from wanlab.registry import build
+
+    def computed(method: MethodSpec) -> tuple[str, str]:
+        spec = resolved(method.apply(design.specs[0]))
+        policies = [(p.name, p.code, vars(build("policy", p))) for p in spec.policies]
+        guider = spec.guider.name, spec.guider.code, vars(build("guider", spec.guider))
+        return replace(spec, policies=(), guider=PolicySpec("cfg")).digest(), repr((policies, guider))
+
+    try:
+        known = {computed(design.baseline): design.baseline}
+        every = [(variant, computed(variant.method)) for variant in design.variants[:FORECAST]]
+    except UsageError:  # sampled on another machine, whose defaults are not known here
+        return []
+    said = []
+    for variant, key in every:
+        same = known.setdefault(key, variant.method)
+        if str(same) != str(variant.method):
+            said.append(f"{variant.method.label} is {same.label} itself, its values are the defaults")
+    return said
+
+
 def _bounds(low: float, high: float, form: str) -> str:
     """`12`, or `26–40` where it is decided while running."""
     if low == high:
@@ -182,8 +206,11 @@ def measure_all(
     """
     watcher = watcher or Watcher()
     gathering = _Gathering(design, set(failed), asked.metrics, watcher)
-    floors = [gathering.result(v, r) for v, r in zip(design.floors, design.floor_runs, strict=True)]
-    results = [gathering.result(v, r) for v, r in zip(design.variants, design.variant_runs, strict=True)]
+    try:
+        floors = [gathering.result(v, r) for v, r in zip(design.floors, design.floor_runs, strict=True)]
+        results = [gathering.result(v, r) for v, r in zip(design.variants, design.variant_runs, strict=True)]
+    finally:
+        watcher.end()
     from wanlab.analysis.compare import Comparison
 
     comparison = Comparison(
@@ -197,7 +224,13 @@ def measure_all(
         comparison, more = _confirmed(comparison, design, out, asked, force=force, watcher=watcher)
         failed = [*failed, *more]
     return conclude(
-        comparison, out, design.name, asked, description=design.description, remarks=gathering.missing, failed=failed
+        comparison,
+        out,
+        design.name,
+        asked,
+        description=design.description,
+        remarks=[*alike(design), *gathering.missing],
+        failed=failed,
     )
 
 
@@ -240,7 +273,7 @@ class _Gathering:
         total = len(runs) * (len(self.design.floors) + len(self.design.variants))
         for run, baseline in zip(runs, self.design.baseline_runs, strict=True):
             if run not in self.failed and baseline not in self.failed:
-                pairs.append(measure(run, baseline, metrics=self.metrics, known=self.known))
+                pairs.append(measure(run, baseline, metrics=self.metrics, known=self.known, told=self.watcher.look))
             self.done += 1
             self.watcher.measure(self.done, total)
         method = variant.method
@@ -279,16 +312,19 @@ def compare_files(
     check_conditions(asked.bounds, runs=runs, asked=asked.metrics)
     make_folder(out)
     pairs, failed = [], []
-    for k, m in enumerate(matches, 1):
-        prompt, seed = asked_of(m)
-        try:
-            pairs.append(measure(m.a, m.b, metrics=asked.metrics, prompt=prompt, seed=seed))
-        except WanlabError as error:
-            if len(matches) == 1:
-                raise
-            failed.append(m.a)
-            watcher.fail(m.a, error)
-        watcher.measure(k, len(matches))
+    try:
+        for k, m in enumerate(matches, 1):
+            try:
+                prompt, seed = asked_of(m)
+                pairs.append(measure(m.a, m.b, metrics=asked.metrics, prompt=prompt, seed=seed, told=watcher.look))
+            except WanlabError as error:
+                if len(matches) == 1:
+                    raise
+                failed.append(m.a)
+                watcher.fail(m.a, error)
+            watcher.measure(k, len(matches))
+    finally:
+        watcher.end()
     if not pairs:
         raise WanlabError(f"none of the {len(matches)} pairs can be compared", "see above")
     comparison = Comparison(baseline=plain(b.name), results=by_key(plain(a.name), pairs))

@@ -209,7 +209,7 @@ def swept(base: MethodSpec, texts: Sequence[str]) -> list[Variant]:
     methods: dict[tuple[Any, ...], MethodSpec] = {}
     for values in itertools.product(*axes.values()):
         methods[values] = _at(base, dict(zip(axes, values, strict=True)))
-    _check_effect(axes, methods)
+    _check_effect(base, axes, methods)
     variants: dict[tuple[Any, ...], Variant] = {}
     for values, method in methods.items():
         variant = Variant(method, dict(zip(axes, values, strict=True)))
@@ -248,14 +248,21 @@ def _is_idle(policy: PolicySpec) -> bool:
     return True
 
 
-def _check_effect(axes: Mapping[str, Sequence[Any]], methods: Mapping[tuple[Any, ...], MethodSpec]) -> None:
-    """Raises UsageError for an axis along which no method differs from its neighbours."""
+def _check_effect(
+    base: MethodSpec, axes: Mapping[str, Sequence[Any]], methods: Mapping[tuple[Any, ...], MethodSpec]
+) -> None:
+    """Raises UsageError for an axis along which no method differs from another, nor from one without the axis."""
     for k, (name, values) in enumerate(axes.items()):
         along: dict[tuple[Any, ...], set[tuple[Any, ...]]] = {}
         for at, method in methods.items():
             along.setdefault(at[:k] + at[k + 1 :], set()).add((method.policies, method.settings))
-        if len(values) > 1 and all(len(different) == 1 for different in along.values()):
-            hint = "also give cfg.last or cfg.high" if name == "cfg.keep" else "vary something else"
+        if len(values) == 1:
+            others = [n for n in axes if n != name]
+            for at, different in along.items():
+                without = _at(base, dict(zip(others, at, strict=True)))
+                different.add((without.policies, without.settings))
+        if all(len(different) == 1 for different in along.values()):
+            hint = "also give cfg.last or cfg.high" if name == "cfg.keep" else "give it other values"
             raise UsageError(f"--sweep {short(name)} changes nothing: its methods are all the same", hint)
 
 

@@ -15,6 +15,7 @@ from wanlab.analysis.continuity.measure import Step, measure
 from wanlab.analysis.continuity.result import BASELINE, Continuity, OtherExpert
 from wanlab.analysis.continuity.spaces import SPACES, Frames, adjacent, dot, space
 from wanlab.analysis.key import Key
+from wanlab.analysis.metrics.clip import frames_of
 from wanlab.errors import WanlabError
 from wanlab.runfile import Data, Run
 from wanlab.spec import METHOD_SETTINGS, RunSpec
@@ -28,13 +29,6 @@ def analyse(run: Run, *, method: str = "", settings: str = "") -> Continuity:
     Raises WanlabError when the run was recorded without latents or has one latent frame.
     """
     spec = run.spec
-    for name in (*SPACES, "velocity_other_expert", "latent", "video", "video_float"):
-        rank = 4 if name in ("latent", "video", "video_float") else 5
-        if name in run and (len(run[name].dims) != rank or run[name].dtype.kind not in "fiu"):
-            raise WanlabError(
-                f"{run.path}: '{name}' has dimensions {run[name].dims} of {run[name].dtype}",
-                "record it with this wanlab",
-            )
     recorded = [n for n in SPACES if n in run and run[n].recorded]
     if not recorded:
         raise WanlabError(
@@ -89,11 +83,7 @@ def _final(run: Run) -> Frames | None:
 
 
 def _video(run: Run) -> Frames | None:
-    if "video_float" in run:
-        return (run["video_float"][f] for f in range(len(run["video_float"])))
-    if "video" not in run:
-        return None
-    return (run["video"][f] for f in range(len(run["video"])))
+    return frames_of(run) if "video_float" in run or "video" in run else None
 
 
 def _other_experts(run: Run, made: Continuity) -> Iterator[OtherExpert]:

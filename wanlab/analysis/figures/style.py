@@ -101,7 +101,10 @@ def _glyphs(family: str) -> frozenset[str]:
 @cache
 def _family_with(characters: frozenset[str]) -> str:
     """The installed font with the most of these characters, the first that has all; "" when none has any."""
-    families = dict.fromkeys(f.name for f in font_manager.fontManager.ttflist)
+    # Of another weight than the usual one, the library would say so in the log.
+    weights = font_manager.weight_dict
+    fonts = (f for f in font_manager.fontManager.ttflist if f.style == "normal")
+    families = dict.fromkeys(f.name for f in fonts if weights.get(f.weight, f.weight) == 400)
     best, most = "", 0
     for family in sorted(families, key=lambda name: not any(w in name for w in WIDE)):
         try:

@@ -33,8 +33,14 @@ def motion(before: Floats, frame: Floats) -> float:
 def flicker(first: Floats, second: Floats, third: Floats) -> float:
     """Mean |f(t+2) - 2 f(t+1) + f(t)| over that of the two frame differences it is made of: 2 where every change is
     undone in the next frame, 1.73 of noise, 0 of an even change or of none."""
-    changes = np.abs(second - first).mean(), np.abs(third - second).mean()
-    return float(np.abs(third - 2 * second + first).mean() / np.mean(changes)) if any(changes) else 0.0
+    d = second - first
+    changes = [np.abs(d, out=d).mean()]
+    np.subtract(third, second, out=d)
+    changes.append(np.abs(d, out=d).mean())
+    np.multiply(second, 2, out=d)
+    np.subtract(third, d, out=d)
+    d += first
+    return float(np.abs(d, out=d).mean() / np.mean(changes)) if any(changes) else 0.0
 
 
 @metric("sharpness", needs="frame", bounds=(0.0, math.inf), format=".6f")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from wanlab.errors import WanlabError
 from wanlab.images import read_video
 from wanlab.runfile import Run
 from wanlab.spec.paths import is_run_file
@@ -35,8 +36,8 @@ class Clip:
     alpha: bool = False
     color: str = ""
     """The colour tags of a video file of luma and chroma, or "no colour tags"; "" of what is RGB."""
-    times: list[float] = field(default_factory=list, compare=False)
-    """When each frame is shown, in seconds: of a video file, once it was read."""
+    meta: dict[str, Any] = field(default_factory=dict, compare=False)
+    """What a video file says of itself (video.read_mp4), once it was read."""
 
     @classmethod
     def of(cls, path: str | Path) -> Clip:
@@ -61,19 +62,40 @@ class Clip:
     @contextmanager
     def read(self) -> Iterator[Iterator[Floats]]:
         """Frames [H,W,3], [H,W,4] with alpha, in [0,1], float64. Raises WanlabError when the file is damaged."""
+        with self.read_kept() as frames:
+            yield map(unit, frames)
+
+    @contextmanager
+    def read_kept(self) -> Iterator[Iterator[NDArray[Any]]]:
+        """The same as they are kept, which may take an eighth of the memory: `unit` makes them what `read` gives."""
         if is_run_file(self.path):
             with Run(self.path) as run:
-                kept = run[_best(run)]
-                yield (unit(kept[k]) for k in range(self.frames))
+                yield frames_of(run)
         else:
             with read_video(self.path) as (meta, frames):
-                yield map(unit, frames)
-                self.times[:] = meta.get("times", [])
+                yield frames
+                self.meta.update(meta)
 
 
 def _best(run: Run) -> str:
     """The frames before rounding where they were recorded."""
     return "video_float" if "video_float" in run else "video"
+
+
+def frames_of(run: Run) -> Iterator[NDArray[Any]]:
+    """The frames [H,W,3] of a run file, as it holds them. Raises WanlabError for floats on another scale than [0,1]."""
+    kept = run[_best(run)]
+    for k in range(len(kept)):
+        frame = kept[k]
+        if frame.dtype.kind == "f" and (frame.min() < 0 or frame.max() > 1):
+            finite = frame[np.isfinite(frame)]
+            low, high = finite.min(initial=0), finite.max(initial=1)
+            if low < 0 or high > 1:
+                raise WanlabError(
+                    f"{run.path}: frame {k} has values from {low:.6g} to {high:.6g}, where a video has 0 to 1",
+                    "make it again",
+                )
+        yield frame
 
 
 def unit(frame: NDArray[Any]) -> Floats:

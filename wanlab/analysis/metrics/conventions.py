@@ -148,5 +148,6 @@ def ssim_skimage(x: Floats, y: Floats) -> float:
 
 @metric("ssim.ffmpeg", needs="pair", title="SSIM, ffmpeg", format=".6f", **SSIM)
 def ssim_ffmpeg(a: Clip, b: Clip) -> float:
-    """What ffmpeg's filter ssim prints for all planes of 4:2:0: 8 x 8 pixels, every 4 of them, planes by their size."""
+    """What ffmpeg's filter ssim prints for all planes: 8 x 8 pixels, every 4 of them, planes by their size. Two films
+    as they are stored; where a side is none, both as RGB of 8 bits that becomes 4:2:0 by BT.709, limited range."""
     return by_ffmpeg(a, b, "ssim", r"All:([\d.]+)")

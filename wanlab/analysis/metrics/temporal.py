@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from weakref import ReferenceType, ref
 
 import numpy as np
 from skimage.registration import optical_flow_ilk
@@ -12,13 +13,14 @@ from wanlab.analysis.metrics import metric
 from wanlab.analysis.metrics.clip import Floats
 
 FLOW_WIDTH = 320  # pixels; optical flow is computed on frames no wider, by area averages
-_last: tuple[Floats, Floats, Floats] | None = None
+_last: tuple[ReferenceType[Floats], ReferenceType[Floats], Floats] | None = None
 
 
 @metric("difference", needs="clip", title="frame difference", bounds=(0.0, math.inf), format=".6f")
 def difference(before: Floats, frame: Floats) -> float:
     """Mean |f(t+1) - f(t)| of one video."""
-    return float(np.abs(frame - before).mean())
+    d = frame - before
+    return float(np.abs(d, out=d).mean())
 
 
 @metric("warping_error", needs="clip", title="warping error", better="lower", bounds=(0.0, math.inf), format=".6f")
@@ -30,8 +32,8 @@ def warping_error(before: Floats, frame: Floats) -> float:
     """
     if not (np.isfinite(before).all() and np.isfinite(frame).all()):
         return math.nan
-    first, second = (_small(f) for f in (before, frame))
     flow = flow_of(before, frame)
+    first, second = (_small(f) for f in (before, frame))
     height, width = flow.shape[1:]
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     at = np.array([rows + flow[0], columns + flow[1]])
@@ -48,14 +50,14 @@ def flow_of(before: Floats, frame: Floats) -> Floats:
     """
     global _last
     last = _last
-    if last is not None and last[0] is before and last[1] is frame:
+    if last is not None and last[0]() is before and last[1]() is frame:
         return last[2]
     first, second = (_small(f).mean(axis=-1) for f in (before, frame))
     if np.array_equal(first, second):
         flow = np.zeros((2, *first.shape))
     else:
         flow = np.asarray(optical_flow_ilk(first, second, radius=5, num_warp=3), np.float64)
-    _last = before, frame, flow
+    _last = ref(before), ref(frame), flow
     return flow
 
 
@@ -64,4 +66,5 @@ def _small(frame: Floats) -> Floats:
     if scale >= 1:
         return frame
     size = (round(frame.shape[0] * scale), FLOW_WIDTH)
-    return np.asarray(resize(frame, size, anti_aliasing=True), np.float64)
+    colours = [resize(frame[..., c], size, anti_aliasing=True) for c in range(frame.shape[-1])]  # bounds the memory
+    return np.stack(colours, axis=-1).astype(np.float64, copy=False)

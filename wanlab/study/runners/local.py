@@ -58,6 +58,9 @@ class Watcher:
     def fail(self, place: Path, error: WanlabError) -> None:
         """The run failed, the job goes on."""
 
+    def look(self, frames: int) -> None:
+        """So many frames of the pair of videos in hand are measured."""
+
     def measure(self, done: int, total: int) -> None:
         """So many of the results are measured."""
 
