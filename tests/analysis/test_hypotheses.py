@@ -465,7 +465,7 @@ def test_what_would_decide_is_enough(
         assert found(*drawn(math.ceil(1.6 * more), 4)).low > threshold
     if seeds_do:
         assert found(*drawn(8, math.ceil(1.6 * again))).low > threshold
-    said = scales.advice(found(*now), *now, threshold)
+    said = scales.advice(*now, more, again)
     assert ("prompts of 4 seeds" in said, "seeds of each of these 8" in said) == (prompts_do, seeds_do)
     assert ("no number up to" in said) == (not prompts_do)
 

@@ -54,9 +54,11 @@ def interval(values: ArrayLike, limits: tuple[float, float] = UNBOUNDED, *, fact
     simulation; `coverage` in tests/analysis/test_stats.py measures what the interval holds, docs/compare.md has the
     table.
 
-    With a lower limit: the same, but no end is lower than that of Student's interval of log(mean - limit) (the delta
-    method), which stays above the limit. With two limits: Student's interval of the logit of the mean's place between
-    them. Both go to the limit as the values do.
+    With a lower limit: the same, but no end is lower than (mean - limit) e^-h or (mean - limit) e^(h + h²/2), h being
+    Student's half-width over mean - limit. That is Student's interval of log(mean - limit) (the delta method), and
+    above the mean, up to the second order, that of 1/(mean - limit): a mean of skewed values that is too low comes
+    with a deviation that is too small. With two limits: Student's interval of the logit of the mean's place between
+    them. All stay inside the limits, and go to one as the values do.
     """
     x = np.asarray(values, np.float64)
     n = len(x)
@@ -102,8 +104,8 @@ def _bounded(mean: float, half: float, n: int, limits: tuple[float, float]) -> I
     if not low < mean < high or half == 0:  # every value is the limit, or all are equal
         return Interval(mean, mean, mean, n)
     if math.isinf(high):
-        factor = _exp(half / (mean - low))
-        return Interval(mean, low + (mean - low) / factor, low + (mean - low) * factor, n)
+        h = half / (mean - low)
+        return Interval(mean, low + (mean - low) / _exp(h), low + (mean - low) * _exp(h + h**2 / 2), n)
     odds, factor = (mean - low) / (high - mean), _exp(half * (high - low) / ((mean - low) * (high - mean)))
     ends = (odds / factor, odds * factor)
     least, most = (high - (high - low) / (1 + o) for o in ends)
@@ -213,10 +215,11 @@ def share(
     coverage that such a factor has.
 
     The beta-binomial model: prompts' own shares are beta distributed about the share, correlated within a prompt by r.
-    Bounds are the central 95 % of the share's posterior, averaged over r (uniform a priori in the share, and in the
-    cube root of r, which makes small correlations likelier); 0 or 1 where every run agrees. The prior of r was chosen
-    by simulation of what the interval covers, as `share_coverage` in tests/analysis/test_stats.py measures it; of
-    prompts with one run each it is the posterior of a binomial share (T. Bayes, 1763).
+    Bounds are the central 95 % of the share's posterior, averaged over r (a priori uniform in the share, and
+    Beta(1/4, 1/4) in r: next to none and nearly all are likelier than between); 0 or 1 where every run agrees. The
+    prior of r was chosen by simulation of what the interval covers (`share_coverage` in
+    tests/analysis/test_promises.py); of prompts with one run each it is the posterior of a binomial share (T. Bayes,
+    1763).
     """
     counts: dict[Hashable, tuple[int, int]] = {}
     for success, group in zip(successes, groups, strict=True):
@@ -232,19 +235,8 @@ def share(
     return Interval(good / runs, 0.0 if not good else low, 1.0 if good == runs else high, len(counts))
 
 
-def share_difference(gained: Sequence[bool], lost: Sequence[bool], groups: Sequence[Hashable]) -> Interval:
-    """How much larger a share of runs is than that of their pairs: those that gained what is counted, less those that
-    lost it, with a 95 % interval from both shares' own (square and add; A. Donner, G. Y. Zou, Statistical Methods in
-    Medical Research 21, 2012). It has a width even where no run differs from its pair."""
-    more, less = share(gained, groups), share(lost, groups)
-    mean = more.mean - less.mean
-    low = math.hypot(more.mean - more.low, less.high - less.mean)
-    high = math.hypot(more.high - more.mean, less.mean - less.low)
-    return Interval(mean, mean - low, mean + high, more.n).within(-1, 1)
-
-
 SHARES = (np.arange(400) + 0.5) / 400
-CORRELATIONS = ((np.arange(24) + 0.5) / 24)[:, None] ** 3
+CORRELATIONS = stats.beta.ppf((np.arange(24) + 0.5) / 24, 0.25, 0.25)[:, None]
 
 
 @lru_cache(4096)

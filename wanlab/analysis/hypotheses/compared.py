@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from wanlab.analysis import stats
 from wanlab.analysis.hypotheses.evidence import Evidence, key_of
 from wanlab.analysis.hypotheses.verdict import Sample
 from wanlab.analysis.key import Key, titles
-from wanlab.analysis.stats import Interval
 from wanlab.errors import UsageError
 from wanlab.spec import MethodSpec, PolicySpec
 
@@ -103,13 +101,15 @@ def figure(name: str) -> Callable[[Mapping[str, Any]], float]:
 
 
 def over_baseline(name: str) -> Callable[[Mapping[str, Any]], float]:
-    """A pair's figure over that of its baseline; NaN where that is 0."""
+    """A pair's figure over that of its baseline."""
+    return lambda pair: over(number(pair.get(name)), number(pair.get(f"{name}_baseline")))
 
-    def ratio(pair: Mapping[str, Any]) -> float:
-        own, baseline = number(pair.get(name)), number(pair.get(f"{name}_baseline"))
-        return own / baseline if baseline > 0 else math.nan
 
-    return ratio
+def over(own: float, other: float) -> float:
+    """The ratio of two values >= 0: 1 where both are 0, infinite where only the other is."""
+    if math.isnan(own) or math.isnan(other):
+        return math.nan
+    return own / other if other > 0 else math.inf if own > 0 else 1.0
 
 
 def more_adherent(pair: Mapping[str, Any]) -> float:
@@ -117,8 +117,3 @@ def more_adherent(pair: Mapping[str, Any]) -> float:
     cannot be checked."""
     own, baseline = number(pair.get("adherence")), number(pair.get("adherence_baseline"))
     return math.nan if math.isnan(own) or math.isnan(baseline) else float((own > 0.5) - (baseline > 0.5))
-
-
-def adherence_difference(values: Sequence[float], prompts: Sequence[str]) -> Interval:
-    """How much oftener the method shows what was asked, of `more_adherent` of each pair."""
-    return stats.share_difference([v > 0 for v in values], [v < 0 for v in values], prompts)

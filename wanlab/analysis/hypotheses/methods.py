@@ -9,7 +9,6 @@ from wanlab.analysis import stats
 from wanlab.analysis.hypotheses.compared import (
     NOTHING,
     Compared,
-    adherence_difference,
     compared,
     figure,
     is_guides,
@@ -20,6 +19,7 @@ from wanlab.analysis.hypotheses.compared import (
 from wanlab.analysis.hypotheses.evidence import Evidence, curves, key_of
 from wanlab.analysis.hypotheses.verdict import BASELINES, Claim, Sample, Statement, Thresholds, claim
 from wanlab.analysis.key import Key, titles
+from wanlab.analysis.metrics import adherence
 
 Value = Callable[[Mapping[str, Any]], float]
 HALF = BASELINES.replace("cfg_vs", "half_vs")
@@ -40,7 +40,7 @@ def h1(evidence: Evidence, held: Thresholds) -> list[Claim]:
             (Statement(alike, "mse", "<=", held.mse, BASELINES), figure("mse")),
             (Statement(decibels, "psnr", ">=", held.psnr, BASELINES), figure("psnr")),
             (
-                Statement(shows, "adherence, difference", ">=", -held.margin, BASELINES, adherence_difference),
+                Statement(shows, "adherence, difference", ">=", -held.margin, BASELINES, adherence.difference),
                 more_adherent,
             ),
         )

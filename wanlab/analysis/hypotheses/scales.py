@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from wanlab.analysis import stats
 from wanlab.analysis.metrics.pixels import decibels
 from wanlab.analysis.stats import ENOUGH, UNBOUNDED, Interval
 
+Summary = Callable[[Sequence[float], Sequence[str]], Interval]
 MOST = 1000  # prompts, or seeds of each: what would need more is called undecidable
 
 
@@ -39,12 +41,24 @@ def _missing(value: float) -> float:
     return 1 - value
 
 
+def _difference(ratio: float) -> float:
+    return 1 - 2 / (1 + ratio)
+
+
+def _ratio(difference: float) -> float:
+    return (1 + difference) / (1 - difference) if difference < 1 else math.inf
+
+
 SHARE, RATIO = Scale(limits=(0.0, 1.0)), Scale(_log, _exp)
 POSITIVE, UP_TO_1 = Scale(limits=(0.0, math.inf)), Scale(_missing, _missing, (0.0, math.inf))
+PAIRED = Scale(_difference, _ratio, (-1.0, 1.0))  # as stats.paired_ratio has it: 0 and infinity are values
 SCALES = {
     "mse": Scale(limits=(0.0, math.inf), most=1.0),
     "psnr": Scale(lambda v: 10 ** (-v / 10), decibels, (0.0, math.inf), 1.0),  # of the mean error, as everywhere
     "ssim": Scale(limits=(-1.0, 1.0)),
+    "warping error, ratio": PAIRED,
+    "frame difference, ratio": PAIRED,
+    "mse, over the control's": PAIRED,
     "noise share, low frequencies": SHARE,
     "noise share, high frequencies": SHARE,
     "share of the result in x0_pred": UP_TO_1,
@@ -77,13 +91,16 @@ def shown(scale: Scale, found: Interval) -> Interval:
     return Interval(mean, low, high, found.n)
 
 
-def enough(found: Interval, x: Sequence[float], prompts: Sequence[str], threshold: float) -> tuple[int, int]:
+def enough(
+    found: Interval, x: Sequence[float], prompts: Sequence[str], threshold: float, summary: Summary | None = None
+) -> tuple[int, int]:
     """(prompts of as many seeds, seeds of these prompts) that would decide a claim whose mean stays where it is; 0 for
     none up to `MOST`. All on the scale of `found`, the interval of the values x [n] of `prompts`.
 
     The interval's half-width h shrinks with the root of the number of prompts, and with seeds as far as the variance
     within prompts has a part in that of their means (one-way analysis of variance). The mean is |d| off the threshold:
-    prompts·(h/d)², and the seeds at which τ² + ω²/s is (d/h)² of what it is now.
+    prompts·(h/d)², and the seeds at which τ² + ω²/s is (d/h)² of what it is now. An interval of shares shrinks faster
+    where all agree: of a `summary` the prompts are tried, more of the same.
     """
     groups = {p: [v for v, q in zip(x, prompts, strict=True) if q == p] for p in dict.fromkeys(prompts)}
     distance = abs(found.mean - threshold)
@@ -91,7 +108,7 @@ def enough(found: Interval, x: Sequence[float], prompts: Sequence[str], threshol
     if len(groups) < ENOUGH or not distance > 0 or not math.isfinite(half):
         return 0, 0
     share = (distance / half) ** 2 if half > 0 else math.inf
-    more = math.ceil(found.n / share)
+    more = math.ceil(found.n / share) if summary is None else _prompts(summary, list(groups.values()), threshold)
     seeds = len(x) / len(groups)
     free = len(x) - len(groups)
     within = sum((np.array(g) - np.mean(g)).dot(np.array(g) - np.mean(g)) for g in groups.values()) / max(free, 1)
@@ -102,16 +119,27 @@ def enough(found: Interval, x: Sequence[float], prompts: Sequence[str], threshol
     return (more if more <= MOST else 0), (again if again <= MOST else 0)
 
 
-def advice(found: Interval, x: Sequence[float], prompts: Sequence[str], threshold: float) -> str:
-    """In words, what would decide a claim that is open."""
+def _prompts(summary: Summary, groups: Sequence[Sequence[float]], threshold: float) -> int:
+    """The least number of prompts, these over and over, whose interval lies on one side of the threshold."""
+
+    def decided(count: int) -> bool:
+        rows = [(v, str(k)) for k in range(count) for v in groups[k % len(groups)]]
+        own = summary([v for v, _ in rows], [p for _, p in rows])
+        return own.low >= threshold or own.high < threshold
+
+    return bisect_left(range(MOST + 1), True, lo=len(groups), key=decided)
+
+
+def advice(x: Sequence[float], prompts: Sequence[str], more: int, again: int) -> str:
+    """In words, what would decide a claim that is open (see `enough`)."""
     groups = len(set(prompts))
     if groups < ENOUGH:
         return f"these prompts only: nothing is said of others before there are {ENOUGH}, and here are {groups}"
-    more, again = enough(found, x, prompts, threshold)
     seeds = f"{len(x) / groups:.3g}"
     said = [f"about {more} prompts of {seeds} seed{'s' * (seeds != '1')} each"] * bool(more)
     said += [f"about {again} seeds of each of these {groups}"] * bool(again)
     if not said:
         return f"no number up to {MOST} of prompts or seeds would decide it: the mean lies too near the threshold"
-    never = f"; no number of seeds of these {groups} would" * (not again)
+    known = len(set(x)) > 1  # of values that are all equal nobody knows what differs
+    never = f"; no number of seeds of these {groups} would" * (known and not again)
     return f"{' or '.join(said)} would decide it{never}"

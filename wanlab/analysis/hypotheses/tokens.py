@@ -8,15 +8,16 @@ from typing import Any
 from wanlab.analysis.hypotheses.compared import (
     NOTHING,
     Compared,
-    adherence_difference,
     compared,
     figure,
     more_adherent,
     number,
+    over,
     samples,
 )
 from wanlab.analysis.hypotheses.evidence import Evidence
 from wanlab.analysis.hypotheses.verdict import Claim, Sample, Statement, Thresholds, claim
+from wanlab.analysis.metrics import adherence
 
 RULES = ("prune", "ras", "topk", "tome")
 CONTROL = "random_tokens"
@@ -45,7 +46,7 @@ def h5(evidence: Evidence, held: Thresholds) -> list[Claim]:
         ">=",
         -held.margin,
         RUN,
-        adherence_difference,
+        adherence.difference,
     )
     claims = []
     for name, method in rules:
@@ -94,6 +95,6 @@ def _over_control(method: Compared, controls: Iterable[Compared]) -> list[Sample
             for other in there.get((pair.get("prompt"), pair.get("seed")), [])
             if cost > 0 and (apart := abs(number(other.get("pass_equivalents")) / cost - 1)) <= EQUAL
         ]
-        if near and min(near)[1] > 0:
-            found.append(Sample(prompt=pair.get("prompt") or "", value=error / min(near)[1], source=source))
+        if near:
+            found.append(Sample(prompt=pair.get("prompt") or "", value=over(error, min(near)[1]), source=source))
     return found

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from wanlab.analysis import stats
-from wanlab.analysis.hypotheses.scales import RATIO, SCALES, Scale, advice, enough, on_scale, shown
+from wanlab.analysis.hypotheses.scales import RATIO, SCALES, Scale, Summary, advice, enough, on_scale, shown
 from wanlab.analysis.stats import Interval
 from wanlab.errors import UsageError
 from wanlab.registry import suggest
@@ -166,7 +166,7 @@ class Statement:
     threshold: float
     run: str
     """The command that makes more data, with {seeds}."""
-    summary: Callable[[Sequence[float], Sequence[str]], Interval] | None = None
+    summary: Summary | None = None
     """The value and its interval, of values and prompts; without it `scales.pooled` by the quantity."""
 
 
@@ -182,7 +182,11 @@ def claim(
         found = s.summary(x, prompts)
     value = shown(scale, found)
     verdict = decide(value, s.relation, s.threshold)
-    needs = advice(found, x, prompts, scale.to(s.threshold)) if verdict == UNDECIDED and known else ""
+    needs = run = ""
+    if verdict == UNDECIDED:
+        more, again = enough(found, x, prompts, scale.to(s.threshold), s.summary)
+        needs = advice(x, prompts, more, again) if known else ""
+        run = _command(s.run, x, prompts, more, again)
     return Claim(
         hypothesis=hypothesis,
         says=f"on {on}: {s.says}" if on else s.says,
@@ -196,16 +200,15 @@ def claim(
         sources=tuple(dict.fromkeys(k.source for k in known)),
         on=on,
         needs=needs,
-        run=_command(s.run, found, x, prompts, scale.to(s.threshold)) if verdict == UNDECIDED else "",
+        run=run,
         decides=decides,
     )
 
 
-def _command(run: str, found: Interval, x: Sequence[float], prompts: Sequence[str], threshold: float) -> str:
+def _command(run: str, x: Sequence[float], prompts: Sequence[str], more: int, again: int) -> str:
     """The command with as many seeds as would decide it; "" where no number of seeds of the suite's prompts would."""
     if len(set(prompts)) < LEAST:
         return run.format(seeds=4)
-    more, again = enough(found, x, prompts, threshold)
     if again:
         return run.format(seeds=again)
     return run.format(seeds=math.ceil(len(x) / len(set(prompts)))) if 0 < more <= PROMPTS else ""

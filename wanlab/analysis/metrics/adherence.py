@@ -65,7 +65,15 @@ def _share(attribute: str, name: str, values: Values, prompts: Sequence[str], fa
 
 
 def _difference(attribute: str, name: str, values: Values, prompts: Sequence[str], factor: float | None) -> Interval:
-    own = paired_difference(*_known(values(name), prompts), factor=factor)
+    return difference(values(name), prompts, attribute, factor)
+
+
+def difference(
+    values: Sequence[float], prompts: Sequence[str], attribute: str = "all", factor: float | None = None
+) -> Interval:
+    """How much oftener A shows what is asked than B: of each pair 1 where only A does, -1 where only B does, else 0;
+    NaN where it cannot be judged."""
+    own = paired_difference(*_known(values, prompts), factor=factor)
     return corrected_difference(own, verify.ERRORS[attribute])
 
 
