@@ -178,6 +178,19 @@ def test_a_signal_during_an_import_leaves_no_traceback(module: str, number: int,
     assert done.returncode == code and "Traceback" not in done.stderr and "wanlab: " in done.stderr
 
 
+def test_ctrl_c_before_anybody_obeys_signals_leaves_no_traceback() -> None:
+    done = script(
+        "import os, runpy, signal, sys\n"
+        "class Signal:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'wanlab.cli.stopping': os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Signal())\n"
+        "sys.argv = ['wanlab', '--version']\n"
+        "runpy.run_module('wanlab', run_name='__main__')\n"
+    )
+    assert (done.returncode, done.stderr) == (130, "wanlab: stopped\n")
+
+
 # --- stdout ----------------------------------------------------------------------------------------------------------
 
 

@@ -3,7 +3,8 @@
    fault_arm(folder, n, error, signal): from now on count calls in this process; the n-th (from 1) fails with `error`,
    or `signal` is raised just before it. n = 0: count only. With `error` ENOSPC every later call that takes space fails
    too, as on a full disk. fault_count(): calls counted. fault_name(n): what the n-th was, "write run.h5".
-   fork has no file: every fork counts. Children of the process are left alone. */
+   fork has no file: every fork counts. Children of the process are left alone.
+   WANLAB_FAULT="n signal folder" in the environment arms it before the program's first line. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -144,6 +145,18 @@ int mkdir(const char *path, mode_t mode) {
     if (inside(AT_FDCWD, path, whole) && strikes("mkdir", whole, 1)) return -1;
     return real(path, mode);
 }
+int rmdir(const char *path) {
+    REAL(int, "rmdir", const char *);
+    char whole[PATH_MAX];
+    if (inside(AT_FDCWD, path, whole) && strikes("rmdir", whole, 0)) return -1;
+    return real(path);
+}
+int unlinkat(int at, const char *path, int flags) {
+    REAL(int, "unlinkat", int, const char *, int);
+    char whole[PATH_MAX];
+    if (inside(at, path, whole) && strikes(flags & AT_REMOVEDIR ? "rmdir" : "unlink", whole, 0)) return -1;
+    return real(at, path, flags);
+}
 int unlink(const char *path) {
     REAL(int, "unlink", const char *);
     char whole[PATH_MAX];
@@ -157,4 +170,13 @@ pid_t fork(void) {
 }
 pid_t vfork(void) { /* a forked child may not return from here: fork serves the same */
     return fork();
+}
+
+__attribute__((constructor)) static void arm_from_environment(void) {
+    const char *asked = getenv("WANLAB_FAULT");
+    int n, signum, at;
+    if (asked && sscanf(asked, "%d %d %n", &n, &signum, &at) == 2) {
+        unsetenv("WANLAB_FAULT"); /* of this process alone */
+        fault_arm(asked + at, n, 0, signum);
+    }
 }
