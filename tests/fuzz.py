@@ -31,24 +31,23 @@ SILENT = 60.0  # seconds of the clock after which a process that says nothing ha
 
 def open_run(path: Path) -> None:
     """As a report and `inspect --untrusted` read it: in a process of its own, which a file may end."""
-    from wanlab.analysis.measured import read_run, small_film
-    from wanlab.runfile import Reader, summary
+    from tests import fuzz  # by the name that the other process knows it by
+    from wanlab.runfile import Reader
 
     global reader
     reader = reader or Reader()
-    json.dumps(reader(summary, path, True), default=str)
-    reader(read_run, path)
-    reader(small_film, path)
+    reader(fuzz.open_here, path)
 
 
 def open_here(path: Path) -> None:
-    """A run file that nobody gave right checksums, in this process."""
+    """A run file whose metadata has no other checksums than its own, in this process."""
     from wanlab.analysis.measured import read_run, small_film
-    from wanlab.runfile import summary
+    from wanlab.runfile import summary, verify
 
-    summary(path, True)
-    read_run(path)
+    json.dumps(summary(path), default=str)
+    verify(path)
     small_film(path)
+    read_run(path)
 
 
 def open_shard(path: Path) -> None:
@@ -223,11 +222,20 @@ def _count(ended: Ended, said: list[Any], k: int) -> None:
 def peak() -> int:
     """Bytes that this process or its largest child held at most."""
     most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return most * 1024
+    said = _of_reader("status")
+    return 1024 * max(most, int(said.split("VmHWM:")[1].split()[0]) if "VmHWM:" in said else 0)
 
 
 def used() -> float:
-    return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    """Seconds of processor time of this process and its children."""
+    ended = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    ticks = _of_reader("stat").rpartition(")")[2].split()[11:13]
+    return ended + sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+
+def _of_reader(name: str) -> str:
+    process = reader and reader._process
+    return Path(f"/proc/{process.pid}/{name}").read_text() if process else ""
 
 
 def main(kind: str, folder: Path, count: int, seed: int, first: int) -> None:
@@ -240,11 +248,11 @@ def main(kind: str, folder: Path, count: int, seed: int, first: int) -> None:
     given = sorted(p for p in place.rglob("*") if p.suffix in mutators.BY_SUFFIX and not p.name.startswith("_"))
     held = {p: p.read_bytes() for p in given}
     for path in given:
-        READERS[kind](path)  # the samples themselves are read; imports are made
+        READERS[kind](path)  # imports are made
     base = peak()
     for k in range(first, count):
         chance = random.Random(f"{seed} {k}")
-        path = given[k % len(given)]
+        path = given[0 if k % 10 and kind in ("run", "here") else k // 10 % len(given)]
         path.write_bytes(mutators.mutate(path, held[path], chance))
         began, how = used(), "-"
         try:
@@ -257,6 +265,8 @@ def main(kind: str, folder: Path, count: int, seed: int, first: int) -> None:
             how = f"{type(error).__name__}: {error} at {traceback.extract_tb(error.__traceback__)[-1]}"
         path.write_bytes(held[path])
         os.write(1, json.dumps([None if how == "-" else how, used() - began, max(0, peak() - base)]).encode() + b"\n")
+    if reader:
+        reader.close()
     shutil.rmtree(place)
 
 

@@ -1,4 +1,4 @@
-"""Files made wrong: bytes changed, sealed metadata changed under a right checksum, and structures put in place of others."""
+"""Files made wrong: bytes changed, metadata changed under a right checksum, structures in place of others."""
 
 from __future__ import annotations
 
@@ -258,6 +258,11 @@ def of_hdf5(data: bytes, chance: random.Random) -> bytes:
     return of_bytes(changed, chance) if chance.random() < 0.1 else changed
 
 
+def of_unsealed(data: bytes, chance: random.Random) -> bytes:
+    """As damage and other programs change a file: nothing that a checksum holds for, and is not so."""
+    return of_structure(data, chance) if chance.random() < 0.8 else of_bytes(data, chance)
+
+
 def any_json(chance: random.Random) -> Any:
     deep: Any = 0
     for _ in range(chance.choice([1, 2, 400])):
@@ -379,6 +384,7 @@ def of_mp4(data: bytes, chance: random.Random) -> bytes:
 Mutator = Callable[[bytes, random.Random], bytes]
 BY_SUFFIX: dict[str, Mutator] = {
     ".h5": of_hdf5,
+    ".hdf5": of_unsealed,
     ".json": of_json,
     ".wls": of_shard,
     ".safetensors": of_safetensors,

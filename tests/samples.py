@@ -45,10 +45,33 @@ def write_run(path: Path) -> Path:
     return path
 
 
+def write_small(path: Path) -> Path:
+    """The least that a report reads: most mutants are of this one."""
+    spec = RunSpec(model="tiny", prompt="a red ball", steps=2, width=32, height=16, frames=5)
+    numbers = ("timestep", "sigma", "mse", "change", "cosine", "norm_ratio", "projection", "seconds")
+    fields = [Field(name, (), "float64") for name in numbers] + [Field(n, (), "S4") for n in ("expert", "branches")]
+    fields += [Field("passes", (), "int32"), Field("probed", (), "bool"), Field("x_t", ("token",))]
+    with RunWriter(path, spec_json=spec.to_json(), digest=spec.digest(), fields=fields, attrs={"fps": 16}) as writer:
+        for k in range(2):
+            step: dict[str, Any] = dict.fromkeys(numbers, 0.5)
+            step |= {"expert": "low", "branches": "cond", "passes": 1, "probed": False} | (
+                {"x_t": np.ones(3)} if k else {}
+            )
+            writer.step(k, step)
+        writer.finish({Field("video", ("frame", "height", "width", "rgb"), "uint8"): np.zeros((2, 4, 4, 3), "u1")}, {})
+    return path
+
+
+def here(folder: Path) -> None:
+    write_small(folder / "a.hdf5")
+    write_run(folder / "b.hdf5")
+
+
 def run(folder: Path) -> None:
     """One as it is written; and the same without checksums in its metadata, in the library's oldest format."""
-    new = write_run(folder / "new.h5")
-    with h5py.File(new) as a, h5py.File(folder / "old.h5", "w", libver="earliest") as b:
+    write_run(folder / "b.h5")
+    new = write_small(folder / "a.h5")
+    with h5py.File(new) as a, h5py.File(folder / "c.h5", "w", libver="earliest") as b:
 
         def put(name: str, element: Any) -> None:
             if isinstance(element, h5py.Dataset):

@@ -42,7 +42,7 @@ class Reader:
     """A process that reads one file after the other; begun when the first is asked for, and again after one that ended
     it. Used as a context manager, which ends it.
 
-    reader(function, path)  is `function(path)`, worked out there. Both ways go by pickle: `function` is one of a module.
+    reader(function, path)  is `function(path)`, worked out there. Both go by pickle: `function` is one of a module.
     """
 
     def __init__(self, memory: int = MEMORY, seconds: float = SECONDS) -> None:
