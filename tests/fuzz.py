@@ -1,69 +1,274 @@
-"""Mutated files: whatever the bytes, a reader gives a result or one WanlabError."""
+"""Mutated files: whatever the bytes, a reader gives a result or one WanlabError, in bounded time and memory.
+
+`python -m tests.fuzz KIND FOLDER COUNT SEED FIRST` opens mutants FIRST … of the samples in FOLDER and says of each how
+it ended; `fuzz` runs that in a process of its own, so that one that crashes or hangs is counted and gone on from.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 import random
+import resource
+import select
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from tests import mutators
 from wanlab.errors import WanlabError
-from wanlab.runfile import Run, RunWriter, verify
-from wanlab.runfile.shards import load_shard, read_manifest, shapes_in
-from wanlab.video import read_mp4
+from wanlab.runfile.untrusted import FAILED
 
-
-def mutate(data: bytes, chance: random.Random) -> bytes:
-    """A few bytes changed, a piece cut out or doubled, or the end cut off."""
-    out = bytearray(data)
-    for _ in range(chance.randint(1, 8)):
-        at, length = chance.randrange(len(out)), chance.randint(1, 16)
-        kind = chance.randrange(6)
-        if kind == 0 and len(out) > 64:
-            del out[at : at + length]
-        elif kind == 1:
-            out[at:at] = out[at : at + length]
-        elif kind == 2 and len(out) > 64 and chance.random() < 0.2:
-            del out[max(64, at) :]
-        else:
-            out[at : at + 1] = bytes([chance.choice([0, 1, 127, 128, 255, chance.randrange(256)])])
-    return bytes(out)
+ROOT = Path(__file__).parent.parent
+SECONDS, BYTES = 10.0, 2**30
+reader: Any = None
+SILENT = 60.0  # seconds of the clock after which a process that says nothing hangs
 
 
 def open_run(path: Path) -> None:
-    with Run(path) as run:
-        for data in run.data.values():
-            repr(data)
+    """As a report and `inspect --untrusted` read it: in a process of its own, which a file may end."""
+    from tests import fuzz  # by the name that the other process knows it by
+    from wanlab.runfile import Reader
+
+    global reader
+    reader = reader or Reader()
+    reader(fuzz.open_here, path)
+
+
+def open_here(path: Path) -> None:
+    """A run file whose metadata has no other checksums than its own, in this process."""
+    from wanlab.analysis.measured import read_run, small_film
+    from wanlab.runfile import summary, verify
+
+    json.dumps(summary(path), default=str)
     verify(path)
+    small_film(path)
+    read_run(path)
 
 
 def open_shard(path: Path) -> None:
+    from wanlab.runfile.shards import load_shard, shapes_in
+
     shapes_in(path)
     load_shard(path)
 
 
 def open_manifest(path: Path) -> None:
+    from wanlab.runfile import RunWriter
+    from wanlab.runfile.shards import read_manifest
+
     manifest = read_manifest(path.parent)
     if manifest is not None:
         RunWriter.resume_point(path.parent.with_suffix(""), manifest["digest"])
 
 
+def open_result(path: Path) -> None:
+    """comparison.json or continuity_statistics.json, as a report reads, judges and shows it."""
+    from wanlab.analysis import hypotheses as h
+    from wanlab.study import page, report
+
+    evidence = h.collect([path])
+    if evidence.problems:
+        raise WanlabError(evidence.problems[0][1])
+    judged, figures = h.judge(evidence, h.Thresholds()), h.reproduce(evidence)
+    page.page(evidence, judged, figures)
+    report.as_markdown(judged, figures, evidence)
+
+
+def open_calibration(path: Path) -> None:
+    from wanlab.engine.calibration import load
+
+    load(str(path))
+
+
+def open_scores(path: Path) -> None:
+    from wanlab.study import vbench
+
+    vbench.table(vbench.scores(path))
+
+
+def open_prompts(path: Path) -> None:
+    from wanlab.study.requests import read_prompts
+
+    read_prompts([], str(path))
+
+
+def open_thresholds(path: Path) -> None:
+    from wanlab.analysis.hypotheses import thresholds
+
+    thresholds(path)
+
+
+def open_design(path: Path) -> None:
+    from wanlab.study.design import read_methods
+
+    read_methods(path)
+
+
+def open_spec(path: Path) -> None:
+    from wanlab.spec import RunSpec
+
+    RunSpec.from_json(path.read_text("utf-8", "replace")).digest()
+
+
+def open_checkpoint(path: Path) -> None:
+    from wanlab.engine.model.checkpoint import describe
+
+    folder = next(p for p in path.parents if (p / "tokenizer").is_dir())
+    describe(str(folder))
+
+
+def open_tensors(path: Path) -> None:
+    from wanlab.engine.model import weights
+
+    weights.heads([path])
+    for _ in weights.stream([path]):
+        pass
+
+
+def open_latents(path: Path) -> None:
+    from wanlab.engine import legacy
+
+    for _ in legacy.read(path.parent):
+        pass
+
+
 def open_video(path: Path) -> None:
+    from wanlab.video import read_mp4
+
     with read_mp4(path) as (_, frames):
         for _ in frames:
             pass
 
 
-READERS = {"run": open_run, "shard": open_shard, "manifest": open_manifest, "video": open_video}
+READERS: dict[str, Callable[[Path], None]] = {
+    name.removeprefix("open_"): value for name, value in list(globals().items()) if name.startswith("open_")
+}
 
 
-def fuzz(kind: str, sample: bytes, path: Path, count: int, seed: int = 0) -> int:
-    """Open `count` mutants of a sample, written to `path`; returns how many were refused."""
-    refused = 0
-    for k in range(count):
-        path.write_bytes(mutate(sample, random.Random(f"{seed} {k}")))
+def samples(kind: str, folder: Path) -> None:
+    """What is mutated, written into `folder`: every file there that a mutator knows is taken in turn."""
+    from tests import samples as made
+
+    folder.mkdir()
+    getattr(made, kind)(folder)
+
+
+@dataclass
+class Ended:
+    """How mutants ended. `crashed` and `hung` say which: those that ended their process or kept it over the limit."""
+
+    count: int = 0
+    refused: int = 0
+    raised: dict[int, str] = field(default_factory=dict)
+    crashed: dict[int, str] = field(default_factory=dict)
+    slowest: tuple[float, int] = (0.0, -1)
+    """Seconds of processor time, and the mutant."""
+    largest: tuple[int, int] = (0, -1)
+    """Bytes above what the process began with."""
+
+    @property
+    def faults(self) -> str:
+        found = {f"mutant {k}": said for k, said in (self.raised | self.crashed).items()}
+        if self.slowest[0] > SECONDS:
+            found[f"mutant {self.slowest[1]}"] = f"took {self.slowest[0]:.1f} s"
+        if self.largest[0] > BYTES:
+            found[f"mutant {self.largest[1]}"] = f"took {self.largest[0] / 2**20:.0f} MiB"
+        return "\n".join(f"{k}: {v}" for k, v in list(found.items())[:20])
+
+
+def fuzz(kind: str, folder: Path, count: int, seed: int = 0) -> Ended:
+    """Open `count` mutants of the kind's samples, which are made in `folder`/samples if they are not there."""
+    if not (folder / "samples").exists():
+        samples(kind, folder / "samples")
+    ended, at = Ended(), 0
+    while at < count:
+        command = [sys.executable, "-m", "tests.fuzz", kind, str(folder), str(count), str(seed), str(at)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=ROOT, bufsize=0) as process:
+            assert process.stdout is not None
+            rest = b""
+            while select.select([process.stdout], [], [], SILENT)[0] and (
+                data := os.read(process.stdout.fileno(), 65536)
+            ):
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    _count(ended, json.loads(line), at)
+                    at += 1
+            if at < count:
+                process.kill()
+                ended.crashed[at] = f"the process ended with {process.wait()}, or said nothing for {SILENT:.0f} s"
+                at += 1
+                if len(ended.crashed) > 100:
+                    break
+    ended.count = at
+    return ended
+
+
+def _count(ended: Ended, said: list[Any], k: int) -> None:
+    how, seconds, taken = said
+    ended.refused += how == ""
+    if how:
+        ended.raised[k] = how
+    if seconds > ended.slowest[0]:
+        ended.slowest = (seconds, k)
+    if taken > ended.largest[0]:  # a peak only grows: the first mutant that reached it
+        ended.largest = (taken, k)
+
+
+def peak() -> int:
+    """Bytes that this process or its largest child held at most."""
+    most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    said = _of_reader("status")
+    return 1024 * max(most, int(said.split("VmHWM:")[1].split()[0]) if "VmHWM:" in said else 0)
+
+
+def used() -> float:
+    """Seconds of processor time of this process and its children."""
+    ended = sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+    ticks = _of_reader("stat").rpartition(")")[2].split()[11:13]
+    return ended + sum(map(int, ticks)) / os.sysconf("SC_CLK_TCK")
+
+
+def _of_reader(name: str) -> str:
+    process = reader and reader._process
+    return Path(f"/proc/{process.pid}/{name}").read_text() if process else ""
+
+
+def main(kind: str, folder: Path, count: int, seed: int, first: int) -> None:
+    import faulthandler
+
+    faulthandler.enable()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    place = folder / f"mutant-{first}"
+    shutil.copytree(folder / "samples", place)
+    given = sorted(p for p in place.rglob("*") if p.suffix in mutators.BY_SUFFIX and not p.name.startswith("_"))
+    held = {p: p.read_bytes() for p in given}
+    for path in given:
+        READERS[kind](path)  # imports are made
+    base = peak()
+    for k in range(first, count):
+        chance = random.Random(f"{seed} {k}")
+        path = given[0 if k % 10 and kind in ("run", "here") else k // 10 % len(given)]
+        path.write_bytes(mutators.mutate(path, held[path], chance))
+        began, how = used(), "-"
         try:
             READERS[kind](path)
-        except WanlabError:
-            refused += 1
-        except Exception as error:
-            raise AssertionError(f"{kind} mutant {k} of seed {seed} is no WanlabError") from error
-    return refused
+        except WanlabError as error:
+            how = "" if "\n" not in str(error) and FAILED not in str(error) else f"said {error}"
+        except BaseException as error:
+            import traceback
+
+            how = f"{type(error).__name__}: {error} at {traceback.extract_tb(error.__traceback__)[-1]}"
+        path.write_bytes(held[path])
+        os.write(1, json.dumps([None if how == "-" else how, used() - began, max(0, peak() - base)]).encode() + b"\n")
+    if reader:
+        reader.close()
+    shutil.rmtree(place)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]), *map(int, sys.argv[3:6]))

@@ -8,15 +8,19 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import json
 import os
 import secrets
 import stat
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from wanlab.errors import WanlabError
+from wanlab.errors import UsageError, WanlabError
 
+MAX_PARSED = 2**30  # bytes of memory that a JSON text may become
 _MAX_NAME = 200  # bytes; file systems take 255, and working names add up to 30
 
 _SPACE = "free some space, then run the same command again"
@@ -188,3 +192,45 @@ def read_bytes(path: str | os.PathLike[str], most: int) -> bytes:
             return file.read(most)
     except OSError as error:
         raise io_error("read", path, error) from error
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text. Raises ValueError, also for NaN and infinities, a whole number that no float holds,
+    nesting without end, and what would take over `MAX_PARSED` bytes of memory."""
+    if json_bytes(text) > MAX_PARSED:
+        raise ValueError(f"it would take over {MAX_PARSED >> 20} MiB of memory")
+    try:
+        return json.loads(text, parse_constant=_no_constant, parse_int=_whole)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
+def json_bytes(text: str) -> int:
+    """How much memory the values of a JSON text take at most, with the text; a small one may hold a hundred times its
+    size. The weights are those of CPython's objects: an object 64 to 184 bytes, a list 56, a number 24 to 36, a text 49
+    to 76 and 1 to 4 a character."""
+    weights = {"{": 232, "[": 88, ",": 44, ":": 60, '"': 38}
+    return len(text) * (3 if text.isascii() else 9) + sum(text.count(mark) * n for mark, n in weights.items())
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _whole(digits: str) -> int:
+    number = int(digits)
+    try:
+        float(number)
+    except OverflowError as error:
+        raise ValueError(f"a number has {len(digits)} digits") from error
+    return number
+
+
+def read_toml(path: Path, hint: str, most: int = 2**24) -> dict[str, Any]:
+    """The tables of a TOML file. Raises UsageError, with the hint, for what is none or cannot be read."""
+    try:
+        return tomllib.loads(read_bytes(path, most).decode("utf-8"))
+    except WanlabError as error:
+        raise UsageError(error.message, hint) from error
+    except (ValueError, RecursionError) as error:  # not UTF-8, no TOML, a number too long; too deep
+        raise UsageError(f"cannot read {path}: {' '.join(str(error).split())[:160]}", hint) from error

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from wanlab.analysis import hypotheses as h
+from wanlab.analysis.bands import Bands, bands
 from wanlab.analysis.hypotheses import scales
-from wanlab.analysis.hypotheses.bands import Bands, bands
 from wanlab.analysis.key import Key
 from wanlab.analysis.stats import Interval
 from wanlab.errors import UsageError, WanlabError

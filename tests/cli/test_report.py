@@ -124,7 +124,7 @@ def test_a_broken_file_among_many(wanlab: Callable[..., Told], results: Path, tm
         (("nowhere",), "there is no nowhere"),
         ((".",), "nothing to report"),
         ((".", "--format", "xml"), "unknown"),
-        ((".", "--thresholds", "none.toml"), "cannot read none.toml"),
+        ((".", "--thresholds", "none.toml"), "there is no file none.toml"),
     ],
 )
 def test_bad_input(

@@ -9,8 +9,8 @@ import math
 from collections.abc import Hashable, Sequence
 
 import numpy as np
+import scipy  # its parts are imported when they are used
 from numpy.typing import NDArray
-from scipy import optimize, stats
 
 from wanlab.analysis.stats import CONFIDENCE, ENOUGH, Interval, quantile
 from wanlab.embedded.verify import Errors
@@ -80,13 +80,13 @@ def _lower(better: float, broke: float, n: float, t: float) -> float:
         return float(score(counts[0], counts[1], counts[2], difference)) - t
 
     low, high = -1 + 1e-9, mean - 1e-9 * (1 + mean)
-    return float(optimize.brentq(above, low, high)) if above(low) > 0 else -1.0
+    return float(scipy.optimize.brentq(above, low, high)) if above(low) > 0 else -1.0
 
 
 def mcnemar(better: int, broke: int) -> float:
     """Two-sided p of McNemar's exact test that as many pairs break as get better; 1 where none changed. Pairs count as
     independent."""
-    return float(stats.binomtest(better, better + broke).pvalue) if better + broke else 1.0
+    return float(scipy.stats.binomtest(better, better + broke).pvalue) if better + broke else 1.0
 
 
 # --- what a judge's errors do ----------------------------------------------------------------------------------------
@@ -127,5 +127,5 @@ def corrected_difference(difference: Interval, errors: Errors) -> Interval:
 def _outwards(value: float, low: float, high: float, deviation: float) -> tuple[float, float]:
     """Ends moved away from a value by an independent standard deviation, squares added (G. Y. Zou, A. Donner,
     Statistics in Medicine 27, 2008)."""
-    more = stats.norm.ppf((1 + CONFIDENCE) / 2) * deviation
+    more = float(scipy.special.ndtri((1 + CONFIDENCE) / 2)) * deviation
     return value - math.hypot(value - low, more), value + math.hypot(high - value, more)

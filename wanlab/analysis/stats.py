@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
+import scipy  # its parts are imported when they are used
 from numpy.typing import ArrayLike, NDArray
-from scipy import special, stats
 
 Floats = NDArray[np.float64]
 CONFIDENCE = 0.95
@@ -118,7 +118,7 @@ def _exp(x: float) -> float:
 
 def quantile(n: int, count: int = 1) -> float:
     """Student's t for a two-sided 95 % interval of n values; for `count` of them to hold together (Bonferroni)."""
-    return float(stats.t.ppf(1 - (1 - CONFIDENCE) / (2 * count), n - 1))
+    return float(scipy.special.stdtrit(n - 1, 1 - (1 - CONFIDENCE) / (2 * count)))
 
 
 def units(values: Sequence[float] | Floats, groups: Sequence[Hashable]) -> tuple[Floats, str]:
@@ -230,7 +230,7 @@ def share(
         return Interval(math.nan, math.nan, math.nan, 0)
     if len(counts) < ENOUGH:
         return Interval(good / runs, math.nan, math.nan, len(counts))
-    outside = 1 - CONFIDENCE if factor is None else 2 * float(stats.t.sf(factor, len(counts) - 1))
+    outside = 1 - CONFIDENCE if factor is None else 2 * float(scipy.special.stdtr(len(counts) - 1, -factor))
     low, high = _share_bounds(tuple(sorted(counts.values())), outside)
     return Interval(good / runs, 0.0 if not good else low, 1.0 if good == runs else high, len(counts))
 
@@ -253,7 +253,7 @@ def _log_likelihood(good: int, runs: int) -> Floats:
     """Of a beta-binomial count [correlations, shares], up to a constant."""
     strength = (1 - CORRELATIONS) / CORRELATIONS
     a, b = SHARES * strength, (1 - SHARES) * strength
-    return np.asarray(special.betaln(a + good, b + runs - good) - special.betaln(a, b), np.float64)
+    return np.asarray(scipy.special.betaln(a + good, b + runs - good) - scipy.special.betaln(a, b), np.float64)
 
 
 def caution(n: int, units: str = "pairs", prompts: int | None = None) -> str:

@@ -26,8 +26,8 @@ from functools import cache
 from itertools import permutations
 
 import numpy as np
+import scipy  # its parts are imported when they are used
 from numpy.typing import NDArray
-from scipy import ndimage
 
 from wanlab.embedded import world
 from wanlab.embedded.world import BRIGHTEST, DARKEST, Scene, Thing, World
@@ -268,13 +268,13 @@ def _open_contrast(video: Array, background: str, rows: Array) -> Array:
 def _wrapped(mask: Mask, change: str, steps: int) -> Mask:
     """Erode, dilate or open a mask [T,H,W] within its frames, on the plane that wraps round."""
     pad = ((0, 0), (2 * steps, 2 * steps), (2 * steps, 2 * steps))
-    grown = getattr(ndimage, f"binary_{change}")(np.pad(mask, pad, mode="wrap"), DISC, iterations=steps)
+    grown = getattr(scipy.ndimage, f"binary_{change}")(np.pad(mask, pad, mode="wrap"), DISC, iterations=steps)
     return grown[:, 2 * steps : -2 * steps, 2 * steps : -2 * steps]  # type: ignore[no-any-return]
 
 
 def _blobs(contrast: Mask) -> list[Mask]:
     """Masks [T,H,W] of what differs from the background; opened, so that stars and thin lines are gone."""
-    labels, count = ndimage.label(_wrapped(contrast, "opening", 2), np.ones((3, 3, 3)))
+    labels, count = scipy.ndimage.label(_wrapped(contrast, "opening", 2), np.ones((3, 3, 3)))
     name = np.arange(count + 1)
     for first, last in ((labels[:, 0], labels[:, -1]), (labels[:, :, 0], labels[:, :, -1])):
         for a, b in np.unique(np.stack([first, last])[:, (first > 0) & (last > 0)], axis=1).T:
@@ -311,7 +311,7 @@ def _split(blob: Mask, video: Array, version: World) -> list[Mask]:
     colours = np.argsort(-share)[:2]
     if share[colours[1]] < SECOND_COLOUR:
         return [blob]
-    a, b = (ndimage.gaussian_filter((votes == c).astype(np.float32), (0, 4, 4), mode="wrap") for c in colours)
+    a, b = (scipy.ndimage.gaussian_filter((votes == c).astype(np.float32), (0, 4, 4), mode="wrap") for c in colours)
     parts = [blob & (a >= b), blob & (a < b)]
     return parts if all(_lasts(p) for p in parts) else [blob]
 
@@ -411,7 +411,7 @@ def _drawings(radius: float, blur: float) -> Array:
     y, x = np.meshgrid(GRID, GRID, indexing="ij")
     sharp = [(0.5 - shape_distance(s, x, y) * radius / world.EDGE).clip(0, 1) for s in world.SHAPES]
     sigma = blur / radius / (GRID[1] - GRID[0])
-    return np.stack([_standard(ndimage.gaussian_filter(picture, sigma)) for picture in sharp])
+    return np.stack([_standard(scipy.ndimage.gaussian_filter(picture, sigma)) for picture in sharp])
 
 
 def _standard(picture: Array) -> Array:
@@ -427,7 +427,7 @@ def _shape(cover: Array, track: Array, radii: Array) -> tuple[str, float]:
     t = at(np.arange(frames)[:, None, None], size)
     y = at((track[:, 1, None] + radii[:, None] * GRID)[:, :, None], size)
     x = at((track[:, 0, None] + radii[:, None] * GRID)[:, None, :], size)
-    scaled = ndimage.map_coordinates(cover, [t, (y - 0.5) % height, (x - 0.5) % width], order=1, mode="grid-wrap")
+    scaled = scipy.ndimage.map_coordinates(cover, [t, (y - 0.5) % height, (x - 0.5) % width], order=1, mode="grid-wrap")
     mean = _standard(scaled.mean(0))
     radius = max(round(float(np.median(radii)), 1), 1.0)
     fits = np.max([_drawings(radius, blur) @ mean for blur in (0.0, 1.0, 2.0)], axis=0)

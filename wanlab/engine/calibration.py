@@ -6,7 +6,6 @@ those named for a model other than `tiny` hold published figures, and say whose.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from wanlab.errors import UsageError, WanlabError
-from wanlab.files import read_bytes
+from wanlab.files import parse_json, read_bytes
 from wanlab.registry import suggest
 from wanlab.spec.run import MAX_SIZE, MAX_STEPS, short
 
@@ -199,11 +198,11 @@ def load(name: str) -> Calibration:
     if path.suffix != ".json":
         raise UsageError(f"there is no calibration '{short(name)}'", suggest(name, packaged()) + ", or name a .json")
     try:
-        plain = json.loads(read_bytes(path, MAX_BYTES), parse_constant=_no_number)
+        plain = parse_json(read_bytes(path, MAX_BYTES).decode("utf-8"))
         return parse(name, plain)
     except WanlabError as error:
         raise UsageError(error.message, error.hint) from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         said = f"{error.args[0]!r} is missing" if isinstance(error, KeyError) else " ".join(str(error).split())[:160]
         raise UsageError(f"{short(name, 200)} is no calibration: {said}", REMEDY) from error
 
@@ -303,7 +302,3 @@ def _number(what: str, value: Any, low: float = -math.inf) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < low:
         raise ValueError(f"{what} {value!r} is no number{'' if low < 0 else f' of {low:g} or more'}")
     return float(value)
-
-
-def _no_number(word: str) -> Any:
-    raise ValueError(f"{word} is no number")

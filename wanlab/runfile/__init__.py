@@ -13,7 +13,7 @@ Needs numpy and h5py only. Everything foreseeable that goes wrong is a `WanlabEr
 from wanlab.runfile.fields import FORMAT_VERSION, STEP, Field
 from wanlab.runfile.reader import Data, Run, completed
 from wanlab.runfile.shards import part_directory
-from wanlab.runfile.untrusted import read_in_child, summary
+from wanlab.runfile.untrusted import Reader, read_in_child, summary
 from wanlab.runfile.verify import verify
 from wanlab.runfile.writer import RunWriter, remove_leftovers
 
@@ -22,6 +22,7 @@ __all__ = [
     "STEP",
     "Data",
     "Field",
+    "Reader",
     "Run",
     "RunWriter",
     "completed",

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from wanlab.errors import WanlabError
+from wanlab.files import MAX_PARSED, json_bytes
 from wanlab.runfile import fields as limits
 from wanlab.runfile.checks import attributes_of, check_place, reading, refuse, walk
 from wanlab.runfile.fields import MAX_DIMENSION, MAX_RANK, MAX_STEPS, STEP, Array
@@ -163,6 +164,8 @@ class Run:
         self.digest = str(root.get("spec_digest", ""))
         self.status = str(root.get("status", ""))
         self.attrs: dict[str, Any] = {}
+        if sum(json_bytes(v) for k, v in root.items() if k.endswith("_json") and isinstance(v, str)) > MAX_PARSED:
+            raise refuse(self.path, f"its attributes take over {MAX_PARSED >> 20} MiB of memory")
         for name, value in root.items():
             if name.endswith("_json"):
                 try:

@@ -10,13 +10,13 @@ import itertools
 import math
 import os
 import re
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from wanlab.errors import UsageError
+from wanlab.files import read_toml
 from wanlab.registry import suggest
 from wanlab.spec import METHOD_SETTINGS, MethodSpec, PolicySpec, RunSpec, parse_guidance
 from wanlab.spec.parallel import AUTO, NONE
@@ -141,10 +141,7 @@ def read_methods(path: Path) -> dict[str, MethodSpec]:
     """The methods of a TOML file by name; `builtin:NAME` is a list in the package. Raises UsageError."""
     if str(path).startswith(BUILTIN):
         return builtin_methods(str(path).removeprefix(BUILTIN))
-    try:
-        plain = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:  # not UTF-8, no TOML, too deep, a number too long
-        raise UsageError(f"cannot read {path}: {short(str(error), 120)}", "check --methods") from error
+    plain = read_toml(path, "check --methods")
     tables = plain.get("methods")
     if not isinstance(tables, dict) or not tables or not all(isinstance(t, dict) for t in tables.values()):
         raise UsageError(f"{path} names no method", 'write [methods.fast] policies = ["cfg:last=5"]')

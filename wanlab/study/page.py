@@ -14,16 +14,18 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from wanlab import __version__
+from wanlab.analysis.measured import small_film
 from wanlab.analysis.verdict import THRESHOLDS
 from wanlab.errors import WanlabError
 from wanlab.files import read_bytes
+from wanlab.runfile import Reader
 from wanlab.study.design import slug
 from wanlab.study.report import counted, exact, interval, said, sources, threshold
 
 if TYPE_CHECKING:
     from wanlab.analysis.hypotheses import Claim, Evidence, Hypothesis
     from wanlab.analysis.hypotheses import Figure as Stated
-    from wanlab.analysis.hypotheses.evidence import Measured
+    from wanlab.analysis.measured import Measured
 
 CLIPS = 6_700_000  # bytes of clips in the page …
 FIGURES = 2_000_000  # … and of figures before base64: under 10 MiB together
@@ -47,9 +49,16 @@ def page(evidence: Evidence, judged: Sequence[Hypothesis], figures: Sequence[Sta
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    clips, budget = Clips(evidence.runs), [FIGURES]
-    comparisons = [_comparison(c.path, c.content, budget, clips) for c in evidence.comparisons]
-    paired = set(clips.shown)
+    budget = [FIGURES]
+    with Reader() as reader:
+        clips = Clips(evidence.runs, reader)
+        comparisons = [_comparison(c.path, c.content, budget, clips) for c in evidence.comparisons]
+        paired = set(clips.shown)
+        alone = [
+            {"says": r.prompt, "beside": f"{r.method}, seed {r.seed}", "data": data}
+            for r in evidence.runs
+            if r.path not in paired and (data := clips.of(r.path))
+        ]
     # Style and script are our own text: marked as safe, and named to the browser by their hashes.
     html = environment.get_template("report.html.j2").render(
         title="wanlab report",
@@ -65,11 +74,7 @@ def page(evidence: Evidence, judged: Sequence[Hypothesis], figures: Sequence[Sta
         comparisons=comparisons,
         continuities=[_continuity(c.path, c.content, budget) for c in evidence.continuities],
         runs=_table([_run(r) for r in evidence.runs], ("prompt", "method", "model")),
-        clips=[
-            {"says": r.prompt, "beside": f"{r.method}, seed {r.seed}", "data": data}
-            for r in evidence.runs
-            if r.path not in paired and (data := clips.of(r.path))
-        ],
+        clips=alone,
         clips_said=clips.counted(),
         problems=[{"path": str(p), "message": m} for p, m in evidence.problems],
     )
@@ -328,7 +333,8 @@ def _figures(files: Sequence[Path], budget: list[int]) -> list[dict[str, str]]:
 class Clips:
     """The runs' films, small, as data URIs, until the page's budget is spent."""
 
-    def __init__(self, runs: Sequence[Measured]) -> None:
+    def __init__(self, runs: Sequence[Measured], reader: Reader) -> None:
+        self._reader = reader
         # A comparison names its runs as they were when it was made: the folder may have moved since.
         self._runs = {r.path.parts[-2:]: r.path for r in runs} | {
             Path(os.path.abspath(r.path)).parts: r.path for r in runs
@@ -374,18 +380,15 @@ class Clips:
         return self._runs.get(Path(os.path.abspath(path)).parts) or self._runs.get(Path(path).parts[-2:])
 
     def _encoded(self, path: Path) -> str:
-        from wanlab.runfile import Run
-        from wanlab.video import FPS, write_mp4
+        from wanlab.video import write_mp4
 
         try:
-            with Run(path) as run, TemporaryDirectory() as folder:
-                if "video" not in run:
-                    return ""
-                small = max(1, math.ceil(run.spec.width / 256))
-                frames = run["video"][...][:, ::small, ::small]
-                frames = frames[:, : frames.shape[1] // 2 * 2, : frames.shape[2] // 2 * 2]
+            film = self._reader(small_film, path)
+            if film is None:
+                return ""
+            with TemporaryDirectory() as folder:
                 clip = Path(folder) / "clip.mp4"
-                write_mp4(clip, frames, int(run.attrs.get("fps", FPS)))
+                write_mp4(clip, *film)
                 return _uri("video/mp4", clip.read_bytes())
         except WanlabError as error:
             self.notes.append(f"{path}: {error.message}: its clip is left out")

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ast
 import hashlib
-import json
 import os
 import re
 import sys
@@ -21,6 +20,7 @@ from typing import Any
 
 from wanlab.engine.model import names as model
 from wanlab.errors import UsageError
+from wanlab.files import parse_json
 from wanlab.registry import ENTRY_POINTS, suggest
 from wanlab.spec import PolicySpec, RunSpec, parse_guidance, parse_size
 from wanlab.spec.run import short
@@ -60,8 +60,8 @@ def parse_prompts(text: str, name: str) -> list[Prompt]:
     """The prompts in a file's text; `name` is the file's, for errors. Raises UsageError."""
     if text.lstrip().startswith("["):
         try:
-            items = json.loads(text)
-        except (ValueError, RecursionError):
+            items = parse_json(text)
+        except ValueError:
             items = None  # "[slow motion] a ball" is a prompt
         if isinstance(items, list):
             if not items:
@@ -72,8 +72,8 @@ def parse_prompts(text: str, name: str) -> list[Prompt]:
         line = line.strip()
         if line.startswith("{"):
             try:
-                prompts.append(_item(json.loads(line), f"{name}, line {number}"))
-            except (ValueError, RecursionError) as error:
+                prompts.append(_item(parse_json(line), f"{name}, line {number}"))
+            except ValueError as error:
                 raise UsageError(
                     f"{name}, line {number}: no JSON: {short(str(error))}",
                     "write one JSON object a line, or a plain prompt",

@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from wanlab.errors import UsageError, WanlabError
-from wanlab.files import make_folder, read_bytes, write_text
+from wanlab.files import make_folder, parse_json, read_bytes, write_text
 from wanlab.runfile import Run
 from wanlab.study.design import slug
 from wanlab.study.folders import prompt_and_seed
@@ -188,7 +188,7 @@ def _read(file: Path) -> dict[str, tuple[float, dict[str, float]]]:
     """(overall score, score by film) by dimension. Raises WanlabError unless the file has VBench's shape."""
     wrong = f"{file} is not what VBench writes"
     try:
-        content = json.loads(read_bytes(file, MAX_BYTES))
+        content = parse_json(read_bytes(file, MAX_BYTES).decode("utf-8"))
         found = {}
         for dimension, (overall, films) in content.items():
             scale = 100.0 if dimension in PERCENT else 1.0

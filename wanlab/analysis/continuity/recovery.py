@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+import scipy  # its parts are imported when they are used
 
 from wanlab.analysis.continuity.result import Continuity
 from wanlab.analysis.continuity.spaces import Floats
@@ -83,5 +83,5 @@ def _prediction(runs: Sequence[Continuity], first: int | None) -> tuple[Floats, 
     """Mean, and how far from it one more run may be [steps + 1]: on both sides, or below it for duplicated pairs."""
     curves = np.stack([o.curve(first) for o in runs])
     n = len(curves)
-    quantile = float(stats.t.ppf(0.975 if first is None else 0.95, n - 1))
+    quantile = float(scipy.special.stdtrit(n - 1, 0.975 if first is None else 0.95))
     return curves.mean(axis=0), quantile * curves.std(axis=0, ddof=1) * math.sqrt(1 + 1 / n)

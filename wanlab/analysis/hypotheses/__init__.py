@@ -6,7 +6,7 @@ on fewer than `LEAST` prompts. What an open one needs is said, in prompts and se
 """
 
 from wanlab.analysis.hypotheses.baseline import h3, h4
-from wanlab.analysis.hypotheses.evidence import Comparison, Continuity, Evidence, Measured, collect, files, read_run
+from wanlab.analysis.hypotheses.evidence import Comparison, Continuity, Evidence, collect, files
 from wanlab.analysis.hypotheses.guide import Figure, reproduce, shifted
 from wanlab.analysis.hypotheses.methods import h1, h2
 from wanlab.analysis.hypotheses.schema import COMPARISON, CONTINUITY, read_regular
@@ -24,6 +24,7 @@ from wanlab.analysis.hypotheses.verdict import (
     thresholds,
     whole,
 )
+from wanlab.analysis.measured import Measured, read_run
 
 
 def judge(evidence: Evidence, held: Thresholds) -> list[Hypothesis]:

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 
 from wanlab.analysis import guidance
 from wanlab.analysis.guidance import Floats
-from wanlab.analysis.hypotheses.evidence import Evidence, Measured, plain_runs
+from wanlab.analysis.hypotheses.evidence import Evidence, plain_runs
 from wanlab.analysis.hypotheses.verdict import BASELINES, Claim, Sample, Statement, Thresholds, claim
 from wanlab.analysis.key import titles
+from wanlab.analysis.measured import Measured
 
 Value = Callable[[Measured], float]
 RECORDED = "wanlab generate --prompts FILE --seed 0:{seeds} --record all"  # FILE: a prompt a line

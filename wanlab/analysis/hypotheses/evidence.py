@@ -9,40 +9,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from wanlab.analysis import guidance
-from wanlab.analysis.columns import numbers
-from wanlab.analysis.hypotheses.bands import Bands, bands
 from wanlab.analysis.hypotheses.schema import COMPARISON, read_json
 from wanlab.analysis.key import Key
+from wanlab.analysis.measured import Measured, read_run
 from wanlab.errors import UsageError, WanlabError
-from wanlab.runfile import Run
-from wanlab.spec import METHOD_SETTINGS, PolicySpec
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What is needed of a run file; NaN where it was not recorded."""
-
-    path: Path
-    prompt: str
-    seed: int
-    key: Key
-    policies: tuple[PolicySpec, ...]
-    settings: tuple[Any, ...]
-    """What a method can set beside its policies (spec.METHOD_SETTINGS)."""
-    passes: int
-    seconds: float
-    sigma: tuple[float, ...]
-    switch: int | None
-    """Index of the first low-noise step; None without an expert switch."""
-    bands: Bands
-    mse: tuple[float, ...]
-    change: tuple[float, ...]
-    high_over_low: float
-
-    @property
-    def method(self) -> str:
-        return " ".join(map(str, self.policies)) or "baseline"
+from wanlab.runfile import Reader
 
 
 @dataclass(frozen=True)
@@ -72,27 +43,29 @@ class Evidence:
 
 def collect(paths: Iterable[Path]) -> Evidence:
     """Everything below these files and folders. A file that cannot be read is named among the problems, and skipped.
-    Raises UsageError for a path that is not there."""
+    Anybody may have put a run file there: all are read in a process of their own, which one may end. Raises UsageError
+    for a path that is not there."""
     runs: dict[Path, Measured] = {}
     comparisons: dict[Path, Comparison] = {}
     continuities: dict[Path, Continuity] = {}
     problems: dict[Path, str] = {}
     seen: list[Mapping[str, Any]] = []
-    for path in dict.fromkeys(p for given in paths for p in files(given)):
-        try:
-            if path.suffix == ".h5":
-                runs[path] = read_run(path)
-                continue
-            content = read_json(path)
-            if content in seen:  # comparison.json is the newest of those under comparisons/
-                continue
-            seen.append(content)
-            if content["format"] == COMPARISON:
-                comparisons[path] = Comparison(path, content)
-            else:
-                continuities[path] = Continuity(path, content)
-        except WanlabError as error:
-            problems[path] = error.message
+    with Reader() as reader:
+        for path in dict.fromkeys(p for given in paths for p in files(given)):
+            try:
+                if path.suffix == ".h5":
+                    runs[path] = reader(read_run, path)
+                    continue
+                content = read_json(path)
+                if content in seen:  # comparison.json is the newest of those under comparisons/
+                    continue
+                seen.append(content)
+                if content["format"] == COMPARISON:
+                    comparisons[path] = Comparison(path, content)
+                else:
+                    continuities[path] = Continuity(path, content)
+            except WanlabError as error:
+                problems[path] = error.message
     return Evidence(
         runs=tuple(runs.values()),
         comparisons=tuple(comparisons.values()),
@@ -112,33 +85,6 @@ def files(given: Path) -> list[Path]:
     names = ("*.h5", "comparison.json", "comparisons/*.json", "continuity_statistics.json")
     wanted = {p for name in names for p in given.rglob(name)}
     return sorted(p for p in wanted if not os.path.isdir(p) and not any(q.name.endswith(".h5.part") for q in p.parents))
-
-
-def read_run(path: Path) -> Measured:
-    """What is needed of one run file. Raises WanlabError."""
-    with Run(path) as run:
-        if run.status != "complete":
-            raise WanlabError(f"{path} is not complete")
-        spec = run.spec
-        g = guidance.analyse(run)
-        means = g.by_expert()
-        high, low = (means.get(e, {}).get("mse", math.nan) for e in ("high", "low"))
-        return Measured(
-            path=path,
-            prompt=spec.prompt,
-            seed=spec.seed,
-            key=Key.of(run),
-            policies=spec.policies,
-            settings=tuple(getattr(spec, name) for name in METHOD_SETTINGS),
-            passes=int(g.passes.sum()),
-            seconds=float(numbers(run, "seconds").sum()),
-            sigma=tuple(g.sigma.tolist()),
-            switch=g.switch,
-            bands=Bands() if g.switch is None else bands(run, g.switch, float(g.sigma[g.switch])),
-            mse=tuple(g.mse.tolist()),
-            change=tuple(g.change.tolist()),
-            high_over_low=high / low if low > 0 else math.nan,
-        )
 
 
 def plain_runs(evidence: Evidence, value: Callable[[Measured], float] = lambda r: 0.0) -> list[Measured]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import stat
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from wanlab.errors import WanlabError
+from wanlab.files import parse_json
 
 COMPARISON, CONTINUITY = "wanlab-comparison/1", "wanlab-continuity/1"
 MAX_BYTES = 256 * 2**20  # of a JSON file; a continuity analysis of a thousand runs has 170 MiB
@@ -71,8 +71,8 @@ _SHAPES: dict[str, dict[str, Any]] = {
 def read_json(path: Path) -> Mapping[str, Any]:
     """A comparison or a continuity analysis, checked. Raises WanlabError."""
     try:
-        content = json.loads(read_regular(path, MAX_BYTES).decode("utf-8"), parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
+        content = parse_json(read_regular(path, MAX_BYTES).decode("utf-8"))
+    except ValueError as error:
         raise WanlabError(f"cannot read {path}: {' '.join(str(error).split())[:120]}", "make it again") from error
     form = content.get("format") if isinstance(content, dict) else None
     if not isinstance(form, str) or form not in _SHAPES:
@@ -97,10 +97,6 @@ def read_regular(path: Path, most: int) -> bytes:
     if len(data) > most:
         raise WanlabError(f"{path} has more than {most} bytes", "take it out of the folder")
     return data
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no JSON")
 
 
 def _text(value: Any) -> bool:

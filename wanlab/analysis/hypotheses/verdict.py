@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import tomllib
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -12,7 +12,9 @@ from wanlab.analysis import stats
 from wanlab.analysis.hypotheses.scales import RATIO, SCALES, Scale, Summary, advice, enough, on_scale, shown
 from wanlab.analysis.stats import Interval
 from wanlab.errors import UsageError
+from wanlab.files import read_toml
 from wanlab.registry import suggest
+from wanlab.spec.run import short
 
 SUPPORTED, REFUTED, UNDECIDED, PARTLY = "supported", "refuted", "not enough data", "in part"
 LEAST = stats.ENOUGH
@@ -66,18 +68,17 @@ def thresholds(path: Path | None) -> Thresholds:
     """The thresholds of a TOML file, the defaults for what it leaves out. Raises UsageError."""
     if path is None:
         return Thresholds()
-    try:
-        given = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise UsageError(f"cannot read {path}: {error}", "write lines such as psnr = 35.0") from error
+    given = read_toml(path, "write lines such as psnr = 35.0")
     known = {f.name for f in fields(Thresholds)}
     for name, value in given.items():
         if name not in known:
-            raise UsageError(f"{path}: unknown threshold '{name[:40]}'", suggest(name, sorted(known)))
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
-            raise UsageError(f"{path}: {name} is {value!r}, no number from 0", "write lines such as psnr = 35.0")
+            raise UsageError(f"{path}: unknown threshold '{short(name, 40)}'", suggest(name, sorted(known)))
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= sys.float_info.max:
+            raise UsageError(
+                f"{path}: {name} is {short(repr(value), 40)}, no number from 0", "write lines such as psnr = 35.0"
+            )
     if type(steps := given.get("first_steps", 5)) is not int or steps < 1:
-        raise UsageError(f"{path}: first_steps is {steps!r}", "use a whole number from 1")
+        raise UsageError(f"{path}: first_steps is {short(repr(steps), 40)}", "use a whole number from 1")
     return replace(Thresholds(), **given)
 
 

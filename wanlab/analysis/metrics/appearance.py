@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
-from scipy.ndimage import laplace
+import scipy  # its parts are imported when they are used
 
 from wanlab.analysis.metrics import BASELINE, metric
 from wanlab.analysis.metrics.clip import Floats
@@ -46,7 +46,7 @@ def flicker(first: Floats, second: Floats, third: Floats) -> float:
 @metric("sharpness", needs="frame", bounds=(0.0, math.inf), format=".6f")
 def sharpness(frame: Floats) -> float:
     """Variance of the Laplacian (four neighbours) of the luma (Pech-Pacheco et al., ICPR 2000), mean over frames."""
-    return float(laplace(_luma(frame), mode="nearest").var())
+    return float(scipy.ndimage.laplace(_luma(frame), mode="nearest").var())
 
 
 @metric("saturation", needs="frame", bounds=(0.0, 1.0), format=".4f")

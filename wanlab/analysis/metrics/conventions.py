@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.ndimage import correlate1d
+import scipy  # its parts are imported when they are used
 from skimage.metrics import structural_similarity
 
 from wanlab.analysis.metrics import metric
@@ -129,7 +129,7 @@ def ssim_torchmetrics(x: Floats, y: Floats) -> float:
 
     def blur(values: Floats) -> Floats:
         for axis in (0, 1):
-            values = correlate1d(values, window, axis=axis, mode="mirror")
+            values = scipy.ndimage.correlate1d(values, window, axis=axis, mode="mirror")
         return values
 
     mean_x, mean_y = blur(x), blur(y)

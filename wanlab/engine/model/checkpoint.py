@@ -7,7 +7,6 @@ names in diffusers while they load.
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections import Counter
@@ -21,6 +20,7 @@ from wanlab.engine.model import names, original, weights
 from wanlab.engine.model.config import Config, TransformerConfig, VaeConfig
 from wanlab.engine.model.modules import KINDS, TIED, expected
 from wanlab.errors import UsageError, WanlabError
+from wanlab.files import parse_json, read_bytes
 
 _WEIGHTS = {
     "text_encoder": "model",
@@ -28,6 +28,7 @@ _WEIGHTS = {
     "transformer": "diffusion_pytorch_model",
     "transformer_2": "diffusion_pytorch_model",
 }
+_MAX_JSON = 2**24  # bytes of a configuration, or of an index of weights
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _ORIGINAL = (original.TEXT_ENCODER, *original.VAES)  # the pickles that belong to a checkpoint
 
@@ -301,11 +302,13 @@ def _shards(where: Path, stem: str) -> tuple[Path, ...]:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        plain = json.loads(path.read_bytes())
+        plain = parse_json(read_bytes(path, _MAX_JSON).decode("utf-8"))
         if not isinstance(plain, dict):
             raise ValueError("no JSON object")
         return plain
-    except (OSError, ValueError, RecursionError) as error:
+    except WanlabError as error:
+        raise UsageError(error.message, "get the checkpoint again") from error
+    except ValueError as error:
         raise UsageError(f"cannot read {path}: {error}", "get the checkpoint again") from error
 
 
