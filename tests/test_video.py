@@ -98,16 +98,14 @@ def test_an_image_that_would_lose_something_as_rgb_of_8_bits_is_refused(tmp_path
     frames = ["-frames:v", "1"] if "-frames:v" not in options else []
     command = [FFMPEG, "-v", "error", "-f", "lavfi", "-i", "testsrc2=size=48x32", *frames, *options, tmp_path / name]
     subprocess.run(command, check=True)
-    with pytest.raises(UsageError, match=f"has {says}; save it as RGB with 8 bits"):
-        with read_video(tmp_path) as (_, shown):
-            list(shown)
+    with pytest.raises(UsageError, match=f"has {says}; save it as RGB with 8 bits"), read_video(tmp_path) as (_, shown):
+        list(shown)
 
 
 def test_transparent_images_are_refused(tmp_path):
     Image.fromarray(FRAMES[0]).quantize(8).save(tmp_path / "f.png", transparency=0)
-    with pytest.raises(UsageError, match="transparent pixels"):
-        with read_video(tmp_path) as (_, shown):
-            list(shown)
+    with pytest.raises(UsageError, match="transparent pixels"), read_video(tmp_path) as (_, shown):
+        list(shown)
 
 
 @pytest.mark.parametrize("program", ["/nonexistent", "/bin/false", "/bin/true"])

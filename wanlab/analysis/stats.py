@@ -236,7 +236,7 @@ def share(
 
 
 SHARES = (np.arange(400) + 0.5) / 400
-CORRELATIONS = stats.beta.ppf((np.arange(24) + 0.5) / 24, 0.25, 0.25)[:, None]
+CORRELATION_QUANTILES = (np.arange(24) + 0.5)[:, None] / 24
 
 
 @lru_cache(4096)
@@ -251,7 +251,8 @@ def _share_bounds(counts: tuple[tuple[int, int], ...], outside: float) -> tuple[
 @lru_cache(4096)
 def _log_likelihood(good: int, runs: int) -> Floats:
     """Of a beta-binomial count [correlations, shares], up to a constant."""
-    strength = (1 - CORRELATIONS) / CORRELATIONS
+    correlations = scipy.special.betaincinv(0.25, 0.25, CORRELATION_QUANTILES)
+    strength = (1 - correlations) / correlations
     a, b = SHARES * strength, (1 - SHARES) * strength
     return np.asarray(scipy.special.betaln(a + good, b + runs - good) - scipy.special.betaln(a, b), np.float64)
 
