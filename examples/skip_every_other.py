@@ -28,13 +28,12 @@ class SkipEveryOther(Policy):
 
 class _Session(Session):
     def __init__(self, every):
-        self.every = every
-        self.stretch, self.first = None, 0
+        self.every, self.stretch, self.first = every, None, 0
 
     def plan(self, plan, ctx):
         stretch = (ctx.expert, plan.frames, plan.branches)
-        if stretch != self.stretch:  # nothing to use again is remembered from before
-            self.stretch, self.first = stretch, ctx.index
+        self.first = self.first if stretch == self.stretch else ctx.index  # where nothing is remembered from before
+        self.stretch = stretch
         return replace(plan, reused=plan.branches) if (ctx.index - self.first) % self.every else plan
 
     def evaluate(self, call, inner):
