@@ -45,11 +45,9 @@ def write(path: Path, level: str, gigabytes: float) -> None:
         Field("frame_stride", (), "int32"),
     ]
     fields = [*scalars, *(Field(n, DIMS) for n in names)]
-    size = {"width": 8 * shape[3], "height": 8 * shape[2], "frames": 4 * shape[1] - 3}
+    spec = RunSpec(prompt="noise", steps=steps, width=8 * shape[3], height=8 * shape[2], frames=4 * shape[1] - 3)
     rng = np.random.default_rng(0)
-    with RunWriter(
-        path, spec_json=RunSpec(prompt="noise", steps=steps, **size).to_json(), digest="-", fields=fields
-    ) as run:
+    with RunWriter(path, spec_json=spec.to_json(), digest="-", fields=fields) as run:
         for k in range(steps):
             sigma = 1 - k / steps
             values = {
@@ -59,7 +57,7 @@ def write(path: Path, level: str, gigabytes: float) -> None:
                 "frame_stride": 1,
             }
             run.step(k, values | {n: rng.standard_normal(shape, dtype=np.float32) for n in names})
-        video = rng.integers(0, 256, (size["frames"], size["height"], size["width"], 3), dtype=np.uint8)
+        video = rng.integers(0, 256, (spec.frames, spec.height, spec.width, 3), dtype=np.uint8)
         latent = rng.standard_normal(shape, dtype=np.float32)
         run.finish({Field("latent", DIMS): latent, Field("video", ("frame", "height", "width", "rgb"), "uint8"): video})
 

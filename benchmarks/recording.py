@@ -25,7 +25,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     spec = RunSpec(prompt="a large red circle moving right on a black background", model=args.model)
-    loaded, times = Models(), {"metrics": [], "all": []}
+    loaded = Models()
+    times: dict[str, list[float]] = {"metrics": [], "all": []}
     with tempfile.TemporaryDirectory() as folder:
         for k in range(args.rounds + 1):
             for level in ("metrics", "all") if k % 2 else ("all", "metrics"):

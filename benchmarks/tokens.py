@@ -48,7 +48,7 @@ def main() -> None:
     args = parser.parse_args()
     width, height = parse_size(args.size)
     specs = specify(
-        design.builtin_prompts(True)[: args.prompts],
+        design.suite_prompts("builtin")[: args.prompts],
         range(args.seeds),
         model=args.model,
         width=width,

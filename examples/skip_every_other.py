@@ -1,4 +1,4 @@
-"""Evaluate the network at every other step of each expert, and use its velocities again in between.
+"""Evaluate the network at every other step, and use its velocities again in between.
 
 wanlab compare --a examples/skip_every_other.py:skip_every_other
 """
@@ -13,7 +13,7 @@ from wanlab.registry import register
 @register("policy", "skip_every_other")
 @dataclass(frozen=True)
 class SkipEveryOther(Policy):
-    """Evaluate steps 0, every, 2 every, … of each expert.
+    """Evaluate steps 0, every, 2 every, … of each stretch of one expert, number of frames and set of branches.
 
     every  steps from one evaluation to the next
     """
@@ -23,18 +23,21 @@ class SkipEveryOther(Policy):
     def begin(self, env: Env):
         if self.every < 1:
             raise UsageError(f"skip_every_other:every={self.every}", "use 1 or more")
-        return _Session(env, self.every)
+        return _Session(self.every)
 
 
 class _Session(Session):
-    def __init__(self, env, every):
-        self.env, self.every = env, every
+    def __init__(self, every):
+        self.every, self.stretch, self.first = every, None, 0
 
     def plan(self, plan, ctx):
-        return replace(plan, reused=plan.branches) if self.env.since(ctx) % self.every else plan
+        stretch = (ctx.expert, plan.frames, plan.branches)
+        self.first = self.first if stretch == self.stretch else ctx.index  # where nothing is remembered from before
+        self.stretch = stretch
+        return replace(plan, reused=plan.branches) if (ctx.index - self.first) % self.every else plan
 
     def evaluate(self, call, inner):
         memory = self.recall(call)
-        if self.env.since(call.ctx) % self.every == 0:
+        if (call.ctx.index - self.first) % self.every == 0:
             memory["velocity"] = inner(call)
         return memory["velocity"]

@@ -23,9 +23,9 @@ from wanlab.errors import UsageError, WanlabError
 MAX_PARSED = 2**30  # bytes of memory that a JSON text may become
 _MAX_NAME = 200  # bytes; file systems take 255, and working names add up to 30
 
-_SPACE = "free some space, then run the same command again"
+_SPACE = "free some space or choose another place, then run the same command again"
 _PLACE = "choose a place you can write to"
-_DISK = "the disk or its connection fails: try another disk"
+_DISK = "the disk or its connection fails: check it, or try another disk, and run the same command again"
 _REMEDIES = {
     errno.ENOSPC: _SPACE,
     errno.EDQUOT: _SPACE,
@@ -40,20 +40,26 @@ _REMEDIES = {
     errno.EISDIR: "a directory stands in its place: remove it or name another file",
     errno.ENOTEMPTY: "a directory stands in its place: remove it or name another file",
     errno.EEXIST: "something stands in its place: remove it or name another file",
-    errno.ELOOP: "a link stands in its place: remove it or name another file",
+    errno.ELOOP: "a link stands in its place, or links go round in a circle: remove it or name another file",
     errno.ENAMETOOLONG: "choose a shorter name",
     errno.ENOLCK: "the file system has no locks: choose a place on a local disk",
     errno.ENOTSUP: "the file system cannot do this: choose a place on a local disk",
     errno.EAGAIN: "another program has it open: close that and run again",
     errno.EBUSY: "another program has it open: close that and run again",
     errno.EMFILE: "too many files are open: raise `ulimit -n`",
+    errno.ENFILE: "too many files are open on this machine: close some",
 }
 
 
+def remedy(error: OSError) -> str:
+    """What to do about an error of the operating system."""
+    return _REMEDIES.get(error.errno or 0, "check the path and the disk, and run the same command again")
+
+
 def io_error(doing: str, path: str | os.PathLike[str], error: OSError) -> WanlabError:
-    """The WanlabError of an OSError: what could not be done, where, and the remedy where there is one."""
+    """The WanlabError of an OSError: what could not be done, where, and the remedy."""
     words = error.strerror or " ".join(str(error).split())[:160]
-    return WanlabError(f"cannot {doing} {path}: {words}", _REMEDIES.get(error.errno or 0, "check the disk"))
+    return WanlabError(f"cannot {doing} {path}: {words}", remedy(error))
 
 
 def sync(path: str | os.PathLike[str]) -> None:

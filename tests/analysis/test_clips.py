@@ -18,6 +18,7 @@ from wanlab.analysis.metrics.adherence import ATTRIBUTES, scene_of
 from wanlab.analysis.verdict import check_conditions
 from wanlab.embedded import verify, world, world_version
 from wanlab.errors import UsageError
+from wanlab.study.text import comma_separated
 
 SCHEMA = Path(__file__).parents[2] / "docs" / "comparison.schema.json"
 PROMPTS = (
@@ -120,7 +121,7 @@ def test_it_is_in_every_export(pairs: list) -> None:
     assert row["broke, better"] == "1, 0" and row["motion"] != "–"
     (flat,) = table.flat(comparison)
     assert flat["adherence"] == 0.75 and "motion_ratio_low" in flat
-    assert "adherence_change" in table.to_csv(table.pairs(comparison))
+    assert "adherence_change" in comma_separated(table.pairs(comparison))
     assert "1 broke" in table.report(comparison, "", []) and "speed-up motion" not in table.report(comparison, "", [])
     said = [line for line in comparison.remarks() if "have no share followed" in line]
     assert len(said) == 1 and "1 pairs of 1 prompt" in said[0] and "woman" in said[0]

@@ -15,6 +15,7 @@ from wanlab.analysis import metrics, table
 from wanlab.analysis.compare import Comparison, Result, failures, measure, parse_condition, parse_loss
 from wanlab.analysis.metrics import metric
 from wanlab.errors import UsageError
+from wanlab.study.text import comma_separated
 
 HERE = Path(__file__).parents[2]
 EXAMPLE = HERE / "examples" / "edge_error.py"
@@ -40,7 +41,7 @@ def test_a_measure_of_a_file_shows_up_everywhere(tmp_path):
     assert row["edge error"] == f"{expected:.4f}"
     (flat,) = table.flat(comparison)
     assert flat["edge_error"] == pytest.approx(expected, rel=1e-5) and "edge_error_low" in flat
-    assert "edge_error" in next(csv.reader(io.StringIO(table.to_csv(table.pairs(comparison)))))
+    assert "edge_error" in next(csv.reader(io.StringIO(comma_separated(table.pairs(comparison)))))
     assert "edge error" in table.report(comparison, "", [])
     plain = comparison.to_dict()["methods"][0]
     assert plain["summary"]["edge_error"]["mean"] == plain["pairs"][0]["edge_error"] == pair.figures["edge_error"]

@@ -86,36 +86,10 @@ def test_a_complete_run_is_not_computed_again(
     folder, done = made
     path = Path(done.stdout.splitlines()[2])
     before = path.stat().st_mtime_ns
-    again = wanlab(
-        "generate",
-        "--model",
-        str(checkpoint),
-        *SMALL,
-        "--prompt",
-        "a blue ball",
-        "--seed",
-        "7",
-        "--out",
-        str(folder),
-        "--record",
-        "all",
-    )
+    asked = ("--prompt", "a blue ball", "--seed", "7", "--out", str(folder), "--record", "all")
+    again = wanlab("generate", "--model", str(checkpoint), *SMALL, *asked)
     assert again.stdout == f"{path}\n" and path.stat().st_mtime_ns == before
-    forced = wanlab(
-        "generate",
-        "--model",
-        str(checkpoint),
-        *SMALL,
-        "--prompt",
-        "a blue ball",
-        "--seed",
-        "7",
-        "--out",
-        str(folder),
-        "--record",
-        "all",
-        "--force",
-    )
+    forced = wanlab("generate", "--model", str(checkpoint), *SMALL, *asked, "--force")
     assert forced.returncode == 0 and path.stat().st_mtime_ns > before
 
 

@@ -255,8 +255,11 @@ def test_force_color_colours_no_pipe_and_draws_no_bar() -> None:
             OSError(errno.ENOSPC, "No space left on device", "/x/y.png"),
             "/x/y.png: No space left on device (free some space",
         ),
-        (OSError(errno.EIO, "Input/output error"), "Input/output error (the device failed"),
-        (OSError(errno.EFBIG, "File too large", "r.h5"), "r.h5: File too large (the file is larger than is allowed"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error (the disk or its connection fails"),
+        (
+            OSError(errno.EFBIG, "File too large", "r.h5"),
+            "r.h5: File too large (this file system or `ulimit -f` takes no file",
+        ),
         (PermissionError(errno.EACCES, "Permission denied", "d"), "d: Permission denied (choose a place"),
         (OSError("h5py says no"), "h5py says no (check the path and the disk"),
         (OSError(errno.EXDEV, "Invalid cross-device link", "a", None, "b"), "a to b: Invalid"),

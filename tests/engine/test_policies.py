@@ -4,6 +4,7 @@ The small clip has 5 latent frames of 4 tokens; at shift 12 of 20 steps 13 are h
 """
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
@@ -160,6 +161,19 @@ def check_order(model, spec):
     for record, other, row in zip(records, sample(model, swapped), rows, strict=True):
         assert torch.equal(record.x_next, other.x_next)
         assert row.passes_bounds[0] <= record.ran.passes <= row.passes_bounds[1]
+
+
+@pytest.mark.parametrize("other", ["half:switch=5", "interval:start=0.3", "cfg:last=5"])
+@pytest.mark.parametrize("batched", [False, True])
+def test_the_documented_example_goes_with_what_changes_frames_and_branches(model, checkpoint, other, batched):
+    """Where there is nothing to use again, it evaluates."""
+    example = f"{Path(__file__).parents[2] / 'examples' / 'skip_every_other.py'}:skip_every_other"
+    spec = make_spec(checkpoint, policies=[other, example], batch_cfg=batched, steps=12)
+    records = sample(model, spec, batched=batched)
+    assert all(
+        row.passes_bounds[0] <= r.ran.passes <= row.passes_bounds[1]
+        for r, row in zip(records, run.plan(spec).rows, strict=True)
+    )
 
 
 def test_a_difference_that_a_later_rule_takes_away_is_refused_beforehand():

@@ -5,8 +5,6 @@ Which figures there are, what they are called and how they are written says the 
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from typing import Any
 
@@ -142,19 +140,6 @@ def pairs(comparison: Comparison) -> list[Row]:
 def _even(table: list[Row]) -> list[Row]:
     names = list(dict.fromkeys(n for r in table for n in r))
     return [{n: r.get(n, "") for n in names} for r in table]
-
-
-def to_csv(table: list[Row]) -> str:
-    """Rows as CSV. Text that a spreadsheet would take for a formula gets an apostrophe in front."""
-    buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, list(table[0]) if table else [], lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({n: _harmless(v) for n, v in row.items()} for row in table)
-    return buffer.getvalue()
-
-
-def _harmless(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
 def report(comparison: Comparison, described: str, remarks: list[str]) -> str:

@@ -22,11 +22,7 @@ from wanlab.study.text import plain
 
 # By kind: the module that registers wanlab's own, and what the docs call them.
 KINDS = {
-    "policy": (
-        "wanlab.engine.policies",
-        "Policies",
-        "`--policy NAME:knob=value,…`; repeat it to [combine](methods.md#combining-policies)",
-    ),
+    "policy": ("wanlab.engine.policies", "Policies", "`--policy NAME:knob=value,…`; repeat it to combine"),
     "guider": (
         "wanlab.engine.guiders",
         "Guiders",

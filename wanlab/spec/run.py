@@ -193,8 +193,8 @@ class RunSpec:
     vae_dtype: str = "auto"
     """The VAE's dtype; "auto" is bfloat16 on the CPU (float32 convolutions are slow there), else float32."""
     precision: str = "auto"
-    """How the transformers compute (engine/fast.py): "reference" as diffusers does, "exact" the same by faster kernels,
-    "fp8" in 8-bit products. "auto" is exact for a model of a billion parameters on a GPU, else reference."""
+    """How the transformers compute (model/kernels.py): "reference" as diffusers does, "exact" the same by faster
+    kernels, "fp8" in 8-bit products. "auto" is exact for a model of a billion parameters on a GPU, else reference."""
     attention: str = "auto"
     """The attention kernel: "math", "flash", "efficient", "cudnn", or FlashAttention-3 in 16 bits, "flash3", or in 8,
     "flash3-fp8". "auto" is torch's choice, and the fastest in 16 bits with precision exact or fp8 on Hopper and

@@ -21,7 +21,7 @@ from wanlab.study.results import ComparisonResult
 from wanlab.study.runners import HERE, Outcome, Workers
 from wanlab.study.runners.groups import turn
 from wanlab.study.runners.local import Watcher
-from wanlab.study.text import finite, markdown, plain
+from wanlab.study.text import comma_separated, finite, markdown, plain
 
 if TYPE_CHECKING:
     from wanlab.analysis.compare import Comparison, Pair, Result
@@ -387,7 +387,7 @@ def conclude(
     content = comparison.to_dict() | {"compared": description, "remarks": said, "answer": answer, "missed": missed}
     texts = {
         "json": json.dumps(finite(content), ensure_ascii=True) + "\n",
-        "csv": table.to_csv(table.pairs(comparison)),
+        "csv": comma_separated(table.pairs(comparison)),
         "md": "\n".join([*map(markdown, table.tables(comparison)), *(f"{line}\n" for line in [*answer, *said])]),
         "txt": table.report(comparison, description, [*answer, *said]),
     }

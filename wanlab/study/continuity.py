@@ -221,18 +221,13 @@ def _write(groups: Sequence[Group], content: dict[str, Any], out: Path) -> list[
     text = json.dumps(content, allow_nan=False, ensure_ascii=True, separators=(",", ":")) + "\n"
     files = [write_text(out / "continuity_statistics.json", text)]
     groups = groups[:DRAWN]
-    try:
-        if drawn := [g for g in groups if g.has("x_t")]:
-            files.append(figures.analysis_figure(drawn, out / "continuity_analysis.png", title))
-            files.append(figures.theory_figure(drawn, out / "continuity_theory.png", title))
-        files.append(figures.heatmap_figure(groups, out / "continuity_heatmap.png", title))
-        files.append(figures.spaces_figure(groups, out / "continuity_spaces.png", title))
-        if len({g.frames for g in groups}) > 1:
-            files.append(figures.frames_figure(groups, out / "continuity_frames.png", title))
-    except OSError as error:
-        raise WanlabError(
-            f"cannot write to {out}: {error.strerror}", "free some space, or choose another --out"
-        ) from error
+    if drawn := [g for g in groups if g.has("x_t")]:
+        files.append(figures.analysis_figure(drawn, out / "continuity_analysis.png", title))
+        files.append(figures.theory_figure(drawn, out / "continuity_theory.png", title))
+    files.append(figures.heatmap_figure(groups, out / "continuity_heatmap.png", title))
+    files.append(figures.spaces_figure(groups, out / "continuity_spaces.png", title))
+    if len({g.frames for g in groups}) > 1:
+        files.append(figures.frames_figure(groups, out / "continuity_frames.png", title))
     return files
 
 

@@ -6,31 +6,15 @@ Prompts, file names, labels and attributes of run files are untrusted: they go t
 from __future__ import annotations
 
 import csv
-import errno
 import io
 import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from wanlab.files import remedy
+
 Rows = Sequence[Mapping[str, Any]]
-REMEDIES = {
-    errno.ENOSPC: "free some space, or choose another --out",
-    errno.EDQUOT: "free some space, or choose another --out",
-    errno.EACCES: "choose a place that may be written to",
-    errno.EPERM: "choose a place that may be written to",
-    errno.EROFS: "choose a place that may be written to",
-    errno.ENAMETOOLONG: "use a shorter name",
-    errno.ENOENT: "check the path",
-    errno.EEXIST: "something is in the way: choose another --out",
-    errno.ENOTDIR: "a file is in the way: choose another --out",
-    errno.EISDIR: "a folder is in the way: choose another --out",
-    errno.ELOOP: "links go round in a circle: choose another --out",
-    errno.EIO: "the device failed: check it, or choose another --out, and run the same command again",
-    errno.EFBIG: "the file is larger than is allowed there (ulimit -f): choose another --out",
-    errno.EMFILE: "too many files are open: raise ulimit -n",
-    errno.ENFILE: "too many files are open on this machine: close some",
-}
 
 
 def printable(text: object) -> str:
@@ -136,8 +120,7 @@ def in_words(error: OSError) -> tuple[str, str]:
     """(what is wrong, what to do) for an error of the operating system that nobody nearer to it has explained."""
     place = " to ".join(os.fsdecode(f) for f in (error.filename, error.filename2) if isinstance(f, str | bytes))
     what = error.strerror or str(error) or type(error).__name__
-    remedy = REMEDIES.get(error.errno or 0, "check the path and the disk, and run the same command again")
-    return f"{place}: {what}" if place else what, remedy
+    return f"{place}: {what}" if place else what, remedy(error)
 
 
 def steps_in_short(steps: Sequence[int]) -> str:

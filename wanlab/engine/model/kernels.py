@@ -109,11 +109,12 @@ class SelfAttention:
     kept    before a call with active tokens what was kept, after every call what is to be (`KEPT`). Tensors only, and
             none by the block's name: one compilation serves every block
     float8  whether they are kept as 8-bit floats
+    kernel  "flash3", or "flash3-fp8"; any other: torch's own
     split   the ranks whose tokens these are a part of (engine/ranks/sequence.py); None: they are all there are
     """
 
     def __init__(self, kernel: str = "") -> None:
-        self.flash3, self.eighths = kernel == "flash3", kernel == "flash3-fp8"
+        self.kernel = kernel
         self.keeps, self.float8 = False, False
         self.active: Tensor | None = None
         self.kept: tuple[Tensor, ...] = ()
@@ -135,10 +136,10 @@ class SelfAttention:
         if self.keeps:
             key, value = self.whole(key, value)
         if self.split is not None and self.split.ring > 1:
-            out = self.split.around(functools.partial(weighed, flash3=self.flash3), query, key, value)
-        elif self.eighths:
+            out = self.split.around(functools.partial(weighed, flash3=self.kernel == "flash3"), query, key, value)
+        elif self.kernel == "flash3-fp8":
             out = float8_attention(query, key, value)
-        elif self.flash3:
+        elif self.kernel == "flash3":
             # The package's public function is an autograd one around this operator, which a compiler cannot see
             # through.
             out = torch.ops.fa3_fwd._flash_attn_forward(query, key, value, softmax_scale=query.shape[-1] ** -0.5)[0]

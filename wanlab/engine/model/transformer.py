@@ -29,8 +29,6 @@ ATTENTION = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "flash3-fp8": SDPBackend.CUDNN_ATTENTION,  # likewise
-    "flash3": SDPBackend.CUDNN_ATTENTION,  # of the cross-attention: the self-attention is set by set_self_attention
 }
 
 
@@ -48,9 +46,12 @@ class Denoiser:
     ) -> None:
         """embeds  by branch, each [1,512,D]; kernel  the attention's; keeps_keys  whether a policy's blocks do; splits
         the ranks that share a branch's tokens, in a step of two branches and in one of one"""
-        self._model, self._embeds, self._kernel, self._splits = model, embeds, kernel, splits
+        self._model, self._embeds, self._splits = model, embeds, splits
         for expert in model.experts.values():
             set_self_attention(expert, kernel, ours=keeps_keys or any(splits))
+        # FlashAttention-3 is the self-attention's: what else there is has a kernel of torch's.
+        others = "cudnn" if model.device.type == "cuda" else "auto"
+        self._kernel = others if kernel.startswith("flash3") else kernel
         self._per_token = model.checkpoint.expand_timesteps
         # The positions that are the prompt's own: what follows is zero.
         self._own = {b: own_positions(e) for b, e in embeds.items()}
@@ -210,7 +211,7 @@ def own_positions(embeds: Tensor) -> int:
 def attention(kernel: str) -> Iterator[None]:
     """Attention inside with this kernel of torch's; "auto" leaves the choice to it. Raises WanlabError where there is
     none for what is asked of it."""
-    if kernel == "auto" or (kernel == "flash3-fp8" and not torch.cuda.is_available()):  # there only its roundings are
+    if kernel == "auto":
         yield
         return
     try:

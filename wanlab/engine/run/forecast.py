@@ -265,7 +265,7 @@ def _memory(spec: RunSpec, checkpoint: Checkpoint, env: Env, counted: Mapping[st
     held = {name: n * (decoder if name == "vae" else main) for name, n in counted.items()}
     config = checkpoint.transformer
     width, inner = config.width, config.ffn_dim
-    if spec.precision == "fp8":  # the products of fast.products
+    if spec.precision == "fp8":  # those of kernels.products
         eighths = config.num_layers * (6 * width**2 + 2 * width * inner)
         for component in checkpoint.experts.values():
             held[component] -= (main - 1) * eighths
