@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 from wanlab.analysis import hypotheses as h
+from wanlab.analysis import metrics
 from wanlab.analysis.hypotheses import scales
 from wanlab.analysis.hypotheses.bands import Bands, bands
 from wanlab.analysis.key import Key
-from wanlab.analysis.stats import Interval
+from wanlab.analysis.metrics.adherence import difference
+from wanlab.analysis.stats import Interval, paired_ratio
 from wanlab.errors import UsageError, WanlabError
 from wanlab.runfile import Run
 from wanlab.spec import RecordSpec, RunSpec
@@ -488,6 +490,42 @@ def test_h1_counts_what_is_shown_of_what_was_asked(tmp_path: Path) -> None:
     assert few.verdict == h.UNDECIDED and few.value.low < -0.05 and "prompts of 4 seeds" in few.needs
     outside = adherence(tmp_path, [(None, None)] * 16 + [(1.0, 1.0)] * 16)
     assert outside.value.n == 4
+
+
+def test_adherence_has_the_comparisons_interval(tmp_path: Path) -> None:
+    rows = [(0.0, 1.0)] * 3 + [(1.0, 0.0)] + [(1.0, 1.0)] * 60
+    prompts = [f"p{k // 4}" for k in range(64)]
+    metric = metrics.get("adherence_change")
+    assert metric.interval
+    assert adherence(tmp_path, rows).value == metric.interval(
+        "adherence_change", lambda name: [a - b for a, b in rows], prompts, None
+    )
+
+
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_the_prompts_that_would_decide_a_share_are_the_fewest(seeds: int) -> None:
+    """Where no pair changes the interval shrinks with their number, not its root: one prompt fewer leaves it open."""
+
+    def found(prompts: int) -> Interval:
+        return difference([0.0] * prompts * seeds, [f"p{k // seeds}" for k in range(prompts * seeds)])
+
+    more, again = scales.enough(
+        found(16), [0.0] * 16 * seeds, [f"p{k // seeds}" for k in range(16 * seeds)], -0.05, difference
+    )
+    assert again == 0 and found(more).low >= -0.05 > found(more - 1).low
+
+
+def test_h2_counts_a_frozen_clip(tmp_path: Path) -> None:
+    """One of six moves ever less, and then not at all: the ratio's interval goes on to there, as the table's does."""
+    ends = []
+    for still in (1e-9, 0.0):
+        values = [still, 0.9, 0.92, 0.91, 0.9, 0.89]
+        path = comparison(tmp_path, "half_frame", values, "difference", difference_baseline=1.0)
+        value = claims(path, "H2")["frame difference, ratio"].value
+        own = paired_ratio(values, [1.0] * 6, range(6))
+        assert (value.mean, value.low, value.high, value.n) == pytest.approx((own.mean, own.low, own.high, 6))
+        ends.append((value.mean, value.low, value.high))
+    assert ends[0] == pytest.approx(ends[1], rel=1e-6)
 
 
 def test_truncation_is_stated_in_noise_levels(tmp_path: Path, sampled: Path) -> None:
