@@ -112,6 +112,19 @@ def test_an_identical_pair_counts(tmp_path: Path) -> None:
     assert claims(path, "H1")["psnr"].value.mean == pytest.approx(31.249, abs=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("psnrs", "mean"), [([30.5] * 15, 30.78), ([20.0] * 6 + [54.0] * 53, 29.98), ([34.99] * 8 + [120.0] * 7, 37.999)]
+)
+def test_an_identical_pair_is_one_without_an_error(psnrs: list[float], mean: float) -> None:
+    """Beside 15 pairs near 30.5 dB, six of 60 at 20 dB, or half of them at 34.99: what a pair of 120 dB gives, with
+    bounds. By hand: mean errors of 15/16 · 10^-3.05, (.06 + 53 · 10^-5.4)/60 and 10^-3.499/2."""
+    prompts = [f"p{k}" for k in range(len(psnrs) + 1)]
+    same, near = (scales.pooled("psnr", [*psnrs, last], prompts)[0] for last in (math.inf, 120.0))
+    assert same.mean == pytest.approx(mean, abs=0.01)
+    assert (same.mean, same.low, same.high) == pytest.approx((near.mean, near.low, near.high), abs=1e-3)
+    assert same.low < same.mean < same.high < math.inf
+
+
 def test_a_variant_is_shown_and_does_not_decide(tmp_path: Path) -> None:
     judged = h.judge(h.collect([comparison(tmp_path, "cfg:keep=cond,last=5", [20.0] * 4)]), h.Thresholds())
     assert judged[0].verdict == h.UNDECIDED
