@@ -287,6 +287,13 @@ def test_nothing_jumps_where_a_pair_becomes_identical(tmp_path):
     assert last[0] == pytest.approx(last[1e-6], rel=2e-3) and np.isfinite(last[0]).all()
 
 
+def test_the_middle_of_identical_pairs_and_others_is_that_of_their_errors(tmp_path):
+    """Two of four pairs at 40 dB, the others at 80, 100, … and identical: between them lies half the error, 43 dB."""
+    for offset, middle in ((1e-4, 1e-4 * (1 + 1e-4) / 2), (0, 1e-4 / 2)):
+        result = many(tmp_path, [0.51, 0.51, 0.5 + offset, 0.5 + offset])
+        assert result.median("psnr") == pytest.approx(-10 * math.log10(middle), abs=1e-3)
+
+
 def test_only_runs_of_one_process_are_timed(tmp_path):
     b = write(tmp_path / "b.h5", process="one")
     apart_, together = (

@@ -15,9 +15,11 @@ import pytest
 
 from wanlab.analysis import hypotheses as h
 from wanlab.analysis.bands import Bands, bands
+from wanlab.analysis import metrics
 from wanlab.analysis.hypotheses import scales
 from wanlab.analysis.key import Key
-from wanlab.analysis.stats import Interval
+from wanlab.analysis.metrics.adherence import difference
+from wanlab.analysis.stats import Interval, paired_ratio
 from wanlab.errors import UsageError, WanlabError
 from wanlab.runfile import Run
 from wanlab.spec import RecordSpec, RunSpec
@@ -108,6 +110,19 @@ def test_an_identical_pair_counts(tmp_path: Path) -> None:
     assert claims(path, "H1")["psnr"].value.mean == math.inf and claims(path, "H1")["psnr"].verdict == h.SUPPORTED
     path = comparison(tmp_path, "cfg_truncated", ["identical", 30.0, 30.0, 30.0])  # type: ignore[list-item]
     assert claims(path, "H1")["psnr"].value.mean == pytest.approx(31.249, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("psnrs", "mean"), [([30.5] * 15, 30.78), ([20.0] * 6 + [54.0] * 53, 29.98), ([34.99] * 8 + [120.0] * 7, 37.999)]
+)
+def test_an_identical_pair_is_one_without_an_error(psnrs: list[float], mean: float) -> None:
+    """Beside 15 pairs near 30.5 dB, six of 60 at 20 dB, or half of them at 34.99: what a pair of 120 dB gives, with
+    bounds. By hand: mean errors of 15/16 · 10^-3.05, (.06 + 53 · 10^-5.4)/60 and 10^-3.499/2."""
+    prompts = [f"p{k}" for k in range(len(psnrs) + 1)]
+    same, near = (scales.pooled("psnr", [*psnrs, last], prompts)[0] for last in (math.inf, 120.0))
+    assert same.mean == pytest.approx(mean, abs=0.01)
+    assert (same.mean, same.low, same.high) == pytest.approx((near.mean, near.low, near.high), abs=1e-3)
+    assert same.low < same.mean < same.high < math.inf
 
 
 def test_a_variant_is_shown_and_does_not_decide(tmp_path: Path) -> None:
@@ -348,7 +363,24 @@ def test_the_guides_contradictions_are_computed() -> None:
     # -10 log10(.000105) = 39.788; .010234² + .023456² = .000655; 10^-3.9 = .000126; 5/80; 2 x .8889² = 1.58
     for number in ("39.79 dB", "0.000655", "20 dB", "0.000126", "6.25%", "1.067x", "0.889", "1.58", "20 - 13 = 7"):
         assert number in found, number
-    assert all(f.measured.strip("–, ") == "" for f in figures.values())  # nothing was measured, and nothing is claimed
+    assert all(f.measured.strip("–; ") == "" for f in figures.values())  # nothing was measured, and nothing is claimed
+
+
+def test_the_guides_figures_are_of_one_kind_of_runs_each(tmp_path: Path) -> None:
+    """8 of 20 steps save 20 % of passes, of 40 steps 10 %: never 15 %, and each says what it is of."""
+    shared: dict[str, Any] = {"model": "m", "frames": 49}
+    for steps in (20, 40):
+        key, passes = shared | {"steps": steps}, {"passes": 2 * steps - 8, "passes_baseline": 2 * steps}
+        comparison(tmp_path / f"{steps}", "cfg_truncated", [30.0, 31.0, 30.5, 30.2], key=key, **passes)
+        curves = [{"method": "half", "prompt": "p", "key": key, "recovery": {"after": steps // 10, "pairs": "all"}}]
+        content = {"format": h.CONTINUITY, "groups": [], "runs": curves}
+        (tmp_path / f"{steps}" / "continuity_statistics.json").write_text(json.dumps(content))
+    measured = {f.what: f.measured for f in h.reproduce(h.collect([tmp_path]))}
+    saved = measured["saving of 5 truncated steps of 40"]
+    assert "cfg:high=3,last=5 on `m`, 20 steps, 49 frames: 20.0% of passes" in saved
+    assert "on `m`, 40 steps, 49 frames: 10.0% of passes" in saved
+    back = measured["H2: 7 steps after step 13 recover continuity"]
+    assert "`m`, 20 steps, 49 frames: median 2; 0 of 1 never" in back and "40 steps, 49 frames: median 4" in back
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path, sampled: Path) -> None:
@@ -488,6 +520,42 @@ def test_h1_counts_what_is_shown_of_what_was_asked(tmp_path: Path) -> None:
     assert few.verdict == h.UNDECIDED and few.value.low < -0.05 and "prompts of 4 seeds" in few.needs
     outside = adherence(tmp_path, [(None, None)] * 16 + [(1.0, 1.0)] * 16)
     assert outside.value.n == 4
+
+
+def test_adherence_has_the_comparisons_interval(tmp_path: Path) -> None:
+    rows = [(0.0, 1.0)] * 3 + [(1.0, 0.0)] + [(1.0, 1.0)] * 60
+    prompts = [f"p{k // 4}" for k in range(64)]
+    metric = metrics.get("adherence_change")
+    assert metric.interval
+    assert adherence(tmp_path, rows).value == metric.interval(
+        "adherence_change", lambda name: [a - b for a, b in rows], prompts, None
+    )
+
+
+@pytest.mark.parametrize("seeds", [1, 4])
+def test_the_prompts_that_would_decide_a_share_are_the_fewest(seeds: int) -> None:
+    """Where no pair changes the interval shrinks with their number, not its root: one prompt fewer leaves it open."""
+
+    def found(prompts: int) -> Interval:
+        return difference([0.0] * prompts * seeds, [f"p{k // seeds}" for k in range(prompts * seeds)])
+
+    more, again = scales.enough(
+        found(16), [0.0] * 16 * seeds, [f"p{k // seeds}" for k in range(16 * seeds)], -0.05, difference
+    )
+    assert again == 0 and found(more).low >= -0.05 > found(more - 1).low
+
+
+def test_h2_counts_a_frozen_clip(tmp_path: Path) -> None:
+    """One of six moves ever less, and then not at all: the ratio's interval goes on to there, as the table's does."""
+    ends = []
+    for still in (1e-9, 0.0):
+        values = [still, 0.9, 0.92, 0.91, 0.9, 0.89]
+        path = comparison(tmp_path, "half_frame", values, "difference", difference_baseline=1.0)
+        value = claims(path, "H2")["frame difference, ratio"].value
+        own = paired_ratio(values, [1.0] * 6, range(6))
+        assert (value.mean, value.low, value.high, value.n) == pytest.approx((own.mean, own.low, own.high, 6))
+        ends.append((value.mean, value.low, value.high))
+    assert ends[0] == pytest.approx(ends[1], rel=1e-6)
 
 
 def test_truncation_is_stated_in_noise_levels(tmp_path: Path, sampled: Path) -> None:

@@ -53,6 +53,13 @@ def test_half_the_control_s_error_at_equal_cost_is_supported(tmp_path: Path) -> 
     assert claim.verdict == h.SUPPORTED and claim.value.mean == pytest.approx(0.5) and claim.value.n == 6
 
 
+def test_pairs_without_an_error_count(tmp_path: Path) -> None:
+    """Errors of 0 against an error, against 0, and the other way round: ratios of 0, 1 and infinity."""
+    path = compared(tmp_path, prune=pairs([0, 0, 1e-3, 1e-3]), random_tokens=pairs([1e-3, 0, 0, 1e-3]))
+    value = claims(path)[1]["mse, over the control's"].value
+    assert (value.mean, value.n) == (pytest.approx(1.0), 4) and value.low < 1 < value.high
+
+
 def test_the_control_by_lot_counts_and_decides_against_it(tmp_path: Path) -> None:
     verdict, found = claims(compared(tmp_path, prune=pairs(RULE), prune_lot=pairs([m / 2 for m in RULE])))
     assert found["mse, over the control's"].verdict == h.REFUTED

@@ -199,7 +199,10 @@ class Result:
         return grouped(list(compress(values, counted)), prompts, limits, factor=factor)[0].within(low, high)
 
     def median(self, name: str) -> float:
-        """A figure of the pair in the middle."""
+        """A figure of the pair in the middle; of two in the middle, that of their mean error where its mean is."""
+        metric = self.metrics.get(name)
+        if metric and metric.mean not in ("arithmetic", "geometric", "none"):
+            return metric({metric.mean: self.median(metric.mean)})
         return float(np.median(self.values(name)))
 
     @property

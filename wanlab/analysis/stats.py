@@ -55,10 +55,10 @@ def interval(values: ArrayLike, limits: tuple[float, float] = UNBOUNDED, *, fact
     table.
 
     With a lower limit: the same, but no end is lower than (mean - limit) e^-h or (mean - limit) e^(h + h²/2), h being
-    Student's half-width over mean - limit. That is Student's interval of log(mean - limit) (the delta method), and
-    above the mean, up to the second order, that of 1/(mean - limit): a mean of skewed values that is too low comes
-    with a deviation that is too small. With two limits: Student's interval of the logit of the mean's place between
-    them. All stay inside the limits, and go to one as the values do.
+    Student's half-width over mean - limit (h/2 for h²/2 where h > 1). That is Student's interval of log(mean - limit)
+    (the delta method), and above the mean, up to the second order, that of 1/(mean - limit): a mean of skewed values
+    that is too low comes with a deviation that is too small. With two limits: Student's interval of the logit of the
+    mean's place between them. All stay inside the limits, and go to one as the values do.
     """
     x = np.asarray(values, np.float64)
     n = len(x)
@@ -105,7 +105,7 @@ def _bounded(mean: float, half: float, n: int, limits: tuple[float, float]) -> I
         return Interval(mean, mean, mean, n)
     if math.isinf(high):
         h = half / (mean - low)
-        return Interval(mean, low + (mean - low) / _exp(h), low + (mean - low) * _exp(h + h**2 / 2), n)
+        return Interval(mean, low + (mean - low) / _exp(h), low + (mean - low) * _exp(h + h * min(h, 1) / 2), n)
     odds, factor = (mean - low) / (high - mean), _exp(half * (high - low) / ((mean - low) * (high - mean)))
     ends = (odds / factor, odds * factor)
     least, most = (high - (high - low) / (1 + o) for o in ends)

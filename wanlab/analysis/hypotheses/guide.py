@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from wanlab.analysis.hypotheses.compared import compared, figure, is_guides, number
-from wanlab.analysis.hypotheses.evidence import Evidence, curves, plain_runs
+from wanlab.analysis.hypotheses.compared import compared, figure, is_guides, number, samples
+from wanlab.analysis.hypotheses.evidence import Continuity, Evidence, curves, key_of, plain_runs
 from wanlab.analysis.hypotheses.scales import pooled
+from wanlab.analysis.hypotheses.verdict import Sample
+from wanlab.analysis.key import titles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,10 +43,11 @@ def reproduce(evidence: Evidence) -> list[Figure]:
 
 def _truncation(evidence: Evidence) -> list[Figure]:
     """What the guide says of CFG truncation."""
-    pairs = [p for method in compared(evidence, "cfg") if is_guides(method) for p in method.pairs]
+    methods = [m for m in compared(evidence, "cfg") if is_guides(m)]
 
     def measured(quantity: str, form: str, of: Callable[[Mapping[str, Any]], float]) -> tuple[str, tuple[str, ...]]:
-        return _measured(quantity, [(p.get("prompt") or "", of(p), source) for p, source in pairs], form)
+        by_key = {f"{' '.join(map(str, m.policies))} on {m.on}" * bool(m.on): samples(m, of) for m in methods}
+        return _measured(quantity, by_key, form)
 
     psnr, sources = measured("psnr", "{:.2f} dB", figure("psnr"))
     mse, _ = measured("mse", "{:.6f}", figure("mse"))
@@ -74,7 +77,7 @@ def _truncation(evidence: Evidence) -> list[Figure]:
             what="H1: MSE .01 and PSNR 39 dB",
             stated="both",
             theory=f"MSE .01 is {implied:.0f} dB",
-            measured=f"{mse}, {psnr}",
+            measured=f"{mse}; {psnr}",
             sources=sources,
             contradiction=f"an MSE of .01 is a PSNR of {implied:.0f} dB; 39 dB is an MSE of {10**-3.9:.6f}",
         ),
@@ -82,7 +85,7 @@ def _truncation(evidence: Evidence) -> list[Figure]:
             what="saving of 5 truncated steps of 40",
             stated="25–35 %",
             theory=f"{5 / 80:.2%} of passes, {80 / 75:.3f}x",
-            measured="–" if saved == "–" else f"{saved}, {speed}",
+            measured="–" if saved == "–" else f"{saved}; {speed}",
             sources=sources,
             contradiction="5 of 40 steps lose one of two passes each: 5 of 80",
         ),
@@ -111,15 +114,20 @@ def _schedule(evidence: Evidence) -> Figure:
 
 def _neighbours(evidence: Evidence) -> list[Figure]:
     """What the guide says of neighbouring frames of x_t."""
-    baselines = [
-        (c, r, curve)
-        for c, r in curves(evidence)
-        if r.get("method") == "baseline" and len(r.get("sigma") or []) == 20 and len(curve := _curve(r)) == 20
-    ]
+    baselines: dict[str, list[tuple[Continuity, Mapping[str, Any]]]] = {}
+    for on, c, r in _named(evidence):
+        if r.get("method") == "baseline" and len(r.get("sigma") or []) == len(_curve(r)) == 20:
+            baselines.setdefault(on, []).append((c, r))
     figures = []
     for step, stated in ((1, "≈ 2.5"), (13, "≈ 1.4 (theory 1.13 at σ .75)"), (20, "≈ 0.3, to be verified")):
         sigma = shifted(step, 20, 12)
-        values = [(r.get("prompt") or "", number(curve[step - 1]), str(c.path)) for c, r, curve in baselines]
+        values = {
+            on: [
+                Sample(prompt=r.get("prompt") or "", value=number(_curve(r)[step - 1]), source=str(c.path))
+                for c, r in own
+            ]
+            for on, own in baselines.items()
+        }
         measured, sources = _measured("continuity", values, "{:.3f}")
         noise = 2 * sigma**2
         figures.append(
@@ -147,31 +155,49 @@ def _curve(r: Mapping[str, Any]) -> Sequence[float | None]:
 
 
 def _recovery(evidence: Evidence) -> Figure:
-    backs = [
-        back.get("after")
-        for _, r in curves(evidence)
-        if (r.get("method") or "").startswith("half") and (back := r.get("recovery")) is not None
-    ]
-    known = [b for b in backs if b is not None]
-    median = f"median {np.median(known):g}" if known else "none"
+    backs: dict[str, list[int | None]] = {}
+    for on, _, r in _named(evidence):
+        if (r.get("method") or "").startswith("half") and (back := r.get("recovery")) is not None:
+            backs.setdefault(on, []).append(back.get("after"))
+    said = []
+    for on, own in backs.items():
+        known = [b for b in own if b is not None]
+        median = f"median {np.median(known):g}" if known else "none"
+        said.append(_on(on, f"{median}; {len(own) - len(known)} of {len(own)} never"))
     return Figure(
         what="H2: 7 steps after step 13 recover continuity",
         stated="7",
         theory=f"20 - 13 = {20 - 13}",
-        measured=f"{median}; {len(backs) - len(known)} of {len(backs)} never" if backs else "–",
+        measured="; ".join(said) or "–",
         sources=tuple(str(c.path) for c in evidence.continuities),
         contradiction="7 is every step that is left after step 13, so the statement holds whenever the result is good "
         "at all",
     )
 
 
-def _measured(quantity: str, values: Sequence[tuple[str, float, str]], form: str) -> tuple[str, tuple[str, ...]]:
-    """The mean, its interval where there are enough values for one, and the files that it comes from."""
-    known = [(p, v, s) for p, v, s in values if not math.isnan(v)]
-    if not known:
-        return "–", ()
-    value, _ = pooled(quantity, [v for _, v, _ in known], [p for p, _, _ in known])
-    text = form.format(value.mean)
-    if value.known:
-        text += f" ({form.format(value.low)} to {form.format(value.high)})"
-    return f"{text}, n = {value.n}", tuple(dict.fromkeys(s for _, _, s in known))
+def _named(evidence: Evidence) -> Iterator[tuple[str, Continuity, Mapping[str, Any]]]:
+    """The runs of the continuity analyses, each with the name of its key."""
+    found = curves(evidence)
+    named = titles(key_of(r) for _, r in found)
+    for c, r in found:
+        yield named[key_of(r)] if key_of(r).model else "", c, r
+
+
+def _on(name: str, text: str) -> str:
+    """What was measured, and of which runs."""
+    return f"{name}: {text}" if name else text
+
+
+def _measured(quantity: str, samples: Mapping[str, Sequence[Sample]], form: str) -> tuple[str, tuple[str, ...]]:
+    """The mean of each kind of runs, its interval where there are enough values for one, and the files that it comes
+    from. Kinds are not pooled."""
+    known = {on: [x for x in own if not math.isnan(x.value)] for on, own in samples.items()}
+    known = {on: own for on, own in known.items() if own}
+    said = []
+    for on, own in known.items():
+        value, _ = pooled(quantity, [x.value for x in own], [x.prompt for x in own])
+        text = form.format(value.mean)
+        if value.known:
+            text += f" ({form.format(value.low)} to {form.format(value.high)})"
+        said.append(_on(on, f"{text}, n = {value.n}"))
+    return "; ".join(said) or "–", tuple(dict.fromkeys(x.source for own in known.values() for x in own))

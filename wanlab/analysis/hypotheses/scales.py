@@ -142,4 +142,4 @@ def advice(x: Sequence[float], prompts: Sequence[str], more: int, again: int) ->
         return f"no number up to {MOST} of prompts or seeds would decide it: the mean lies too near the threshold"
     known = len(set(x)) > 1  # of values that are all equal nobody knows what differs
     never = f"; no number of seeds of these {groups} would" * (known and not again)
-    return f"{' or '.join(said)} would decide it{never}"
+    return f"{' or '.join(said)} would decide it if the mean stays where it is{never}"
