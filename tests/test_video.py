@@ -66,6 +66,27 @@ def test_a_video_cut_short_is_damaged(tmp_path):
         read(front)
 
 
+@pytest.mark.parametrize("share", [0.6, 0.97])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.mkv", ["-c:v", "ffv1"]),
+        ("a.webm", ["-c:v", "libvpx", "-b:v", "2M"]),
+        ("a.gif", []),
+        ("a.avi", ["-c:v", "mjpeg"]),
+        ("a.mov", ["-c:v", "libx264", "-movflags", "faststart"]),
+    ],
+)
+def test_other_files_cut_short_are_damaged(tmp_path, name, options, share):
+    command = [FFMPEG, "-v", "error", "-f", "lavfi", "-i", "testsrc2=size=64x48:rate=16", "-frames:v", "30"]
+    subprocess.run([*command, *options, tmp_path / name], check=True)
+    assert len(read(tmp_path / name)[0]) == 30
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(WanlabError, match="damaged"):
+        read(tmp_path / name)
+
+
 def test_16_bits_and_alpha_are_kept(tmp_path):
     deep = np.arange(4 * 6 * 4, dtype="<u2").reshape(4, 6, 4) * 601
     path = tmp_path / "a.mkv"
@@ -98,16 +119,14 @@ def test_an_image_that_would_lose_something_as_rgb_of_8_bits_is_refused(tmp_path
     frames = ["-frames:v", "1"] if "-frames:v" not in options else []
     command = [FFMPEG, "-v", "error", "-f", "lavfi", "-i", "testsrc2=size=48x32", *frames, *options, tmp_path / name]
     subprocess.run(command, check=True)
-    with pytest.raises(UsageError, match=f"has {says}; save it as RGB with 8 bits"):
-        with read_video(tmp_path) as (_, shown):
-            list(shown)
+    with pytest.raises(UsageError, match=f"has {says}; save it as RGB with 8 bits"), read_video(tmp_path) as (_, shown):
+        list(shown)
 
 
 def test_transparent_images_are_refused(tmp_path):
     Image.fromarray(FRAMES[0]).quantize(8).save(tmp_path / "f.png", transparency=0)
-    with pytest.raises(UsageError, match="transparent pixels"):
-        with read_video(tmp_path) as (_, shown):
-            list(shown)
+    with pytest.raises(UsageError, match="transparent pixels"), read_video(tmp_path) as (_, shown):
+        list(shown)
 
 
 @pytest.mark.parametrize("program", ["/nonexistent", "/bin/false", "/bin/true"])

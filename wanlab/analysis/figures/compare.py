@@ -15,6 +15,7 @@ from wanlab.analysis.compare import THRESHOLDS, Pair, Result
 from wanlab.analysis.figures.film import write_film
 from wanlab.analysis.figures.style import HIGH, INK, LOW, QUIET, mark_switch, note, save, shorten
 from wanlab.analysis.metrics.clip import Clip
+from wanlab.analysis.metrics.pixels import eight_bits
 
 AMPLIFIED = 8  # times the difference in the side-by-side film
 
@@ -111,20 +112,27 @@ def worst_frame(pair: Pair, path: Path, label: str) -> Path:
     """The worst frame of A and of B, and where they differ."""
     at = pair.fidelity.worst_frame
     a, b = (_frame(p, at) for p in (pair.a, pair.b))
-    error = np.abs(a - b).mean(axis=-1)
+    error = _apart(a, b).mean(axis=-1)
+    shown = eight_bits(a), eight_bits(b)
     aspect = a.shape[0] / a.shape[1]
     figure = Figure(figsize=(12, 4 * aspect + 0.8), layout="constrained")
     panels = figure.subplots(1, 3)
-    for ax, image, name in ((panels[0], a, label), (panels[1], b, "baseline")):
-        ax.imshow(image.clip(0, 1), interpolation="nearest")
+    for ax, image, name in zip(panels, shown, (label, "baseline"), strict=False):
+        ax.imshow(image, interpolation="nearest")
         ax.set_title(shorten(name, 40), fontsize=9, color=INK, parse_math=False)
-    shown = panels[2].imshow(error, cmap="magma", vmin=0, vmax=max(float(error.max()), 1e-6), interpolation="nearest")
+    scaled = panels[2].imshow(error, cmap="magma", vmin=0, vmax=max(float(error.max()), 1e-6), interpolation="nearest")
     panels[2].set_title("mean |a - b| over colours", fontsize=9, color=INK)
-    figure.colorbar(shown, ax=panels[2], shrink=0.8)
+    figure.colorbar(scaled, ax=panels[2], shrink=0.8)
     for ax in panels:
         ax.axis("off")
     figure.suptitle(shorten(f"frame {at}: {pair.prompt}, seed {pair.seed}"), fontsize=10, color=INK, parse_math=False)
     return save(figure, path)
+
+
+def _apart(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """|x - y|, in the memory of one frame."""
+    error = x - y
+    return np.abs(error, out=error)
 
 
 def _frame(path: Path, at: int) -> NDArray[np.float64]:
@@ -142,6 +150,8 @@ def side_by_side(pair: Pair, path: Path, names: tuple[str, str]) -> Path:
     def pictures() -> Iterator[list[NDArray[np.float64]]]:
         with Clip.of(pair.a).read() as xs, Clip.of(pair.b).read() as ys:
             for x, y in zip(xs, ys, strict=True):
-                yield [x, y, np.abs(x - y) * AMPLIFIED]
+                error = _apart(x, y)
+                error *= AMPLIFIED
+                yield [x, y, error]
 
     return write_film(path, Clip.of(pair.a), said, pictures())

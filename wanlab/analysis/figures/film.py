@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from wanlab.analysis.figures.style import legible, shorten
 from wanlab.analysis.metrics.clip import Clip
+from wanlab.analysis.metrics.pixels import eight_bits
 from wanlab.video import write_mp4_from
 
 PANEL, BAND = 256, 24  # pixels: the least width of a panel, the height of the names above
@@ -31,7 +32,7 @@ def write_film(path: Path, clip: Clip, names: Sequence[str], pictures: Iterable[
     def frames() -> Iterator[NDArray[np.uint8]]:
         for panels in pictures:
             # Rounded before they are joined: three frames of 4K in float64 take 600 MB.
-            joined = np.concatenate([_bytes(panel) for panel in panels], axis=1)[..., :3]
+            joined = np.concatenate([eight_bits(panel) for panel in panels], axis=1)
             yield np.concatenate([above, joined.repeat(larger, axis=0).repeat(larger, axis=1)])
 
     write_mp4_from(path, frames(), (above.shape[1], BAND + larger * clip.height), clip.fps)
@@ -47,7 +48,3 @@ def _band(text: str, width: int) -> NDArray[np.uint8]:
     image = Image.new("RGB", (width, BAND))
     ImageDraw.Draw(image).text((6, BAND // 2), line, fill="white", font=font, anchor="lm")
     return np.asarray(image)
-
-
-def _bytes(frame: NDArray[np.float64]) -> NDArray[np.uint8]:
-    return (np.nan_to_num(frame, nan=0.0).clip(0, 1) * 255).round().astype(np.uint8)
