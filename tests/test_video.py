@@ -1,5 +1,6 @@
 """Videos as they are stored: every frame once, at its depth, with its time; damage is never a shorter video."""
 
+import os
 import subprocess
 
 import imageio_ffmpeg
@@ -120,6 +121,18 @@ def test_an_image_that_would_lose_something_as_rgb_of_8_bits_is_refused(tmp_path
     command = [FFMPEG, "-v", "error", "-f", "lavfi", "-i", "testsrc2=size=48x32", *frames, *options, tmp_path / name]
     subprocess.run(command, check=True)
     with pytest.raises(UsageError, match=f"has {says}; save it as RGB with 8 bits"), read_video(tmp_path) as (_, shown):
+        list(shown)
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "link to nothing"])
+def test_an_image_that_is_no_file_is_no_frame_left_out(tmp_path, what):
+    for k in (0, 2):
+        Image.fromarray(FRAMES[k]).save(tmp_path / f"{k}.png")
+    if what == "pipe":
+        os.mkfifo(tmp_path / "1.png")
+    else:
+        (tmp_path / "1.png").symlink_to("/dev/zero" if what == "device" else tmp_path / "absent")
+    with pytest.raises(WanlabError, match=r"1\.png"), read_video(tmp_path) as (_, shown):
         list(shown)
 
 
