@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from wanlab.analysis.compare import THRESHOLDS, Pair, Result
 from wanlab.analysis.figures.film import write_film
 from wanlab.analysis.figures.style import HIGH, INK, LOW, QUIET, mark_switch, note, save, shorten
-from wanlab.analysis.metrics.clip import Clip
+from wanlab.analysis.metrics.clip import Clip, unit
 from wanlab.analysis.metrics.pixels import eight_bits
 
 AMPLIFIED = 8  # times the difference in the side-by-side film
@@ -33,8 +33,8 @@ def per_frame(result: Result, path: Path) -> Path:
     """PSNR and SSIM of every frame: a thin line a pair, the worst pair in front, the guide's thresholds dotted."""
     figure = Figure(figsize=(11, 4), layout="constrained")
     worst = result.worst
-    for ax, name, unit in zip(figure.subplots(1, 2), ("psnr", "ssim"), ("PSNR, dB", "SSIM"), strict=True):
-        _axes(ax, unit.split(",")[0] + " by frame", "frame", unit)
+    for ax, name, said in zip(figure.subplots(1, 2), ("psnr", "ssim"), ("PSNR, dB", "SSIM"), strict=True):
+        _axes(ax, said.split(",")[0] + " by frame", "frame", said)
         for pair in result.pairs:
             values = pair.fidelity.by_frame[name]
             last = pair is worst
@@ -136,10 +136,10 @@ def _apart(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64
 
 
 def _frame(path: Path, at: int) -> NDArray[np.float64]:
-    with Clip.of(path).read() as frames:
+    with Clip.of(path).read_kept() as frames:
         for k, frame in enumerate(frames):
             if k == at:
-                return frame
+                return unit(frame)
     raise IndexError(at)
 
 
@@ -147,11 +147,14 @@ def side_by_side(pair: Pair, path: Path, names: tuple[str, str]) -> Path:
     """A film of A, B and 8 times their absolute difference next to each other, `names` (A's, B's) above them."""
     said = (f"A: {names[0]}", f"B: {names[1]}", f"{AMPLIFIED} times |A - B|")
 
-    def pictures() -> Iterator[list[NDArray[np.float64]]]:
-        with Clip.of(pair.a).read() as xs, Clip.of(pair.b).read() as ys:
+    def panels(x: NDArray[np.float64], y: NDArray[np.float64]) -> list[NDArray[np.uint8]]:
+        error = _apart(x, y)
+        error *= AMPLIFIED
+        return [eight_bits(x), eight_bits(y), eight_bits(error)]
+
+    def pictures() -> Iterator[list[NDArray[np.uint8]]]:
+        with Clip.of(pair.a).read_kept() as xs, Clip.of(pair.b).read_kept() as ys:
             for x, y in zip(xs, ys, strict=True):
-                error = _apart(x, y)
-                error *= AMPLIFIED
-                yield [x, y, error]
+                yield panels(unit(x), unit(y))  # three frames of 4K in float64 take 600 MB, and no more are there
 
     return write_film(path, Clip.of(pair.a), said, pictures())

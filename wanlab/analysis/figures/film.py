@@ -12,16 +12,15 @@ from PIL import Image, ImageDraw, ImageFont
 
 from wanlab.analysis.figures.style import legible, shorten
 from wanlab.analysis.metrics.clip import Clip
-from wanlab.analysis.metrics.pixels import eight_bits
 from wanlab.video import write_mp4_from
 
 PANEL, BAND = 256, 24  # pixels: the least width of a panel, the height of the names above
 
 
-def write_film(path: Path, clip: Clip, names: Sequence[str], pictures: Iterable[Sequence[NDArray[np.float64]]]) -> Path:
+def write_film(path: Path, clip: Clip, names: Sequence[str], pictures: Iterable[Sequence[NDArray[np.uint8]]]) -> Path:
     """A film of panels as large as `clip`, next to each other, their names above them.
 
-    pictures  for each frame its panels [H,W,C] in [0,1], as many as names
+    pictures  for each frame its panels [H,W,3] in 8 bits, as many as names
 
     Panels narrower than `PANEL` pixels are enlarged by a whole number, pixel by pixel, so that a name can be read.
     Raises WanlabError when it cannot be written.
@@ -31,8 +30,7 @@ def write_film(path: Path, clip: Clip, names: Sequence[str], pictures: Iterable[
 
     def frames() -> Iterator[NDArray[np.uint8]]:
         for panels in pictures:
-            # Rounded before they are joined: three frames of 4K in float64 take 600 MB.
-            joined = np.concatenate([eight_bits(panel) for panel in panels], axis=1)
+            joined = np.concatenate(panels, axis=1)
             yield np.concatenate([above, joined.repeat(larger, axis=0).repeat(larger, axis=1)])
 
     write_mp4_from(path, frames(), (above.shape[1], BAND + larger * clip.height), clip.fps)
