@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -98,6 +100,21 @@ def test_a_specification_that_cannot_be_is_blamed_on_its_file(tmp_path: Path, wh
     with Run(path) as run, pytest.raises(WanlabError, match=str(path)) as caught:
         _ = run.spec
     assert caught.value.exit_code == 1 and "copy" in caught.value.hint
+
+
+def test_a_file_that_another_program_has_open_is_not_called_damaged(tmp_path: Path, whole: bytes) -> None:
+    """By its lock; and by its own flag, where there are no locks or the other program was killed."""
+    path = tmp_path / "r.h5"
+    path.write_bytes(whole)
+    code = "import h5py, sys; f = h5py.File(sys.argv[1], 'r+'); print(flush=True); sys.stdin.read()"
+    with subprocess.Popen([sys.executable, "-c", code, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None
+        other.stdout.readline()
+        with pytest.raises(WanlabError, match="is open in another program; close it there"):
+            Run(path)
+        other.kill()
+    with pytest.raises(WanlabError, match="is open for writing in another program, or was when that ended"):
+        Run(path)
 
 
 def test_chunks_beyond_count_do_not_hang(tmp_path: Path, whole: bytes) -> None:

@@ -1,5 +1,6 @@
 """Videos as they are stored: every frame once, at its depth, with its time; damage is never a shorter video."""
 
+import os
 import subprocess
 
 import imageio_ffmpeg
@@ -66,6 +67,27 @@ def test_a_video_cut_short_is_damaged(tmp_path):
         read(front)
 
 
+@pytest.mark.parametrize("share", [0.6, 0.97])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.mkv", ["-c:v", "ffv1"]),
+        ("a.webm", ["-c:v", "libvpx", "-b:v", "2M"]),
+        ("a.gif", []),
+        ("a.avi", ["-c:v", "mjpeg"]),
+        ("a.mov", ["-c:v", "libx264", "-movflags", "faststart"]),
+    ],
+)
+def test_other_files_cut_short_are_damaged(tmp_path, name, options, share):
+    command = [FFMPEG, "-v", "error", "-f", "lavfi", "-i", "testsrc2=size=64x48:rate=16", "-frames:v", "30"]
+    subprocess.run([*command, *options, tmp_path / name], check=True)
+    assert len(read(tmp_path / name)[0]) == 30
+    data = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(data[: int(len(data) * share)])
+    with pytest.raises(WanlabError, match="damaged"):
+        read(tmp_path / name)
+
+
 def test_16_bits_and_alpha_are_kept(tmp_path):
     deep = np.arange(4 * 6 * 4, dtype="<u2").reshape(4, 6, 4) * 601
     path = tmp_path / "a.mkv"
@@ -99,6 +121,18 @@ def test_an_image_that_would_lose_something_as_rgb_of_8_bits_is_refused(tmp_path
     command = [FFMPEG, "-v", "error", "-f", "lavfi", "-i", "testsrc2=size=48x32", *frames, *options, tmp_path / name]
     subprocess.run(command, check=True)
     with pytest.raises(UsageError, match=f"has {says}; save it as RGB with 8 bits"), read_video(tmp_path) as (_, shown):
+        list(shown)
+
+
+@pytest.mark.parametrize("what", ["pipe", "device", "link to nothing"])
+def test_an_image_that_is_no_file_is_no_frame_left_out(tmp_path, what):
+    for k in (0, 2):
+        Image.fromarray(FRAMES[k]).save(tmp_path / f"{k}.png")
+    if what == "pipe":
+        os.mkfifo(tmp_path / "1.png")
+    else:
+        (tmp_path / "1.png").symlink_to("/dev/zero" if what == "device" else tmp_path / "absent")
+    with pytest.raises(WanlabError, match=r"1\.png"), read_video(tmp_path) as (_, shown):
         list(shown)
 
 

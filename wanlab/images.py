@@ -12,14 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from wanlab.errors import UsageError, WanlabError
+from wanlab.files import check_regular
 from wanlab.video import FPS, read_mp4
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 
 
 def frames_in(folder: Path) -> list[Path]:
-    """The images of a folder in the order of the numbers in their names."""
-    images = (p for p in folder.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith(".") and p.is_file())
+    """What is an image by its name in a folder, in the order of the numbers in their names."""
+    named = (p for p in folder.iterdir() if p.suffix.lower() in IMAGES and not p.name.startswith("."))
+    images = (p for p in named if not p.is_dir())  # what is no file is no frame to leave out: reading it says so
 
     def by_number(path: Path) -> list[Any]:
         return [int(part) if part.isdigit() else part for part in re.split(r"([0-9]+)", path.name)]
@@ -58,6 +60,7 @@ def _read_images(folder: Path) -> Iterator[tuple[dict[str, Any], Iterator[NDArra
 def _image(path: Path) -> NDArray[np.uint8]:
     from PIL import Image
 
+    check_regular(path)
     try:
         with Image.open(path) as image:
             if problem := _problem(image):

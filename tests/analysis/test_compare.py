@@ -322,6 +322,22 @@ def test_time_that_the_interval_explains_is_not_explained(tmp_path):
     assert s.mean / (8 / 6) < 0.9 and s.low < 8 / 6 < s.high and where_time_went(result) == ""
 
 
+def test_a_run_of_three_times_the_usual_time_is_remarked(tmp_path):
+    """One of four of A took 3 s a step where 1 s is usual; one of B, which two methods share, and is said once."""
+    b = [write(tmp_path / f"b{k}.h5", prompt=f"p{k}", seconds=(1 + 1.5 * (k == 1),) * 4) for k in range(4)]
+
+    def result(name, slow):
+        paths = [
+            write(tmp_path / f"{name}{k}.h5", prompt=f"p{k}", seconds=(1 + 2 * (k == slow),) * 4) for k in range(4)
+        ]
+        return Result(label=name, pairs=tuple(measure(x, y) for x, y in zip(paths, b, strict=True)))
+
+    said = Comparison(baseline="baseline", results=(result("A", 2), result("C", None))).remarks()
+    busy = [line for line in said if "busy" in line]
+    assert [line.partition(":")[0] for line in busy] == ["A", "the baseline"]
+    assert "1 of 4 runs" in busy[0] and "3.0 times ('p2', seed 0)" in busy[0] and "2.5 times ('p1', seed" in busy[1]
+
+
 def test_where_the_time_went(tmp_path):
     """Half the operations in the last two steps, which yet take .9 s each: .4 s more a step than at B's pace."""
     b = write(tmp_path / "b.h5")

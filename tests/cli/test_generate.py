@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -179,6 +180,21 @@ def test_a_report_that_cannot_be_written_leaves_the_one_before(
     with pytest.raises(BaseException):  # noqa: B017 - what it is does not matter here
         raise SystemExit(main(given))
     assert report.read_text() == "before"
+
+
+def test_places_with_colons(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run file and its films in a folder named by the time, and one of the films compared with the other."""
+    from wanlab.analysis.compare import measure
+    from wanlab.cli.app import main
+
+    monkeypatch.chdir(tmp_path)
+    out = Path("12:30:05") / "run:1.h5"
+    with pytest.raises(SystemExit) as stop:
+        main(["generate", "--model", str(checkpoint), *SMALL, "--prompt", "a ball", "--out", str(out)])
+    assert stop.value.code == 0 and out.is_file() and out.with_suffix(".mp4").is_file()
+    shutil.copy(out.with_suffix(".mp4"), "http:b.mp4")
+    assert measure(out.with_suffix(".mp4"), Path("http:b.mp4")).fidelity.identical
+    assert math.isfinite(measure(out, Path("http:b.mp4")).figures["psnr"])
 
 
 def test_a_picture_that_cannot_be_written_stops_no_other_run(

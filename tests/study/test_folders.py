@@ -21,6 +21,8 @@ from wanlab.study.folders import is_folder_of_videos, match, prompt_and_seed
 from wanlab.study.runners.local import Watcher
 from wanlab.video import ffmpeg, write_mp4
 
+from ..analysis.test_compare import write as run_file
+
 
 def images(folder: Path, values: list[int], name: str = "frame_{}.png") -> Path:
     folder.mkdir(parents=True)
@@ -150,6 +152,27 @@ def test_clips_of_one_name_are_told_apart_and_a_remark_is_said_once(tmp_path: Pa
     write_mp4(tmp_path / "a" / "ball-0.mp4", np.zeros((3, 32, 32, 3), np.uint8), 16)
     with pytest.raises(UsageError, match=re.escape(f"{names[0]} has 3 frames, {names[1]} 2")):
         compare_files(tmp_path / "a" / "ball-0.mp4", tmp_path / "b" / "ball-0.mp4", tmp_path / "out")
+
+
+def test_films_of_another_tool_against_runs_are_paired_by_prompt_and_seed(tmp_path: Path) -> None:
+    """wanlab names run files by what made them, which no other tool, and no other method, does alike."""
+    for folder in ("films", "runs", "others"):
+        (tmp_path / folder).mkdir()
+    for seed in (0, 1):
+        for folder, name in (("runs", f"x-s{seed}"), ("others", f"y-s{seed}")):
+            made = run_file(tmp_path / folder / f"{name}.h5", prompt="a ball", seed=seed, value=0.5)
+        write_mp4(tmp_path / "films" / f"a ball-{seed}.mp4", np.full((13, 16, 16, 3), 138, np.uint8), 16)
+    write_mp4(tmp_path / "films" / "a ball-2.mp4", np.zeros((13, 16, 16, 3), np.uint8), 16)
+    result = compare_files(tmp_path / "films", tmp_path / "runs", tmp_path / "out")
+    assert [(p["prompt"], p["seed"]) for p in result.pairs] == [("a ball", 0), ("a ball", 1)]
+    found = [(m.a.name, m.b.name) for m in match(tmp_path / "films", tmp_path / "runs")[0]]
+    assert found == [("a ball-0.mp4", "x-s0.h5"), ("a ball-1.mp4", "x-s1.h5")]
+    # 138 of 255 against .5: 10.5/255, less what H.264 leaves of one grey value
+    assert result.rows[0]["abs_mean"] == pytest.approx(10.5 / 255, abs=2 / 255)
+    assert any("1 of 3 videos" in r and "a ball-2" in r for r in result.remarks)
+    assert len(match(tmp_path / "others", tmp_path / "runs")[0]) == 2
+    made.with_name("z.h5").write_bytes(made.read_bytes())  # two of one prompt and seed: no one is guessed
+    assert [m.seed for m in match(tmp_path / "films", tmp_path / "others")[0]] == [0]
 
 
 def test_requests_that_cannot_be(tmp_path: Path) -> None:

@@ -34,6 +34,7 @@ THRESHOLDS = {"psnr": 35.0, "ssim": 0.98}
 WORDS = {"psnr": ("minimal loss", "loss", "dB"), "ssim": ("structure kept", "structure lost", "SSIM")}
 FAR = 0.10  # predicted and measured speed-ups further apart than this are explained
 NOTES = 4  # remarks on single pairs that are said
+SLOW = 2  # times the usual
 ABOVE, BELOW, NEAR = "above", "below", "not told apart"
 Condition = tuple[str, str, float]
 
@@ -103,6 +104,7 @@ def remarks(results: Sequence[Result], floors: Sequence[Result]) -> list[str]:
     if sampled and not any(r.timed for r in results):
         said.append("no measured speed-up: the runs are of different processes; --force samples them again together")
     said += [where_time_went(r) for r in results]
+    said += slow_runs(results)
     return [s for s in said if s]
 
 
@@ -133,6 +135,28 @@ def where_time_went(result: Result) -> str:
         f"{frames} latent frames and {passes} pass{'es' * (passes != 1)} took {abs(more):.2f} s "
         f"{'more' if more > 0 else 'less'} than at the baseline's pace"
     )
+
+
+def slow_runs(results: Sequence[Result]) -> list[str]:
+    """Runs that took more than `SLOW` times as long an operation as the median of their method's, in a sentence for
+    each method: something else had the machine, and their times are in the speed-up."""
+    said, seen = list[str](), set[Any]()
+    for result in results:
+        for label, side in ((result.label, "a"), ("the baseline", "b")):
+            costs = {p: cost for p in result.timed if (cost := getattr(p, f"cost_{side}")).flops > 0}
+            pace = {p: cost.sampling / cost.flops for p, cost in costs.items()}
+            usual = float(np.median([*pace.values()])) if len(pace) > 2 else math.inf
+            slow = [p for p, v in pace.items() if v > SLOW * usual and getattr(p, side) not in seen]
+            if not slow:
+                continue
+            seen |= {getattr(p, side) for p in slow}
+            worst = max(slow, key=lambda p: pace[p])
+            said.append(
+                f"{label}: {len(slow)} of {len(pace)} runs took more than {SLOW} times as long an operation as usual, "
+                f"at most {pace[worst] / usual:.1f} times ({worst.prompt[:60]!r}, seed {worst.seed}): was the machine "
+                "busy? --force samples again"
+            )
+    return said
 
 
 def at_equal_cost(results: Sequence[Result]) -> list[str]:

@@ -42,7 +42,7 @@ class Subject:
             "--a",
             panel=_WHAT,
             help='A method, as "half+cfg:last=5,keep=cond+guidance=3", repeatable; or a run file, a video, a folder of '
-            "images, or a folder of such, paired with --b's by name.",
+            "images, or a folder of such, paired with --b's by name, or prompt and seed.",
         ),
     ] = None
     b: Annotated[str | None, option("--b", panel=_WHAT, help="What A is held against.  [default: baseline]")] = None

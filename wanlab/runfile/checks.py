@@ -53,6 +53,11 @@ def reading(path: Path) -> Iterator[None]:
         number = error.errno or int((re.search(r"errno = (\d+)", str(error)) or [0, 0])[1])
         if number in (errno.EAGAIN, errno.EACCES) and "lock" in str(error):
             raise WanlabError(f"{path} is open in another program", "close it there and run again") from error
+        if "already open for write" in str(error):  # the file says so itself; where there are no locks only it does
+            raise WanlabError(
+                f"{path} is open for writing in another program, or was when that ended",
+                "close it there and run again, or take another copy",
+            ) from error
         if number:
             raise files.io_error("read", path, OSError(number, os.strerror(number))) from error
         said = " ".join(str(error).split())

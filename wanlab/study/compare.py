@@ -289,10 +289,11 @@ class _Gathering:
 def compare_files(
     a: Path, b: Path, out: Path, asked: Asked = NOTHING, *, watcher: Watcher | None = None
 ) -> ComparisonResult:
-    """Compare two run files, films or folders of images, or two folders of such, paired by name.
+    """Compare two run files, films or folders of images, or two folders of such, paired by name, or else by prompt and
+    seed.
 
     Pairs that cannot be compared are named in the result's `failed`. Raises UsageError for a folder against a file, and
-    for folders without a name in common; WanlabError when nothing can be compared.
+    for folders without a pair; WanlabError when nothing can be compared.
     """
     from wanlab.analysis.compare import Comparison, measure
     from wanlab.analysis.verdict import check_conditions
@@ -315,7 +316,7 @@ def compare_files(
     try:
         for k, m in enumerate(matches, 1):
             try:
-                prompt, seed = asked_of(m)
+                prompt, seed = folders.request_of(m.b) or folders.request_of(m.a) or (m.prompt, m.seed)
                 pairs.append(measure(m.a, m.b, metrics=asked.metrics, prompt=prompt, seed=seed, told=watcher.look))
             except WanlabError as error:
                 if len(matches) == 1:
@@ -349,17 +350,6 @@ def by_key(label: str, pairs: Sequence[Pair]) -> tuple[Result, ...]:
         Result(label=named[keys] + (f", against {other[keys[1]]}" if alike and keys else ""), pairs=tuple(group))
         for keys, group in groups.items()
     )
-
-
-def asked_of(m: folders.Match) -> tuple[str, int]:
-    """The prompt and seed of a pair: a run file's own where there is one. Raises WanlabError for a damaged file."""
-    from wanlab.runfile import Run
-
-    for path in (m.b, m.a):
-        if is_run_file(path):
-            with Run(path) as run:
-                return run.spec.prompt, run.spec.seed
-    return m.prompt, m.seed
 
 
 # --- what is written ---------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Videos of two folders, run files, films or folders of images, paired by name."""
+"""Videos of two folders, run files, films or folders of images, paired by name, or else by prompt and seed."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from wanlab.errors import UsageError
+from wanlab.errors import UsageError, WanlabError
 from wanlab.images import frames_in
+from wanlab.runfile import Run
 from wanlab.spec.paths import VIDEOS, is_run_file
 
 
 @dataclass(frozen=True)
 class Match:
-    """Two videos of one name."""
+    """Two videos of one name, or of one prompt and seed."""
 
     a: Path
     b: Path
@@ -47,21 +48,45 @@ def videos_in(folder: Path) -> dict[str, Path]:
 
 
 def match(a: Path, b: Path) -> tuple[list[Match], list[str]]:
-    """(the videos of two folders that share a name, remarks on those that do not). Raises UsageError for none."""
+    """(the videos of two folders that share a name, or else prompt and seed; remarks on those that do not). Raises
+    UsageError for none."""
     sides = [videos_in(p) for p in (a, b)]
     for folder, names in zip((a, b), sides, strict=True):
         if not names:
             raise UsageError(f"{folder} holds no videos", "name a folder of run files, films or folders of images")
-    shared = [name for name in sides[1] if name in sides[0]]
+    shared = [(name, name) for name in sides[1] if name in sides[0]]
+    asked = [_by_request({n: p for n, p in own.items() if (n, n) not in shared}) for own in sides]
+    shared += [(asked[0][key], name) for key, name in asked[1].items() if key in asked[0]]
     if not shared:
         examples = " and ".join(f"{next(iter(names))} in {folder}" for folder, names in zip((a, b), sides, strict=True))
-        raise UsageError(f"no video has the same name in {a} and {b}", f"rename them: there is {examples}")
+        raise UsageError(
+            f"no video has the same name, or prompt and seed, in {a} and {b}", f"rename them: there is {examples}"
+        )
     remarks = []
-    for folder, own, other in ((a, sides[0], sides[1]), (b, sides[1], sides[0])):
-        if alone := [name for name in own if name not in other]:
+    for folder, own, paired in ((a, sides[0], [x for x, _ in shared]), (b, sides[1], [y for _, y in shared])):
+        if alone := [name for name in own if name not in paired]:
             some = ", ".join(alone[:3]) + (", …" if len(alone) > 3 else "")
             remarks.append(f"{len(alone)} of {len(own)} videos in {folder} have no partner: {some}")
-    return [Match(sides[0][n], sides[1][n], *prompt_and_seed(n)) for n in shared], remarks
+    return [Match(sides[0][x], sides[1][y], *prompt_and_seed(y)) for x, y in shared], remarks
+
+
+def _by_request(videos: dict[str, Path]) -> dict[tuple[str, int], str]:
+    """The names of videos by prompt and seed, a run file's own or the name's; without those that several share."""
+    found: dict[tuple[str, int], list[str]] = {}
+    for name, path in videos.items():
+        try:
+            found.setdefault(request_of(path) or prompt_and_seed(name), []).append(name)
+        except WanlabError:  # damaged: it has no partner
+            continue
+    return {key: names[0] for key, names in found.items() if len(names) == 1}
+
+
+def request_of(path: Path) -> tuple[str, int] | None:
+    """A run file's prompt and seed; None of another video. Raises WanlabError for a damaged file."""
+    if not is_run_file(path):
+        return None
+    with Run(path) as run:
+        return run.spec.prompt, run.spec.seed
 
 
 def prompt_and_seed(name: str) -> tuple[str, int]:

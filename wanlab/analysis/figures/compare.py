@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from wanlab.analysis.compare import THRESHOLDS, Pair, Result
 from wanlab.analysis.figures.film import write_film
 from wanlab.analysis.figures.style import HIGH, INK, LOW, QUIET, mark_switch, note, save, shorten
-from wanlab.analysis.metrics.clip import Clip
+from wanlab.analysis.metrics.clip import Clip, unit
+from wanlab.analysis.metrics.pixels import eight_bits
 
 AMPLIFIED = 8  # times the difference in the side-by-side film
 
@@ -32,8 +33,8 @@ def per_frame(result: Result, path: Path) -> Path:
     """PSNR and SSIM of every frame: a thin line a pair, the worst pair in front, the guide's thresholds dotted."""
     figure = Figure(figsize=(11, 4), layout="constrained")
     worst = result.worst
-    for ax, name, unit in zip(figure.subplots(1, 2), ("psnr", "ssim"), ("PSNR, dB", "SSIM"), strict=True):
-        _axes(ax, unit.split(",")[0] + " by frame", "frame", unit)
+    for ax, name, said in zip(figure.subplots(1, 2), ("psnr", "ssim"), ("PSNR, dB", "SSIM"), strict=True):
+        _axes(ax, said.split(",")[0] + " by frame", "frame", said)
         for pair in result.pairs:
             values = pair.fidelity.by_frame[name]
             last = pair is worst
@@ -111,27 +112,34 @@ def worst_frame(pair: Pair, path: Path, label: str) -> Path:
     """The worst frame of A and of B, and where they differ."""
     at = pair.fidelity.worst_frame
     a, b = (_frame(p, at) for p in (pair.a, pair.b))
-    error = np.abs(a - b).mean(axis=-1)
+    error = _apart(a, b).mean(axis=-1)
+    shown = eight_bits(a), eight_bits(b)
     aspect = a.shape[0] / a.shape[1]
     figure = Figure(figsize=(12, 4 * aspect + 0.8), layout="constrained")
     panels = figure.subplots(1, 3)
-    for ax, image, name in ((panels[0], a, label), (panels[1], b, "baseline")):
-        ax.imshow(image.clip(0, 1), interpolation="nearest")
+    for ax, image, name in zip(panels, shown, (label, "baseline"), strict=False):
+        ax.imshow(image, interpolation="nearest")
         ax.set_title(shorten(name, 40), fontsize=9, color=INK, parse_math=False)
-    shown = panels[2].imshow(error, cmap="magma", vmin=0, vmax=max(float(error.max()), 1e-6), interpolation="nearest")
+    scaled = panels[2].imshow(error, cmap="magma", vmin=0, vmax=max(float(error.max()), 1e-6), interpolation="nearest")
     panels[2].set_title("mean |a - b| over colours", fontsize=9, color=INK)
-    figure.colorbar(shown, ax=panels[2], shrink=0.8)
+    figure.colorbar(scaled, ax=panels[2], shrink=0.8)
     for ax in panels:
         ax.axis("off")
     figure.suptitle(shorten(f"frame {at}: {pair.prompt}, seed {pair.seed}"), fontsize=10, color=INK, parse_math=False)
     return save(figure, path)
 
 
+def _apart(x: NDArray[np.float64], y: NDArray[np.float64]) -> NDArray[np.float64]:
+    """|x - y|, in the memory of one frame."""
+    error = x - y
+    return np.abs(error, out=error)
+
+
 def _frame(path: Path, at: int) -> NDArray[np.float64]:
-    with Clip.of(path).read() as frames:
+    with Clip.of(path).read_kept() as frames:
         for k, frame in enumerate(frames):
             if k == at:
-                return frame
+                return unit(frame)
     raise IndexError(at)
 
 
@@ -139,9 +147,14 @@ def side_by_side(pair: Pair, path: Path, names: tuple[str, str]) -> Path:
     """A film of A, B and 8 times their absolute difference next to each other, `names` (A's, B's) above them."""
     said = (f"A: {names[0]}", f"B: {names[1]}", f"{AMPLIFIED} times |A - B|")
 
-    def pictures() -> Iterator[list[NDArray[np.float64]]]:
-        with Clip.of(pair.a).read() as xs, Clip.of(pair.b).read() as ys:
+    def panels(x: NDArray[np.float64], y: NDArray[np.float64]) -> list[NDArray[np.uint8]]:
+        error = _apart(x, y)
+        error *= AMPLIFIED
+        return [eight_bits(x), eight_bits(y), eight_bits(error)]
+
+    def pictures() -> Iterator[list[NDArray[np.uint8]]]:
+        with Clip.of(pair.a).read_kept() as xs, Clip.of(pair.b).read_kept() as ys:
             for x, y in zip(xs, ys, strict=True):
-                yield [x, y, np.abs(x - y) * AMPLIFIED]
+                yield panels(unit(x), unit(y))  # three frames of 4K in float64 take 600 MB, and no more are there
 
     return write_film(path, Clip.of(pair.a), said, pictures())

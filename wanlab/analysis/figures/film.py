@@ -17,10 +17,10 @@ from wanlab.video import write_mp4_from
 PANEL, BAND = 256, 24  # pixels: the least width of a panel, the height of the names above
 
 
-def write_film(path: Path, clip: Clip, names: Sequence[str], pictures: Iterable[Sequence[NDArray[np.float64]]]) -> Path:
+def write_film(path: Path, clip: Clip, names: Sequence[str], pictures: Iterable[Sequence[NDArray[np.uint8]]]) -> Path:
     """A film of panels as large as `clip`, next to each other, their names above them.
 
-    pictures  for each frame its panels [H,W,C] in [0,1], as many as names
+    pictures  for each frame its panels [H,W,3] in 8 bits, as many as names
 
     Panels narrower than `PANEL` pixels are enlarged by a whole number, pixel by pixel, so that a name can be read.
     Raises WanlabError when it cannot be written.
@@ -30,8 +30,7 @@ def write_film(path: Path, clip: Clip, names: Sequence[str], pictures: Iterable[
 
     def frames() -> Iterator[NDArray[np.uint8]]:
         for panels in pictures:
-            # Rounded before they are joined: three frames of 4K in float64 take 600 MB.
-            joined = np.concatenate([_bytes(panel) for panel in panels], axis=1)[..., :3]
+            joined = np.concatenate(panels, axis=1)
             yield np.concatenate([above, joined.repeat(larger, axis=0).repeat(larger, axis=1)])
 
     write_mp4_from(path, frames(), (above.shape[1], BAND + larger * clip.height), clip.fps)
@@ -47,7 +46,3 @@ def _band(text: str, width: int) -> NDArray[np.uint8]:
     image = Image.new("RGB", (width, BAND))
     ImageDraw.Draw(image).text((6, BAND // 2), line, fill="white", font=font, anchor="lm")
     return np.asarray(image)
-
-
-def _bytes(frame: NDArray[np.float64]) -> NDArray[np.uint8]:
-    return (np.nan_to_num(frame, nan=0.0).clip(0, 1) * 255).round().astype(np.uint8)

@@ -102,9 +102,9 @@ def _glyphs(family: str) -> frozenset[str]:
 def _family_with(characters: frozenset[str]) -> str:
     """The installed font with the most of these characters, the first that has all; "" when none has any."""
     # Of another weight than the usual one, the library would say so in the log.
-    weights = font_manager.weight_dict
-    fonts = (f for f in font_manager.fontManager.ttflist if f.style == "normal")
-    families = dict.fromkeys(f.name for f in fonts if weights.get(f.weight, f.weight) == 400)
+    weights, every = font_manager.weight_dict, [f for f in font_manager.fontManager.ttflist if f.style == "normal"]
+    fonts = ((f, weights.get(f.weight, 0) if isinstance(f.weight, str) else f.weight) for f in every)
+    families = dict.fromkeys(f.name for f, weight in fonts if weight == 400)
     best, most = "", 0
     for family in sorted(families, key=lambda name: not any(w in name for w in WIDE)):
         try:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from wanlab.analysis.columns import numbers
 from wanlab.analysis.figures.film import write_film
 from wanlab.analysis.metrics.clip import Clip
+from wanlab.analysis.metrics.pixels import eight_bits
 from wanlab.errors import WanlabError
 from wanlab.runfile import Run
 
@@ -53,11 +54,11 @@ def token_film(run: Run, path: Path) -> Path | None:
         return None
     clip = Clip.of(run.path)
 
-    def pictures() -> Iterator[list[NDArray[np.float64]]]:
+    def pictures() -> Iterator[list[NDArray[np.uint8]]]:
         with clip.read() as films:
             for t, picture in enumerate(films):
                 own = share[min(-(-t // 4), len(share) - 1)]  # the first latent frame is one frame, others are four
                 light = DARKEST + (1 - DARKEST) * own.repeat(PATCH, axis=0).repeat(PATCH, axis=1)[..., None]
-                yield [picture, picture * light]
+                yield [eight_bits(picture), eight_bits(picture * light)]
 
     return write_film(path, clip, ("result", "darker: left out more often"), pictures())

@@ -159,7 +159,10 @@ def _by_pixels(a: Clip, b: Clip, name: str) -> str:
 
 def eight_bits(frame: Floats) -> NDArray[np.uint8]:
     """A frame [H,W,3] as films hold it: uint8, rounded to the nearest."""
-    return np.asarray((np.nan_to_num(frame[..., :3]).clip(0, 1) * 255).round(), np.uint8)
+    values = np.nan_to_num(frame[..., :3])
+    np.clip(values, 0, 1, out=values)
+    values *= 255
+    return np.asarray(np.round(values, out=values), np.uint8)
 
 
 def decibels(error: float) -> float:

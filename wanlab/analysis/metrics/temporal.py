@@ -13,7 +13,7 @@ from wanlab.analysis.metrics import metric
 from wanlab.analysis.metrics.clip import Floats
 
 FLOW_WIDTH = 320  # pixels; optical flow is computed on frames no wider, by area averages
-_last: tuple[ReferenceType[Floats], ReferenceType[Floats], Floats] | None = None
+_last: tuple[ReferenceType[Floats], ReferenceType[Floats], tuple[Floats, Floats, Floats]] | None = None
 
 
 @metric("difference", needs="clip", title="frame difference", bounds=(0.0, math.inf), format=".6f")
@@ -32,8 +32,7 @@ def warping_error(before: Floats, frame: Floats) -> float:
     """
     if not (np.isfinite(before).all() and np.isfinite(frame).all()):
         return math.nan
-    flow = flow_of(before, frame)
-    first, second = (_small(f) for f in (before, frame))
+    first, second, flow = _seen(before, frame)
     height, width = flow.shape[1:]
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     at = np.array([rows + flow[0], columns + flow[1]])
@@ -45,20 +44,24 @@ def warping_error(before: Floats, frame: Floats) -> float:
 
 def flow_of(before: Floats, frame: Floats) -> Floats:
     """The optical flow from one frame to the next [2,h,w], down and right, in pixels of frames at most FLOW_WIDTH wide.
+    Iterative Lucas-Kanade of scikit-image."""
+    return _seen(before, frame)[2]
 
-    The last one is remembered, since more than one measure asks for it. Iterative Lucas-Kanade of scikit-image.
-    """
+
+def _seen(before: Floats, frame: Floats) -> tuple[Floats, Floats, Floats]:
+    """Two frames as optical flow sees them, and the flow; remembered, since more than one measure asks for them."""
     global _last
     last = _last
     if last is not None and last[0]() is before and last[1]() is frame:
         return last[2]
-    first, second = (_small(f).mean(axis=-1) for f in (before, frame))
+    small = _small(before), _small(frame)
+    first, second = (f.mean(axis=-1) for f in small)
     if np.array_equal(first, second):
         flow = np.zeros((2, *first.shape))
     else:
         flow = np.asarray(optical_flow_ilk(first, second, radius=5, num_warp=3), np.float64)
-    _last = ref(before), ref(frame), flow
-    return flow
+    _last = ref(before), ref(frame), (*small, flow)
+    return _last[2]
 
 
 def _small(frame: Floats) -> Floats:
