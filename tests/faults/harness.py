@@ -65,7 +65,7 @@ KILLS = (signal.SIGKILL, signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.
 SMALL = ("--size", "32x16", "--frames", "5", "--steps", "3", "--prompt", "a red ball")
 DRAWN = {f"{name}_figure" for name in ("analysis", "frames", "guidance", "heatmap", "spaces", "theory")}
 DRAWN |= {"contact_sheet", "divergence", "per_frame", "worst_frame"}
-MOST_ERRORS = 3  # lines: of each of two runs, and how many runs failed
+MOST_ERRORS = 4  # lines: of each of two runs, how many runs failed, and that no pair is left to compare
 LIMIT = 300.0  # seconds a command may take
 WORKING = re.compile(r"\.[0-9a-f]{12}\.part")  # of a file that is being written
 MEASURED = re.compile(r"(seconds|speedup)(?!_predicted)")  # names of what differs from run to run
@@ -222,7 +222,7 @@ def content(path: Path) -> Any:
         rows = csv.DictReader(path.read_text().splitlines())
         return [{n: v for n, v in row.items() if not MEASURED.match(n)} for row in rows]
     if path.suffix in (".md", ".txt"):
-        lines = [re.sub(" +", " ", line) for line in path.read_text().splitlines() if UNTIMED not in line]
+        lines = [re.sub(" +", " ", line) for line in path.read_text().split("\n") if line and UNTIMED not in line]
         return [TIMES.sub("#", line) for line in lines]
     return digest(path)
 
