@@ -33,7 +33,17 @@ def test_a_link_in_the_place_is_replaced_not_written_through(tmp_path):
     assert (tmp_path / "r.png").read_bytes() == b"picture"
 
 
-@pytest.mark.parametrize("code", [errno.EIO, errno.EFBIG, errno.ENOLCK, errno.EAGAIN, errno.EISDIR])
+def test_a_removal_that_fails_hides_no_error(tmp_path, monkeypatch):
+    def stuck(*_, **__):
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(files.Path, "unlink", stuck)
+    with pytest.raises(WanlabError, match="No space left"), files.replacing(tmp_path / "table.csv"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert files.write_text(tmp_path / "page.html", "whole").read_text() == "whole"  # nothing is left to be removed
+
+
+@pytest.mark.parametrize("code", [errno.EIO, errno.EINTR, errno.EFBIG, errno.ENOLCK, errno.EAGAIN, errno.EISDIR])
 def test_every_foreseeable_error_has_a_remedy(code):
     assert files.io_error("write", "x", OSError(code, os.strerror(code))).hint != files.remedy(OSError())
 

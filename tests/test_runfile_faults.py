@@ -241,6 +241,20 @@ def test_a_full_disk_fails_the_run_and_keeps_its_steps(
         np.testing.assert_array_equal(contents(path)[name], value)
 
 
+def test_a_removal_that_fails_hides_no_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def stuck(*_: object, **__: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with RunWriter(tmp_path / "r.h5", spec_json="{}", digest="d") as writer:
+        monkeypatch.setattr("wanlab.runfile.writer.fold", full)
+        monkeypatch.setattr(Path, "unlink", stuck)
+        with pytest.raises(WanlabError, match="No space left"):
+            writer.finish()
+
+
 def test_an_error_after_the_last_step_is_not_swallowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any) -> Any:
         raise RuntimeError("broken")

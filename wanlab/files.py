@@ -14,7 +14,7 @@ import secrets
 import stat
 import tomllib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ _REMEDIES = {
     errno.EROFS: _PLACE,
     errno.EIO: _DISK,
     errno.ESTALE: _DISK,
+    errno.EINTR: "the file system was interrupted: run the same command again",
     errno.EFBIG: "this file system or `ulimit -f` takes no file of that size: choose another place",
     errno.ENOENT: "check the path",
     errno.ENOTDIR: "a part of the path is a file: check the path",
@@ -76,7 +77,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A working path with the same suffix in the same folder; left without an error, its file becomes `path`.
 
     For libraries that want a path. Raises WanlabError for an OSError inside or while the file is renamed; whatever
-    is raised, the working file is removed and what stood at `path` stays.
+    is raised, the working file is removed where it can be, and what stood at `path` stays.
     """
     path = Path(path)
     part = path.with_name(f".{secrets.token_hex(6)}.part{path.suffix}")
@@ -86,10 +87,12 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         sync(part)
         os.replace(part, path)
         sync(path.parent)
-    except OSError as error:
-        raise io_error("write", path, error) from error
-    finally:
-        part.unlink(missing_ok=True)
+    except BaseException as error:
+        with suppress(OSError):  # one more failure must not hide the first
+            part.unlink()
+        if isinstance(error, OSError):
+            raise io_error("write", path, error) from error
+        raise
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import os
 import re
 import signal
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -177,6 +179,50 @@ def test_what_others_made_since_is_not_forced(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setattr(local, "_run", run)
     local.run_groups(groups, force=True)
     assert forced == [True, False]
+
+
+class Failures(local.Watcher):
+    """Notes which runs fail, and with what."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def fail(self, place: Path, error: WanlabError) -> None:
+        self.said.append(f"{place.stem}: {error.message} ({error.hint})")
+
+
+def two_runs(folder: Path) -> list[PairGroup]:
+    specs = [RunSpec(prompt=p, steps=2) for p in "ab"]
+    return local.each(specs, [folder / f"{s.prompt}.h5" for s in specs])
+
+
+def test_a_film_that_fails_after_its_run_is_tried_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run file that has appeared meanwhile is this process's own."""
+    tried: list[str] = []
+
+    def execute(spec: RunSpec, place: Path, *, progress: Any, **_: object) -> None:
+        tried.append(spec.prompt)
+        progress(Progress(phase="write", total=2))
+        place.write_text("finished")
+        raise WanlabError("the film cannot be written", "free some space")
+
+    monkeypatch.setattr("wanlab.engine.run.execute", execute)
+    heard = Failures()
+    assert len(local.run_groups(two_runs(tmp_path), watcher=heard)) == 2
+    assert tried == ["a", "b"] and len(heard.said) == 2
+
+
+def test_an_error_of_the_system_ends_a_run_and_not_those_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def execute(spec: RunSpec, place: Path, **_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(place))
+
+    monkeypatch.setattr("wanlab.engine.run.execute", execute)
+    heard = Failures()
+    assert len(local.run_groups(two_runs(tmp_path), watcher=heard)) == 2
+    assert [line.split(":")[0] for line in heard.said] == ["a", "b"]
+    assert all("Input/output error (" in line for line in heard.said)
 
 
 # --- what Ray's workers tell -------------------------------------------------------------------------------------

@@ -227,7 +227,8 @@ class RunWriter:
             os.replace(folded, self.path)
             files.sync(self.path.parent)
         except OSError as error:
-            folded.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # one more failure must not hide the first
+                folded.unlink()
             raise files.io_error("write", self.path, error) from error
         self._stop()
         _remove(self.directory, self._lock)  # the run is safe; what stays is only untidy

@@ -15,6 +15,7 @@ from wanlab.errors import WanlabError
 from wanlab.spec import RunSpec
 from wanlab.study.requests import check_place
 from wanlab.study.runners.groups import PAUSE, PairGroup, Stamp, claim, stamp, stamps
+from wanlab.study.text import in_words
 
 if TYPE_CHECKING:
     from wanlab.engine.run import Models, Progress
@@ -169,11 +170,11 @@ def run_group(
         try:
             _run(spec, place, loaded, watcher, force=force, gif=gif)
             watcher.finish(place)  # which may draw, and fail as a run does
-        except WanlabError as error:
+        except (WanlabError, OSError) as error:
             if alone or isinstance(error, JobError):
                 raise
             failed.append(place)
-            watcher.fail(place, error)
+            watcher.fail(place, error if isinstance(error, WanlabError) else WanlabError(*in_words(error)))
     return failed
 
 
@@ -182,19 +183,25 @@ def _run(spec: RunSpec, place: Path, loaded: Models, watcher: Watcher, *, force:
     for."""
     from wanlab.engine import run as engine
 
-    left = RETRIES
+    left, written = RETRIES, False
+
+    def progress(told: engine.Progress) -> None:
+        nonlocal written
+        written = written or told.phase == "write"
+        watcher.progress(told)
+
     while True:
         there = place.exists()
         try:
-            engine.execute(spec, place, progress=watcher.progress, loaded=loaded, force=force, gif=gif)
+            engine.execute(spec, place, progress=progress, loaded=loaded, force=force, gif=gif)
             return
         except engine.JobError:
             raise
         except WanlabError:
             busy = is_being_written(place)
             appeared = place.exists() and not there
-            if not left or not (busy or appeared or left < RETRIES):
-                raise
+            if written or not left or not (busy or appeared or left < RETRIES):
+                raise  # a file that this process has written says nothing of another one
         left -= 1
         force = False  # what the other process makes is as new
         if busy:
