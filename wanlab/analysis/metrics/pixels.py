@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import skimage  # its parts are imported when they are used
 from numpy.typing import NDArray
-from skimage.metrics import structural_similarity
 
 from wanlab.analysis.metrics import metric
 from wanlab.analysis.metrics.clip import Clip, Floats
@@ -52,7 +52,7 @@ def psnr(figures: Mapping[str, float]) -> float:
 @metric("ssim", needs="frame pair", title="SSIM", better="higher", bounds=(-1.0, 1.0), format=".4f", column=".3f")
 def ssim(x: Floats, y: Floats) -> float:
     """scikit-image, Gaussian windows of σ 1.5, range 1, mean over frames (Wang et al., 2004)."""
-    value = structural_similarity(
+    value = skimage.metrics.structural_similarity(
         x, y, data_range=1.0, channel_axis=-1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
     )
     return min(float(value), 1.0)

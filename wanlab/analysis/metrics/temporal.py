@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from skimage.registration import optical_flow_ilk
-from skimage.transform import resize, warp
+import skimage  # its parts are imported when they are used
 
 from wanlab.analysis.metrics import metric
 from wanlab.analysis.metrics.clip import Floats
@@ -36,7 +35,9 @@ def warping_error(before: Floats, frame: Floats) -> float:
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     at = np.array([rows + flow[0], columns + flow[1]])
     inside = (at[0] >= 0) & (at[0] <= height - 1) & (at[1] >= 0) & (at[1] <= width - 1)
-    moved = np.stack([warp(second[..., c], at, mode="edge") for c in range(second.shape[-1])], axis=-1)
+    moved = np.stack(
+        [skimage.transform.warp(second[..., c], at, mode="edge") for c in range(second.shape[-1])], axis=-1
+    )
     error = np.abs(moved - first).mean(axis=-1)
     return float(error[inside].mean()) if inside.any() else math.nan
 
@@ -54,7 +55,7 @@ def flow_of(before: Floats, frame: Floats) -> Floats:
     if np.array_equal(first, second):
         flow = np.zeros((2, *first.shape))
     else:
-        flow = np.asarray(optical_flow_ilk(first, second, radius=5, num_warp=3), np.float64)
+        flow = np.asarray(skimage.registration.optical_flow_ilk(first, second, radius=5, num_warp=3), np.float64)
     _last = before, frame, flow
     return flow
 
@@ -64,4 +65,4 @@ def _small(frame: Floats) -> Floats:
     if scale >= 1:
         return frame
     size = (round(frame.shape[0] * scale), FLOW_WIDTH)
-    return np.asarray(resize(frame, size, anti_aliasing=True), np.float64)
+    return np.asarray(skimage.transform.resize(frame, size, anti_aliasing=True), np.float64)
