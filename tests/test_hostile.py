@@ -62,7 +62,7 @@ def mutants(kind: str, folder: Path, count: int) -> None:
     ended = fuzz.fuzz(kind, folder, count)
     print(f"{kind}: {ended}")  # `pytest -s` shows what was measured
     assert ended.faults == ""
-    assert 0 < ended.refused < count or kind in ("video", "thresholds")
+    assert 0 < ended.refused < max(count, 1000), "some have to be read: mutants that are all refused reach little"
 
 
 def test_every_reader_has_its_mutants() -> None:
@@ -202,10 +202,12 @@ def test_a_stranger_is_read_in_a_child(tmp_path: Path) -> None:
 def test_what_a_file_does_to_its_reader_is_said_and_the_next_one_is_read(
     does: Callable[[Path], object], says: str, tmp_path: Path
 ) -> None:
+    path = tmp_path / "r.h5"
+    path.touch()
     with Reader(memory=2**29, seconds=2) as reader:
         with pytest.raises(WanlabError, match=says) as caught:
-            reader(does, tmp_path / "r.h5")
-        assert str(tmp_path / "r.h5") in caught.value.message
+            reader(does, path)
+        assert str(path) in caught.value.message
         assert reader(summary, ARCHIVE)["format"] == "2"
 
 

@@ -178,7 +178,7 @@ def compare(
     wanlab compare --mode cfg_vs_baseline
     """
     shown_as = form.choose()
-    asked, workers = judging.asked(bool(subject.sweep)), sharing.workers()
+    workers = sharing.workers()
     named = designs.read_methods(subject.methods) if subject.methods else {}
     if any(designs.is_source(text, named) for text in (*(subject.a or ()), subject.b)):
         if subject.mode or subject.sweep or subject.at_cost or judging.noise_floor or sharing != Sharing():
@@ -186,11 +186,12 @@ def compare(
                 "--mode, --sweep, --at-cost, --noise-floor, --shard and --runner sample; two videos are given",
                 "leave them out",
             )
-        return finish(_of_files(subject.a, subject.b, named, out, asked), shown_as)
+        return finish(_of_files(subject.a, subject.b, named, out, judging.asked(False)), shown_as)
     baseline, methods = _methods(subject, named, shortcuts)
     prompts = designs.suite_prompts(subject.suite)
     specs = sampling.specs((), RecordSpec(level="latents", video="float32"), prompts=prompts)
     specs, floors = designs.with_floors(specs, baseline) if judging.noise_floor else (specs, [])
+    asked = judging.asked(bool(subject.sweep))  # imports what measures: after what is wrong without it
     variants, said = _variants(subject, methods, specs, baseline, out, force=force, dry_run=dry_run, yes=yes)
     asked = replace(asked, remarks=said)
     design = designs.arrange(specs, baseline, variants, floors, out)
