@@ -12,8 +12,10 @@ import random
 import resource
 import select
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -150,6 +152,39 @@ READERS: dict[str, Callable[[Path], None]] = {
 }
 
 
+def raises(path: Path) -> None:
+    raise KeyError("not foreseen")
+
+
+def crashes(path: Path) -> None:
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+
+def grows(path: Path) -> bytes:
+    return b"x" * 2**29
+
+
+def spins(path: Path) -> None:
+    began = time.process_time()
+    while time.process_time() < began + 4:
+        pass
+
+
+def sleeps(path: Path) -> None:
+    time.sleep(60)
+
+
+FAULTY = {f.__name__: f for f in (raises, crashes, grows, spins, sleeps)}
+"""What no reader may do, for the tests that it is noticed."""
+
+
+def read_or_harm(path: Path) -> Any:
+    """`read_run`, which a file called as one of these makes do that."""
+    from wanlab.analysis.measured import read_run
+
+    return FAULTY.get(path.stem, read_run)(path)
+
+
 def samples(kind: str, folder: Path) -> None:
     """What is mutated, written into `folder`: every file there that a mutator knows is taken in turn."""
     from tests import samples as made
@@ -169,7 +204,7 @@ class Ended:
     slowest: tuple[float, int] = (0.0, -1)
     """Seconds of processor time, and the mutant."""
     largest: tuple[int, int] = (0, -1)
-    """Bytes above what the process began with."""
+    """Bytes that a process held at most; and the mutant that first did."""
 
     @property
     def faults(self) -> str:
@@ -220,10 +255,10 @@ def _count(ended: Ended, said: list[Any], k: int) -> None:
 
 
 def peak() -> int:
-    """Bytes that this process or its largest child held at most."""
-    most = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    said = _of_reader("status")
-    return 1024 * max(most, int(said.split("VmHWM:")[1].split()[0]) if "VmHWM:" in said else 0)
+    """Bytes that this process, the one that reads for it, or its largest child held at most."""
+    # Not ru_maxrss of this process: that begins with what its parent held when it was made.
+    held = [int(said.split("VmHWM:")[1].split()[0]) for said in (_status("self"), _of_reader("status")) if said]
+    return 1024 * max(*held, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 def used() -> float:
@@ -238,6 +273,10 @@ def _of_reader(name: str) -> str:
     return Path(f"/proc/{process.pid}/{name}").read_text() if process else ""
 
 
+def _status(process: str) -> str:
+    return Path(f"/proc/{process}/status").read_text()
+
+
 def main(kind: str, folder: Path, count: int, seed: int, first: int) -> None:
     import faulthandler
 
@@ -247,16 +286,16 @@ def main(kind: str, folder: Path, count: int, seed: int, first: int) -> None:
     shutil.copytree(folder / "samples", place)
     given = sorted(p for p in place.rglob("*") if p.suffix in mutators.BY_SUFFIX and not p.name.startswith("_"))
     held = {p: p.read_bytes() for p in given}
-    for path in given:
+    for path in given if kind in READERS else []:
         READERS[kind](path)  # imports are made
-    base = peak()
     for k in range(first, count):
         chance = random.Random(f"{seed} {k}")
-        path = given[0 if k % 10 and kind in ("run", "here") else k // 10 % len(given)]
+        few = kind in ("run", "here")  # nine of ten of the first sample, which is read fast
+        path = given[(k // 10 % len(given) if k % 10 == 0 else 0) if few else k % len(given)]
         path.write_bytes(mutators.mutate(path, held[path], chance))
         began, how = used(), "-"
         try:
-            READERS[kind](path)
+            (READERS | FAULTY)[kind](path)
         except WanlabError as error:
             how = "" if "\n" not in str(error) and FAILED not in str(error) else f"said {error}"
         except BaseException as error:
@@ -264,7 +303,7 @@ def main(kind: str, folder: Path, count: int, seed: int, first: int) -> None:
 
             how = f"{type(error).__name__}: {error} at {traceback.extract_tb(error.__traceback__)[-1]}"
         path.write_bytes(held[path])
-        os.write(1, json.dumps([None if how == "-" else how, used() - began, max(0, peak() - base)]).encode() + b"\n")
+        os.write(1, json.dumps([None if how == "-" else how, used() - began, peak()]).encode() + b"\n")
     if reader:
         reader.close()
     shutil.rmtree(place)

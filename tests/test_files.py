@@ -2,11 +2,12 @@
 
 import errno
 import os
+import tracemalloc
 
 import pytest
 
 from wanlab import files
-from wanlab.errors import WanlabError
+from wanlab.errors import UsageError, WanlabError
 
 
 def test_a_full_disk_leaves_the_old_table(tmp_path, monkeypatch):
@@ -66,3 +67,48 @@ def test_only_regular_files_are_read(tmp_path):
         with pytest.raises(WanlabError):
             files.read_bytes(tmp_path / name, 4)
     assert files.read_bytes(tmp_path / "big", 5) == b"12345"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "NaN",
+        "[Infinity]",
+        "1" + "0" * 400,
+        "9" * 5000,
+        "[" * 100_000,
+        "{",
+        '{"a":' * 100_000,
+        "[" + "[]," * 20_000_000 + "1]",
+    ],
+)
+def test_what_json_may_not_be_is_one_error(text):
+    with pytest.raises(ValueError):
+        files.parse_json(text)
+
+
+@pytest.mark.parametrize(
+    "unit", ["[]", "{}", '{"a":1}', "1.5", '"ab"', '"\u00e9\u4e00"', '{"a":{}}', "12345678901", "[[1]]"]
+)
+def test_the_memory_of_json_is_foretold(unit):
+    """What the values take, measured, is no more than was foretold, and not a tenth of it."""
+    text = "[" + ",".join([unit] * 100_000) + "]"
+    tracemalloc.start()
+    kept = files.parse_json(text)
+    taken = tracemalloc.get_traced_memory()[1] + len(text)
+    tracemalloc.stop()
+    assert kept and taken < files.json_bytes(text) < 10 * taken
+
+
+@pytest.mark.parametrize("text", ["a = " + "9" * 5000, "a = " + "[" * 50_000, "a", "a = \xff", "a = 1\na = 2"])
+def test_what_is_no_toml_is_one_line(text, tmp_path):
+    (tmp_path / "a.toml").write_text(text, "latin-1")
+    with pytest.raises(UsageError, match=r"cannot read .*a.toml") as caught:
+        files.read_toml(tmp_path / "a.toml", "what to do")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_pipe_is_no_toml(tmp_path):
+    os.mkfifo(tmp_path / "a.toml")
+    with pytest.raises(UsageError, match="pipe"):
+        files.read_toml(tmp_path / "a.toml", "")

@@ -1,7 +1,12 @@
 """Files from strangers: a result or one WanlabError, in bounded time and memory."""
 
-import importlib.util
 import os
+import resource
+import shutil
+import sys
+import zlib
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -10,17 +15,25 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tests import fuzz, samples
+from wanlab.analysis.hypotheses import evidence
 from wanlab.errors import WanlabError
-from wanlab.runfile import Field, Run, RunWriter, completed, part_directory, read_in_child, remove_leftovers
+from wanlab.runfile import (
+    Field,
+    Reader,
+    Run,
+    RunWriter,
+    completed,
+    part_directory,
+    read_in_child,
+    remove_leftovers,
+    summary,
+    verify,
+)
 from wanlab.runfile.shards import load_shard, read_manifest
-from wanlab.video import read_mp4, write_mp4
+from wanlab.video import read_mp4
 
-HERE = Path(__file__).parent
-ARCHIVE = HERE / "archives" / "run-v2.h5"
-spec = importlib.util.spec_from_file_location("fuzz", HERE / "fuzz.py")
-assert spec is not None and spec.loader is not None
-fuzz = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(fuzz)
+ARCHIVE = Path(__file__).parent / "archives" / "run-v2.h5"
 
 ANY = settings(max_examples=60, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
@@ -31,27 +44,56 @@ def begin(path: Path) -> Path:
     return part_directory(path)
 
 
-def mutants(kind: str, tmp_path: Path, count: int) -> int:
-    part = begin(tmp_path / "r.h5")
-    write_mp4(tmp_path / "a.mp4", np.zeros((5, 16, 16, 3), "u1"), 16)
-    path = {
-        "run": tmp_path / "m.h5",
-        "shard": part / "step-000000.wls",
-        "manifest": part / "manifest.json",
-        "video": tmp_path / "a.mp4",
-    }[kind]
-    return fuzz.fuzz(kind, ARCHIVE.read_bytes() if kind == "run" else path.read_bytes(), path, count)
+# Of every kind of file that the program reads (fuzz.READERS): how many mutants of it here, and in `make slow`.
+COUNTS = {
+    **dict.fromkeys(("shard", "manifest", "calibration", "scores", "prompts", "thresholds", "design"), (100, 20_000)),
+    **dict.fromkeys(("spec", "latents", "tensors", "checkpoint", "result"), (50, 20_000)),
+    "run": (100, 100_000),
+    "here": (60, 20_000),
+    "video": (20, 20_000),
+}
+QUICK = [("run", "here"), ("result", "video"), ("latents", "tensors", "checkpoint")]
+QUICK.append(tuple(k for k in COUNTS if not any(k in kinds for kinds in QUICK)))
 
 
-@pytest.mark.parametrize(("kind", "count"), [("run", 200), ("shard", 100), ("manifest", 100), ("video", 10)])
-def test_some_mutants(kind: str, count: int, tmp_path: Path) -> None:
-    assert mutants(kind, tmp_path, count) > 0
+def mutants(kind: str, folder: Path, count: int) -> None:
+    if kind in ("latents", "tensors", "checkpoint"):
+        pytest.importorskip("torch")
+    ended = fuzz.fuzz(kind, folder, count)
+    print(f"{kind}: {ended}")  # `pytest -s` shows what was measured
+    assert ended.faults == ""
+    assert 0 < ended.refused < max(count, 1000), "some have to be read: mutants that are all refused reach little"
+
+
+def test_every_reader_has_its_mutants() -> None:
+    assert set(COUNTS) == set(fuzz.READERS)
+
+
+@pytest.mark.parametrize("kinds", QUICK, ids=" ".join)
+def test_some_mutants(kinds: tuple[str, ...], tmp_path: Path) -> None:
+    for kind in kinds:
+        (tmp_path / kind).mkdir()
+        mutants(kind, tmp_path / kind, COUNTS[kind][0])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "count"), [("run", 100_000), ("shard", 9_000), ("manifest", 9_000), ("video", 2_000)])
-def test_many_mutants(kind: str, count: int, tmp_path: Path) -> None:
-    assert mutants(kind, tmp_path, int(os.environ.get("WANLAB_FUZZ", count))) > 0
+@pytest.mark.parametrize("kind", COUNTS)
+def test_many_mutants(kind: str, tmp_path: Path) -> None:
+    mutants(kind, tmp_path, int(os.environ.get("WANLAB_FUZZ", COUNTS[kind][1])))
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [("raises", "KeyError"), ("crashes", "ended with -11"), ("grows", "MiB"), ("spins", "took"), ("sleeps", "nothing")],
+)
+def test_the_fuzzer_notices(kind: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An exception, a crash, memory, time of the processor, time of the clock: each is a fault."""
+    (tmp_path / "samples").mkdir()
+    (tmp_path / "samples" / "a.json").write_text("[1]")
+    for name, value in {"SECONDS": 3.0, "BYTES": 2**28, "SILENT": 90.0 if kind != "sleeps" else 8.0}.items():
+        monkeypatch.setattr(fuzz, name, value)
+    faults = fuzz.fuzz(kind, tmp_path, 1).faults
+    assert says in faults and "\n" not in faults
 
 
 @ANY
@@ -146,3 +188,63 @@ def test_a_stranger_is_read_in_a_child(tmp_path: Path) -> None:
     (tmp_path / "r.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(100))
     with pytest.raises(WanlabError):
         read_in_child(tmp_path / "r.h5")
+
+
+@pytest.mark.parametrize(
+    ("does", "says"),
+    [
+        (fuzz.crashes, "SIGSEGV"),
+        (fuzz.spins, "took over"),
+        (fuzz.grows, "too much memory"),
+        (fuzz.raises, "reading it failed: KeyError"),
+    ],
+)
+def test_what_a_file_does_to_its_reader_is_said_and_the_next_one_is_read(
+    does: Callable[[Path], object], says: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "r.h5"
+    path.touch()
+    with Reader(memory=2**29, seconds=2) as reader:
+        with pytest.raises(WanlabError, match=says) as caught:
+            reader(does, path)
+        assert str(path) in caught.value.message
+        assert reader(summary, ARCHIVE)["format"] == "2"
+
+
+def test_the_reader_imports_nothing_from_the_folder_that_it_is_used_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("json", "h5py", "numpy", "wanlab"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nraise SystemExit")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    assert read_in_child(ARCHIVE)["format"] == "2"
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_bomb_is_refused(tmp_path: Path) -> None:
+    """65 KB that become 4 GiB: what it expands to is never held."""
+    bomb = samples.write_small(tmp_path / "b.h5")
+    with h5py.File(bomb, "r+", libver=("v110", "v110")) as file:
+        chunk = (1, 4096, 4096, 3)
+        film = file["final"].create_dataset("film", (80, *chunk[1:]), "u1", chunks=chunk, compression=9)
+        data = zlib.compress(bytes(4096 * 4096 * 3), 1)
+        for k in range(80):
+            film.id.write_direct_chunk((k, 0, 0, 0), data)
+    assert bomb.stat().st_size < 20 * 2**20
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with Reader(seconds=2) as reader, pytest.raises(WanlabError, match=r"took over 2 s|took over 6 s"):
+        reader(verify, bomb)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**17  # KiB
+
+
+def test_a_report_leaves_out_what_harms_its_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound = samples.write_run(tmp_path / "a.h5")
+    for name in ("crashes", "grows", "raises", "spins"):
+        shutil.copy(sound, tmp_path / f"{name}.h5")
+    monkeypatch.setattr(evidence, "read_run", fuzz.read_or_harm)
+    monkeypatch.setattr(evidence, "Reader", partial(Reader, memory=2**29, seconds=2))
+    found = evidence.collect([tmp_path])
+    said = {path.stem: message for path, message in found.problems}
+    assert [r.path for r in found.runs] == [sound] and set(said) == {"crashes", "grows", "raises", "spins"}
+    assert all("\n" not in m and f"{name}.h5 is refused" in m for name, m in said.items())

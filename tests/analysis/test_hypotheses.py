@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from wanlab.analysis import hypotheses as h
-from wanlab.analysis.bands import Bands, bands
 from wanlab.analysis import metrics
+from wanlab.analysis.bands import Bands, bands
 from wanlab.analysis.hypotheses import scales
 from wanlab.analysis.key import Key
 from wanlab.analysis.metrics.adherence import difference

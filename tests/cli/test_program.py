@@ -102,6 +102,36 @@ def test_a_typo_is_said_within_a_second_of_cpu(given: tuple[str, ...], remedy: s
     assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
 
 
+@pytest.mark.parametrize(
+    ("given", "remedy"),
+    [
+        (("compare", "--a", "cgf:last=5"), "did you mean cfg"),
+        (("compare", "--model", "tinny"), "did you mean tiny"),
+        (("compare", "--a", "no/such.h5", "--b", "baseline"), "give both"),
+        (("continuity", "--prompt", "x", "--model", "tinny"), "did you mean tiny"),
+        (("continuity", "no/such.h5"), "there is no"),
+        (("calibrate", "--model", "tinny"), "did you mean tiny"),
+        (("calibrate", "--out", "x.txt"), ".json"),
+        (("report", "no/such"), "there is no"),
+        (("inspect", "--untrusted", "no/such.h5"), "there is no"),
+    ],
+)
+def test_every_command_says_what_is_wrong_before_it_imports_what_it_works_with(
+    given: tuple[str, ...], remedy: str
+) -> None:
+    """Under a second of CPU; on a busy machine, where a second of CPU does less, near what `--version` takes."""
+
+    def cpu(*command: str) -> tuple[float, str]:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = wanlab(*command)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stderr
+
+    seconds, said = cpu(*given)
+    assert remedy in said and said.count("\n") == 1
+    assert seconds < 1.0 or seconds < 1.8 * cpu("--version")[0]
+
+
 # --- signals ---------------------------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from wanlab.spec import MethodSpec, RecordSpec, RunSpec
 from wanlab.study import design as designs
 from wanlab.study.design import MODES, Variant
 from wanlab.study.drawn import Drawn
-from wanlab.study.requests import parse_seeds
+from wanlab.study.requests import check_names, parse_seeds
 
 if TYPE_CHECKING:
     from wanlab.study.compare import Asked
@@ -178,7 +178,7 @@ def compare(
     wanlab compare --mode cfg_vs_baseline
     """
     shown_as = form.choose()
-    asked, workers = judging.asked(bool(subject.sweep)), sharing.workers()
+    workers = sharing.workers()
     named = designs.read_methods(subject.methods) if subject.methods else {}
     if any(designs.is_source(text, named) for text in (*(subject.a or ()), subject.b)):
         if subject.mode or subject.sweep or subject.at_cost or judging.noise_floor or sharing != Sharing():
@@ -186,11 +186,14 @@ def compare(
                 "--mode, --sweep, --at-cost, --noise-floor, --shard and --runner sample; two videos are given",
                 "leave them out",
             )
-        return finish(_of_files(subject.a, subject.b, named, out, asked), shown_as)
+        return finish(_of_files(subject.a, subject.b, named, out, judging), shown_as)
     baseline, methods = _methods(subject, named, shortcuts)
     prompts = designs.suite_prompts(subject.suite)
     specs = sampling.specs((), RecordSpec(level="latents", video="float32"), prompts=prompts)
     specs, floors = designs.with_floors(specs, baseline) if judging.noise_floor else (specs, [])
+    for method in (baseline, *methods):
+        check_names(method.apply(specs[0]))
+    asked = judging.asked(bool(subject.sweep))  # imports what measures: after what is wrong without it
     variants, said = _variants(subject, methods, specs, baseline, out, force=force, dry_run=dry_run, yes=yes)
     asked = replace(asked, remarks=said)
     design = designs.arrange(specs, baseline, variants, floors, out)
@@ -211,16 +214,17 @@ def compare(
 
 
 def _of_files(
-    texts: list[str] | None, b: str | None, named: dict[str, MethodSpec], out: Path, asked: Asked
+    texts: list[str] | None, b: str | None, named: dict[str, MethodSpec], out: Path, judging: Judging
 ) -> ComparisonResult:
-    from wanlab.study.compare import compare_files
-
     a = texts[0] if texts and len(texts) == 1 else None
     if not (a and b and designs.is_source(a, named) and designs.is_source(b, named)):
         raise UsageError(
             "a run, video or folder is compared with another one",
             "give both --a FILE and --b FILE, or --a and --b FOLDER",
         )
+    asked = judging.asked(False)
+    from wanlab.study.compare import compare_files
+
     return compare_files(Path(a), Path(b), out, asked, watcher=Watcher())
 
 

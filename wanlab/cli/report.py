@@ -13,6 +13,7 @@ from rich.text import Text
 from wanlab.cli import render
 from wanlab.errors import UsageError
 from wanlab.registry import suggest
+from wanlab.spec.paths import check_result
 
 if TYPE_CHECKING:
     from wanlab.analysis.hypotheses import Evidence, Thresholds
@@ -47,13 +48,15 @@ def report(
 
         wanlab report comparison_outputs continuity_analysis
     """
-    from wanlab.analysis import hypotheses as h
-    from wanlab.study.report import collect
-
     form = "json" if as_json else format
     if form not in render.FORMATS:
         raise UsageError(f"--format '{render.plain(form, 40)}' is unknown", suggest(form, render.FORMATS))
     given = paths or [Path()]
+    for path in given:
+        check_result(path)
+    from wanlab.analysis import hypotheses as h  # a second: after what is wrong without it
+    from wanlab.study.report import collect
+
     if export or imported:
         if (export and imported) or watch or thresholds or (imported and paths):
             raise UsageError("--export and --import each stand alone", "leave the other options out")

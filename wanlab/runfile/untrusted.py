@@ -16,9 +16,11 @@ import subprocess
 import sys
 from collections.abc import Callable
 from multiprocessing.connection import Connection, Pipe
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from wanlab.errors import WanlabError
+from wanlab.runfile.checks import check_place
 from wanlab.runfile.reader import Run
 from wanlab.runfile.verify import verify
 
@@ -52,6 +54,7 @@ class Reader:
 
     def __call__(self, function: Callable[..., T], path: str | os.PathLike[str], *more: Any) -> T:
         """Raises WanlabError: `function`'s own, and for a file that takes more than the limits or ends the process."""
+        check_place(Path(path))
         pipe = self._pipe or self._begin()
         try:
             pipe.send((function, path, more))

@@ -48,8 +48,6 @@ def calibrate(
     Runs that are there already are kept, unless `force`. A failed run is left out, and said. Raises UsageError and
     WanlabError.
     """
-    from wanlab.engine import run as engine
-
     watcher = watcher or Watcher()
     if out.suffix != ".json":
         raise UsageError(f"the calibration {out} does not end in .json", f"use {out.name}.json")
@@ -57,6 +55,8 @@ def calibrate(
     specs = prepare(specs)
     for spec in specs:
         check_names(spec)
+    from wanlab.engine import run as engine  # torch and diffusers, seconds: after all that can be wrong without them
+
     runs = places(specs, out.with_suffix(""))
     expected = engine.plan(specs[0])
     disk = len(specs) * expected.disk_bytes / 1e9

@@ -12,8 +12,9 @@ from typing import Any
 from wanlab.analysis.hypotheses.schema import COMPARISON, read_json
 from wanlab.analysis.key import Key
 from wanlab.analysis.measured import Measured, read_run
-from wanlab.errors import UsageError, WanlabError
+from wanlab.errors import WanlabError
 from wanlab.runfile import Reader
+from wanlab.spec.paths import check_result
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,9 @@ def collect(paths: Iterable[Path]) -> Evidence:
 
 def files(given: Path) -> list[Path]:
     """The files below a path that `collect` reads. Raises UsageError for a path that is not there."""
+    check_result(given)
     if not os.path.isdir(given):
-        if not os.path.lexists(given):
-            raise UsageError(f"there is no {given}", "name folders that wanlab wrote, or run files")
-        if given.suffix in (".h5", ".json"):
-            return [given]
-        raise UsageError(f"{given} is no run file and no comparison or continuity analysis", "name one, or a folder")
+        return [given]
     names = ("*.h5", "comparison.json", "comparisons/*.json", "continuity_statistics.json")
     wanted = {p for name in names for p in given.rglob(name)}
     return sorted(p for p in wanted if not os.path.isdir(p) and not any(q.name.endswith(".h5.part") for q in p.parents))

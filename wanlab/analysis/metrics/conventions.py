@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import scipy  # its parts are imported when they are used
-from skimage.metrics import structural_similarity
+import skimage  # its parts are imported when they are used
 
 from wanlab.analysis.metrics import metric
 from wanlab.analysis.metrics.clip import Clip, Floats
@@ -143,7 +143,7 @@ def ssim_torchmetrics(x: Floats, y: Floats) -> float:
 @metric("ssim.skimage", needs="frame pair", title="SSIM, scikit-image", format=".4f", **SSIM)
 def ssim_skimage(x: Floats, y: Floats) -> float:
     """scikit-image with its defaults: a uniform window of 7 x 7, sample covariance; range 1, mean over frames."""
-    return min(float(structural_similarity(x, y, data_range=1.0, channel_axis=-1)), 1.0)
+    return min(float(skimage.metrics.structural_similarity(x, y, data_range=1.0, channel_axis=-1)), 1.0)
 
 
 @metric("ssim.ffmpeg", needs="pair", title="SSIM, ffmpeg", format=".6f", **SSIM)

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import skimage  # its parts are imported when they are used
 from numpy.typing import NDArray
-from skimage.metrics import structural_similarity
 
 from wanlab.analysis.metrics import metric
 from wanlab.analysis.metrics.clip import Clip, Floats
@@ -59,7 +59,7 @@ def ssim(x: Floats, y: Floats) -> float:
         values = 0.0
         for at in range(0, x.shape[0] - 2 * SSIM_EDGE, SSIM_ROWS):
             band = slice(at, at + SSIM_ROWS + 2 * SSIM_EDGE)
-            own = structural_similarity(
+            own = skimage.metrics.structural_similarity(
                 x[band, :, c],
                 y[band, :, c],
                 data_range=1.0,

@@ -6,8 +6,7 @@ import math
 from weakref import ReferenceType, ref
 
 import numpy as np
-from skimage.registration import optical_flow_ilk
-from skimage.transform import resize, warp
+import skimage  # its parts are imported when they are used
 
 from wanlab.analysis.metrics import metric
 from wanlab.analysis.metrics.clip import Floats
@@ -37,7 +36,9 @@ def warping_error(before: Floats, frame: Floats) -> float:
     rows, columns = np.meshgrid(np.arange(height), np.arange(width), indexing="ij")
     at = np.array([rows + flow[0], columns + flow[1]])
     inside = (at[0] >= 0) & (at[0] <= height - 1) & (at[1] >= 0) & (at[1] <= width - 1)
-    moved = np.stack([warp(second[..., c], at, mode="edge") for c in range(second.shape[-1])], axis=-1)
+    moved = np.stack(
+        [skimage.transform.warp(second[..., c], at, mode="edge") for c in range(second.shape[-1])], axis=-1
+    )
     error = np.abs(moved - first).mean(axis=-1)
     return float(error[inside].mean()) if inside.any() else math.nan
 
@@ -59,7 +60,7 @@ def _seen(before: Floats, frame: Floats) -> tuple[Floats, Floats, Floats]:
     if np.array_equal(first, second):
         flow = np.zeros((2, *first.shape))
     else:
-        flow = np.asarray(optical_flow_ilk(first, second, radius=5, num_warp=3), np.float64)
+        flow = np.asarray(skimage.registration.optical_flow_ilk(first, second, radius=5, num_warp=3), np.float64)
     _last = ref(before), ref(frame), (*small, flow)
     return _last[2]
 
@@ -69,5 +70,6 @@ def _small(frame: Floats) -> Floats:
     if scale >= 1:
         return frame
     size = (round(frame.shape[0] * scale), FLOW_WIDTH)
-    colours = [resize(frame[..., c], size, anti_aliasing=True) for c in range(frame.shape[-1])]  # bounds the memory
+    # One colour after the other: that bounds the memory.
+    colours = [skimage.transform.resize(frame[..., c], size, anti_aliasing=True) for c in range(frame.shape[-1])]
     return np.stack(colours, axis=-1).astype(np.float64, copy=False)
