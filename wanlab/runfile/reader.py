@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -146,7 +147,8 @@ class Run:
             with reading(self.path):
                 self._open()
         except BaseException:
-            self._file.close()
+            with contextlib.suppress(Exception):  # of bad metadata the library also fails to let go
+                self._file.close()
             raise
 
     def _open(self) -> None:
@@ -232,7 +234,8 @@ class Run:
         return name in self.data
 
     def close(self) -> None:
-        self._file.close()
+        with reading(self.path):
+            self._file.close()
 
     def __enter__(self) -> Self:
         return self
