@@ -44,9 +44,9 @@ def test_published_intervals() -> None:
 
 def test_nothing_changed() -> None:
     """The statistic is then √n √(x/(1 - x)) at a difference -x: the interval ends at t²/(n + t²) of either sign, of
-    n = 32/(1 + 3 · .3) independent pairs."""
+    n = 32/(1 + 3 · .1) independent pairs."""
     own = paired_difference([0.0] * 32, [f"p{k // 4}" for k in range(32)])
-    end = quantile(8) ** 2 / (32 / 1.9 + quantile(8) ** 2)
+    end = quantile(8) ** 2 / (32 / 1.3 + quantile(8) ** 2)
     assert (own.mean, own.low, own.high, own.n) == pytest.approx((0, -end, end, 8), abs=1e-6)
 
 
@@ -93,11 +93,11 @@ def test_the_ends_are_where_the_statistic_is_the_quantile(better: int, broke: in
 
 def test_seeds_of_one_prompt_are_no_more_evidence_than_one() -> None:
     """Eight prompts whose four seeds agree are eight pairs; the design effect of one a prompt is 8/7 (k/(k - 1)). What
-    is 32/7 of 32 · (12/32 - 1/64) = 11.5 changed pairs counts beside 1.9 of one."""
+    is 32/7 of 32 · (12/32 - 1/64) = 11.5 changed pairs counts beside 1.3 of one."""
     prompts = [1.0, -1, 0, 0, 0, 0, 1, 0]
     x = np.repeat(prompts, 4)
     _, _, n = effective(x, np.repeat(np.eye(8, dtype=bool), 4, axis=1))
-    assert float(n) == pytest.approx(32 * 12.5 / (11.5 * 32 / 7 + 1.9))
+    assert float(n) == pytest.approx(32 * 12.5 / (11.5 * 32 / 7 + 1.3))
     spread = [1.0, 0, 0, 0] * 2 + [-1.0, 0, 0, 0] + [0.0] * 20
     own, together = (paired_difference(v, [k // 4 for k in range(32)]) for v in (spread, x))
     assert own.high - own.low < together.high - together.low
