@@ -1,7 +1,4 @@
-"""Evaluate the network at every other step, and use its velocities again in between.
-
-wanlab compare --a examples/skip_every_other.py:skip_every_other
-"""
+"""Half the steps use the last velocities again: wanlab compare --a examples/skip_every_other.py:skip_every_other"""
 
 from dataclasses import dataclass, replace
 
@@ -31,9 +28,8 @@ class _Session(Session):
         self.every, self.stretch, self.first = every, None, 0
 
     def plan(self, plan, ctx):
-        stretch = (ctx.expert, plan.frames, plan.branches)
-        self.first = self.first if stretch == self.stretch else ctx.index  # where nothing is remembered from before
-        self.stretch = stretch
+        if (stretch := (ctx.expert, plan.frames, plan.branches)) != self.stretch:
+            self.stretch, self.first = stretch, ctx.index  # nothing is remembered from before
         return replace(plan, reused=plan.branches) if (ctx.index - self.first) % self.every else plan
 
     def evaluate(self, call, inner):

@@ -514,6 +514,7 @@ HARM = [
     _many_attributes,
     _put("/", "evil", "text of a variable length"),
     _put("steps", "evil", np.array([h5py.Reference()], h5py.ref_dtype)),
+    _put("/", "encoding-version", np.zeros((30, 3))),
     _put("/", "packages_json", np.bytes_("{")),
     _put("/", "packages_json", np.bytes_("[" * 100_000)),
     _put("steps/x_t", "recorded_steps", np.array([0, 1, 2, 99])),
@@ -540,12 +541,28 @@ def test_harm_is_refused(tmp_path: Path, small: bytes, harm: Callable[[h5py.File
         harm(file)
     fold.append_seal(path)
     before = resource.getrusage(resource.RUSAGE_SELF)
-    with pytest.raises(WanlabError):
+    with pytest.raises(WanlabError) as error:
         Run(path)
+    assert "\n" not in str(error.value)
     assert len(verify(path)) == 1
     after = resource.getrusage(resource.RUSAGE_SELF)
     assert after.ru_maxrss - before.ru_maxrss < 300_000  # kB
     assert after.ru_utime - before.ru_utime < 2
+
+
+def test_what_the_library_says_while_it_closes_a_file_is_one_line(
+    tmp_path: Path, small: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of bad metadata it may first find out then, and says RuntimeError."""
+    (tmp_path / "r.h5").write_bytes(small)
+    run = Run(tmp_path / "r.h5")
+
+    def close(_: h5py.File) -> None:
+        raise RuntimeError("can't close\nthe file")
+
+    monkeypatch.setattr(h5py.File, "close", close)
+    with pytest.raises(WanlabError, match="can't close the file"):
+        run.close()
 
 
 def test_the_untouched_file_is_accepted(tmp_path: Path, small: bytes) -> None:

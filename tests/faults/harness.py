@@ -332,8 +332,8 @@ class Bench:
 
     def attempt(self, blow: Blow) -> tuple[int, list[str]]:
         """Run the command with a blow: its exit code, and what is wrong afterwards, in words."""
-        steps = kept_steps(self.out)
         finished = {n: d for n, d in digests(self.out).items() if n.endswith(".h5")}
+        steps = {n: k for n, k in kept_steps(self.out).items() if n not in finished}
         try:
             code = run(self.args, self.out, self.log, blow)
         except TimeoutError:

@@ -158,8 +158,9 @@ class Run:
             raise WanlabError(f"{self.path} is not a wanlab run file", "name a file that wanlab generate made")
         self.version = str(root.get("encoding-version"))
         if self.version not in SCHEMAS:
+            named = " ".join(self.version.split())[:40]
             raise WanlabError(
-                f"{self.path} has format version {self.version}; this wanlab reads {' and '.join(SCHEMAS)}",
+                f"{self.path} has format version {named}; this wanlab reads {' and '.join(SCHEMAS)}",
                 "use a newer wanlab",
             )
         self.spec_json = str(root.get("spec_json", ""))
