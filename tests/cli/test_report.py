@@ -25,6 +25,7 @@ from PIL import Image
 from wanlab.analysis import hypotheses as h
 from wanlab.analysis.stats import Interval
 from wanlab.cli.app import main
+from wanlab.runfile import Reader
 from wanlab.study import page
 from wanlab.study.report import commands
 
@@ -159,6 +160,7 @@ def test_figures_that_cannot_be_read_are_left_out(
         figure.symlink_to(target)
     code, _, err = wanlab(tmp_path / "in", "--out", tmp_path / "r")
     assert code == 0 and "Traceback" not in err
+    assert re.search(r"pareto\.png.*: the figure is left out", err)
     assert "data:image/png" not in (tmp_path / "r" / "report.html").read_text()
 
 
@@ -316,7 +318,7 @@ def test_a_command_that_another_begins_with_is_not_said() -> None:
 
 def shown(content: dict[str, Any], runs: tuple[Any, ...] = ()) -> dict[str, Any]:
     """What the page shows of a comparison."""
-    return page._comparison(Path("comparison.json"), content, [0], page.Clips(runs))
+    return page._comparison(Path("comparison.json"), content, page.Figures(), page.Clips(runs, Reader()))
 
 
 def test_a_measure_that_somebody_registered_has_a_column_on_the_page_and_what_nobody_measured_has_none() -> None:

@@ -36,7 +36,7 @@ VOID = ("–", "", None)
 
 
 def page(evidence: Evidence, judged: Sequence[Hypothesis], figures: Sequence[Stated]) -> tuple[str, list[str]]:
-    """The whole report as one HTML page that loads nothing from anywhere, and notes on clips that are left out."""
+    """The whole report as one HTML page that loads nothing from anywhere, and notes on what is left out."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -49,10 +49,10 @@ def page(evidence: Evidence, judged: Sequence[Hypothesis], figures: Sequence[Sta
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    budget = [FIGURES]
+    drawn = Figures()
     with Reader() as reader:
         clips = Clips(evidence.runs, reader)
-        comparisons = [_comparison(c.path, c.content, budget, clips) for c in evidence.comparisons]
+        comparisons = [_comparison(c.path, c.content, drawn, clips) for c in evidence.comparisons]
         paired = set(clips.shown)
         alone = [
             {"says": r.prompt, "beside": f"{r.method}, seed {r.seed}", "data": data}
@@ -72,13 +72,13 @@ def page(evidence: Evidence, judged: Sequence[Hypothesis], figures: Sequence[Sta
         hypotheses=[_hypothesis(x) for x in judged],
         stated=_table([_stated(f) for f in figures]),
         comparisons=comparisons,
-        continuities=[_continuity(c.path, c.content, budget) for c in evidence.continuities],
+        continuities=[_continuity(c.path, c.content, drawn) for c in evidence.continuities],
         runs=_table([_run(r) for r in evidence.runs], ("prompt", "method", "model")),
         clips=alone,
         clips_said=clips.counted(),
         problems=[{"path": str(p), "message": m} for p, m in evidence.problems],
     )
-    return html, clips.notes
+    return html, [*drawn.notes, *clips.notes]
 
 
 def _table(rows: Sequence[dict[str, Any]], texts: Sequence[str] | None = None) -> dict[str, Any]:
@@ -210,7 +210,7 @@ COLUMNS = {
 }
 
 
-def _comparison(path: Path, content: Any, budget: list[int], clips: Clips) -> dict[str, Any]:
+def _comparison(path: Path, content: Any, drawn: Figures, clips: Clips) -> dict[str, Any]:
     columns = COLUMNS | {name.replace("_", " "): (name, ".4g", "") for name in _others(content)}
     summaries = [(m.get("label"), m.get("summary") or {}) for m in content["methods"]]
     rows = [
@@ -229,7 +229,7 @@ def _comparison(path: Path, content: Any, budget: list[int], clips: Clips) -> di
         "table": _table(rows, ("method", "verdict")),
         "clip_table": _table(seen, ("method",)),
         "pairs": _pairs(content, clips),
-        "figures": _figures(_drawn(path, content), budget),
+        "figures": drawn.of(_drawn(path, content)),
     }
 
 
@@ -303,7 +303,7 @@ def _of(summary: Any, name: str, form: str, unit: str) -> str:
     return f"{mean:{form}}{unit}{spread}"
 
 
-def _continuity(path: Path, content: Any, budget: list[int]) -> dict[str, Any]:
+def _continuity(path: Path, content: Any, drawn: Figures) -> dict[str, Any]:
     return {
         "title": str(path),
         "reading": [
@@ -311,23 +311,32 @@ def _continuity(path: Path, content: Any, budget: list[int]) -> dict[str, Any]:
             for g in content["groups"]
             for line in g.get("reading") or []
         ],
-        "figures": _figures(sorted(path.parent.glob("continuity_*.png")), budget),
+        "figures": drawn.of(sorted(path.parent.glob("continuity_*.png"))),
     }
 
 
-def _figures(files: Sequence[Path], budget: list[int]) -> list[dict[str, str]]:
-    """As data URIs, as long as the budget lasts."""
-    found = []
-    for file in files:
-        try:
-            data = read_bytes(file, budget[0])
-        except WanlabError:  # too large, no regular file, or one that cannot be read
-            continue
-        if data[:8] != b"\x89PNG\r\n\x1a\n":
-            continue
-        budget[0] -= len(data)
-        found.append({"name": f"{file.parent.name}: {file.stem.replace('_', ' ')}", "data": _uri("image/png", data)})
-    return found
+class Figures:
+    """PNG files as data URIs, until the page's budget is spent."""
+
+    def __init__(self) -> None:
+        self._left = FIGURES
+        self.notes: list[str] = []
+
+    def of(self, files: Sequence[Path]) -> list[dict[str, str]]:
+        """Those of the files that are there and can be shown; of the others that are there a note says why not."""
+        found = []
+        for file in filter(os.path.lexists, files):
+            try:
+                data = read_bytes(file, self._left)
+                if data[:8] != b"\x89PNG\r\n\x1a\n":
+                    raise WanlabError(f"{file} is no PNG")
+            except WanlabError as error:
+                self.notes.append(f"{error.message}: the figure is left out")
+                continue
+            self._left -= len(data)
+            name = f"{file.parent.name}: {file.stem.replace('_', ' ')}"
+            found.append({"name": name, "data": _uri("image/png", data)})
+        return found
 
 
 class Clips:
