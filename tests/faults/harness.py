@@ -67,7 +67,7 @@ DRAWN = {f"{name}_figure" for name in ("analysis", "frames", "guidance", "heatma
 DRAWN |= {"contact_sheet", "divergence", "per_frame", "worst_frame"}
 MOST_ERRORS = 4  # lines: of each of two runs, how many runs failed, and that no pair is left to compare
 LIMIT = 300.0  # seconds a command may take
-WORKING = re.compile(r"\.[0-9a-f]{12}\.part")  # of a file that is being written
+WORKING = re.compile(r"\.[0-9a-f]{12}\.part")  # of a file that was being written: a killed command leaves it
 MEASURED = re.compile(r"(seconds|speedup)(?!_predicted)")  # names of what differs from run to run
 TIMES = re.compile(r"[0-9.]+x|–")
 UNTIMED = "speed-up"  # in what is said where runs of several processes cannot be timed against each other
@@ -207,7 +207,7 @@ def results(folder: Path) -> dict[str, Any]:
     found = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder)
-        if name.parts[0] != "before":
+        if name.parts[0] != "before" and not WORKING.search(str(name)):
             found[str(name)] = "" if path.is_dir() else content(path)
     return found
 
@@ -368,7 +368,7 @@ class Bench:
             if name not in found:
                 yield f"not there: {name}"
             elif name not in self.right:
-                if not WORKING.search(name) and not (blow.error and "lock" in name):
+                if not (blow.error and "lock" in name):
                     yield f"left over: {name}"
             elif found[name] != self.right[name] and not (said and name.endswith(".html")):
                 yield f"differs: {name}"
