@@ -76,9 +76,11 @@ def test_a_damaged_file_among_sound_ones_is_3(run_inspect: Inspect, sound: Path,
 
 
 def test_untrusted_files_are_read_in_a_child(
-    run_inspect: Inspect, sound: Path, monkeypatch: pytest.MonkeyPatch
+    run_inspect: Inspect, sound: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[Any, ...]] = []
+    bomb = tmp_path / "bomb.h5"
+    bomb.touch()
 
     def child(path: Path, memory: int, seconds: float, check: bool = False) -> dict[str, Any]:
         asked.append((path, memory, seconds, check))
@@ -87,9 +89,9 @@ def test_untrusted_files_are_read_in_a_child(
         return runfile.summary(path, check)
 
     monkeypatch.setattr(runfile, "read_in_child", child)
-    code, out, err = run_inspect("--untrusted", "bomb.h5", str(sound), "--json")
+    code, out, err = run_inspect("--untrusted", str(bomb), str(sound), "--json")
     assert code == 3 and len(json.loads(out)) == 1 and "made to harm" in err
     assert asked == [
-        (Path("bomb.h5"), inspect.MEMORY, inspect.SECONDS, False),
+        (bomb, inspect.MEMORY, inspect.SECONDS, False),
         (sound, inspect.MEMORY, inspect.SECONDS, False),
     ]

@@ -26,6 +26,19 @@ def script(code: str, *args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, "-c", code, *args], capture_output=True, text=True, timeout=60)
 
 
+def cpu(*command: str) -> tuple[float, subprocess.CompletedProcess[str]]:
+    """Seconds of processor time that Python takes for a command, and how it ended."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done
+
+
+def slowness() -> float:
+    """How much less than usual a second of CPU does here, a busy machine's or an old one's; 1 at least."""
+    return max(1.0, cpu("-c", "import typer")[0] / 0.08)
+
+
 # --- help ------------------------------------------------------------------------------------------------------------
 
 
@@ -60,13 +73,7 @@ def test_help_is_quick_and_imports_no_torch() -> None:
         "assert not {'torch', 'numpy', 'h5py', 'matplotlib'} & set(sys.modules), sorted(sys.modules)\n"
     )
     assert script(code).returncode == 0
-    took = []
-    for _ in range(3):
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        wanlab("--help")
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        took.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
-    assert min(took) < 0.4
+    assert min(cpu("-m", "wanlab", "--help")[0] for _ in range(3)) < 0.4 * slowness()
 
 
 def test_completion_completes_commands_and_options() -> None:
@@ -95,11 +102,9 @@ def test_completion_completes_commands_and_options() -> None:
     ],
 )
 def test_a_typo_is_said_within_a_second_of_cpu(given: tuple[str, ...], remedy: str) -> None:
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    done = wanlab("generate", "--prompt", "a red ball", "--dry-run", *given)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds, done = cpu("-m", "wanlab", "generate", "--prompt", "a red ball", "--dry-run", *given)
     assert done.returncode == 2 and remedy in done.stderr and done.stderr.count("\n") == 1
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 1.0
+    assert seconds < slowness()
 
 
 @pytest.mark.parametrize(
@@ -108,6 +113,7 @@ def test_a_typo_is_said_within_a_second_of_cpu(given: tuple[str, ...], remedy: s
         (("compare", "--a", "cgf:last=5"), "did you mean cfg"),
         (("compare", "--model", "tinny"), "did you mean tiny"),
         (("compare", "--a", "no/such.h5", "--b", "baseline"), "give both"),
+        (("compare", "--a", "cfg:last=1", "--prompt", "a", "--out", "/proc/x"), "cannot write"),
         (("continuity", "--prompt", "x", "--model", "tinny"), "did you mean tiny"),
         (("continuity", "no/such.h5"), "there is no"),
         (("calibrate", "--model", "tinny"), "did you mean tiny"),
@@ -119,17 +125,9 @@ def test_a_typo_is_said_within_a_second_of_cpu(given: tuple[str, ...], remedy: s
 def test_every_command_says_what_is_wrong_before_it_imports_what_it_works_with(
     given: tuple[str, ...], remedy: str
 ) -> None:
-    """Under a second of CPU; on a busy machine, where a second of CPU does less, near what `--version` takes."""
-
-    def cpu(*command: str) -> tuple[float, str]:
-        before = resource.getrusage(resource.RUSAGE_CHILDREN)
-        done = wanlab(*command)
-        after = resource.getrusage(resource.RUSAGE_CHILDREN)
-        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime, done.stderr
-
-    seconds, said = cpu(*given)
-    assert remedy in said and said.count("\n") == 1
-    assert seconds < 1.0 or seconds < 1.8 * cpu("--version")[0]
+    seconds, done = cpu("-m", "wanlab", *given)
+    assert remedy in done.stderr and done.stderr.count("\n") == 1
+    assert seconds < slowness()
 
 
 # --- signals ---------------------------------------------------------------------------------------------------------

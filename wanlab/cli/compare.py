@@ -19,7 +19,7 @@ from wanlab.spec import MethodSpec, RecordSpec, RunSpec
 from wanlab.study import design as designs
 from wanlab.study.design import MODES, Variant
 from wanlab.study.drawn import Drawn
-from wanlab.study.requests import check_names, parse_seeds
+from wanlab.study.requests import check_names, check_place, parse_seeds
 
 if TYPE_CHECKING:
     from wanlab.study.compare import Asked
@@ -193,6 +193,7 @@ def compare(
     specs, floors = designs.with_floors(specs, baseline) if judging.noise_floor else (specs, [])
     for method in (baseline, *methods):
         check_names(method.apply(specs[0]))
+    check_place(out / "comparison.json")
     asked = judging.asked(bool(subject.sweep))  # imports what measures: after what is wrong without it
     variants, said = _variants(subject, methods, specs, baseline, out, force=force, dry_run=dry_run, yes=yes)
     asked = replace(asked, remarks=said)

@@ -12,6 +12,7 @@ from wanlab.cli import render
 from wanlab.cli.grouping import with_options
 from wanlab.cli.options import Form
 from wanlab.errors import WanlabError
+from wanlab.files import check_regular
 from wanlab.study.text import plain
 
 MEMORY = 2**30  # bytes and …
@@ -36,13 +37,15 @@ def inspect(
     form: Form,
 ) -> int:
     """Show what a run file holds; with --verify, read all of it and say what is damaged."""
-    from wanlab import runfile
-
     shown_as = form.choose()
     contents: list[dict[str, Any]] = []
     bad = 0
     for path in runs:
         try:
+            if not Path(f"{path}.part").exists():  # of an unfinished run more is known
+                check_regular(path)
+            from wanlab import runfile  # numpy and h5py: after what is wrong without them
+
             content = (
                 runfile.read_in_child(path, MEMORY, SECONDS, check=check) if untrusted else runfile.summary(path, check)
             )
