@@ -15,19 +15,19 @@ from wanlab.spec import PolicySpec, RunSpec
 
 EMBEDDED = Path(__file__).parent.parent / "wanlab"
 STEPS = 4
+LATENT = ("channel", "latent_frame", "latent_height", "latent_width")
 
 
 def write_run(path: Path) -> Path:
     """A run file with all that a report reads: two experts, latents, guidance's figures, frames."""
     spec = RunSpec(model="tiny", prompt="a red ball", steps=STEPS, width=32, height=16, frames=5)
-    latent = ("channel", "latent_frame", "latent_height", "latent_width")
     numbers = ("timestep", "sigma", "sigma_next", "guidance_scale", "seconds", "mse", "change", "cosine")
     words = {"expert": "S6", "branches": "S16", "status_cond": "S7", "status_uncond": "S7", "guider": "S16"}
     fields = [Field(name, (), "float64") for name in (*numbers, "norm_ratio", "projection")]
     fields += [Field(name, (), kind) for name, kind in words.items()]
     fields += [Field(name, (), "int32") for name in ("frames", "frame_stride", "passes", "tokens")]
     fields += [Field("probed", (), "bool"), Field("kept", ("token",), "bool")]
-    fields += [Field(name, latent) for name in ("x_t", "x0_pred")]
+    fields += [Field(name, LATENT) for name in ("x_t", "x0_pred")]
     chance = np.random.default_rng(0)
     x = chance.standard_normal((4, 2, 2, 4))
     attrs = {"fps": 16, "shift": 3.0, "versions": {"torch": "2"}, "predicted": {"passes": 8}, "resumed_at": [1]}
@@ -40,7 +40,7 @@ def write_run(path: Path) -> Path:
             writer.step(k, step)
         film = chance.integers(0, 256, (5, 16, 32, 3), np.uint8)
         writer.finish(
-            {Field("video", ("frame", "height", "width", "rgb"), "uint8"): film, Field("latent", latent): x}, {}
+            {Field("video", ("frame", "height", "width", "rgb"), "uint8"): film, Field("latent", LATENT): x}, {}
         )
     return path
 
@@ -50,12 +50,12 @@ def write_small(path: Path) -> Path:
     spec = RunSpec(model="tiny", prompt="a red ball", steps=2, width=32, height=16, frames=5)
     numbers = ("timestep", "sigma", "mse", "change", "cosine", "norm_ratio", "projection", "seconds")
     fields = [Field(name, (), "float64") for name in numbers] + [Field(n, (), "S4") for n in ("expert", "branches")]
-    fields += [Field("passes", (), "int32"), Field("probed", (), "bool"), Field("x_t", ("token",))]
+    fields += [Field("passes", (), "int32"), Field("probed", (), "bool"), Field("x_t", LATENT)]
     with RunWriter(path, spec_json=spec.to_json(), digest=spec.digest(), fields=fields, attrs={"fps": 16}) as writer:
         for k in range(2):
             step: dict[str, Any] = dict.fromkeys(numbers, 0.5)
             step |= {"expert": "low", "branches": "cond", "passes": 1, "probed": False} | (
-                {"x_t": np.ones(3)} if k else {}
+                {"x_t": np.ones((1, 1, 1, 3))} if k else {}
             )
             writer.step(k, step)
         writer.finish({Field("video", ("frame", "height", "width", "rgb"), "uint8"): np.zeros((2, 4, 4, 3), "u1")}, {})

@@ -145,7 +145,7 @@ def spoiled(path: str, value: Any) -> dict[str, Any]:
         ("magnitude/cond/mean", [1.0] * 5, "5 magnitude ratios for 6 steps"),
         ("magnitude/cond/mean", [0.5] * 6, "first magnitude ratio is 0.5"),
         ("magnitude/cond/mean", [1.0, "a", 1, 1, 1, 1], "magnitude ratio 'a'"),
-        ("magnitude/cond/mean", [1.0, float("nan"), 1, 1, 1, 1], "NaN is no number"),
+        ("magnitude/cond/mean", [1.0, float("nan"), 1, 1, 1, 1], "NaN is no JSON"),
         ("teacache/middle", {}, "unknown expert 'middle'"),
         ("teacache/high/coefficients", [], "no coefficients"),
         ("plans/3", [0, 1, 2], "leaves out an expert's first step"),
