@@ -201,6 +201,43 @@ def test_a_kill_between_the_file_and_its_tidying(tmp_path: Path, monkeypatch: py
     assert verify(tmp_path / "r.h5") == []
 
 
+def test_a_signal_in_a_write_of_hdf5s_waits_until_the_library_has_returned(tmp_path: Path) -> None:
+    """An exception that comes out of a function that HDF5 calls crashes the process."""
+    code = f"""
+import signal, sys
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent.parent)!r})
+from tests.test_runfile_faults import sample_here
+from wanlab.runfile import fold, verify
+
+class Stopped(BaseException): pass
+def stop(number, frame): raise Stopped
+signal.signal(signal.SIGTERM, stop)
+real, writes = fold._Sink.write, 0
+def write(self, data):
+    global writes
+    writes += 1
+    if writes == at: signal.raise_signal(signal.SIGTERM)
+    return real(self, data)
+fold._Sink.write = write
+at, stopped = 1, 0
+while True:
+    path, writes, before = Path({str(tmp_path)!r}) / f"{{at}}.h5", 0, stopped
+    try: sample_here(path)
+    except Stopped: stopped += 1
+    if stopped == before: break
+    sample_here(path)
+    assert verify(path) == [] and signal.getsignal(signal.SIGTERM) is stop
+    at += 9
+print(stopped)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "" and int(done.stdout.split()[-1]) > 5, (
+        done.returncode,
+        done.stderr[-2000:],
+    )
+
+
 # --- errors while writing --------------------------------------------------------------------------------------------
 
 

@@ -8,8 +8,11 @@ import json
 import math
 import os
 import re
+import signal
+import threading
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from wanlab.runfile.shards import load_shard, shapes_in
 
 _CHUNK_BYTES = 16 * MIB  # the most a chunk written here holds
 _GZIP_PAYS = 0.75  # noise-like latents deflate to .86 of their size at 1/15 of the disk's speed: not worth it
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)  # what may end a program: by the last a first one is repeated
 SEAL = re.compile(rb"\nwanlab-seal sha256:([0-9a-f]{64}) bytes:([0-9a-f]{16})\n\Z")
 SEAL_BYTES = 1 + 12 + 7 + 64 + 7 + 16 + 1
 
@@ -221,6 +225,35 @@ def _write_scales(file: Any, sizes: Mapping[str, int]) -> dict[str, Any]:
     return scales
 
 
+@contextmanager
+def held_signals() -> Iterator[Callable[[], None]]:
+    """Signals that end a program wait inside, until the function that this gives is called, or the end: HDF5 crashes
+    when the exception that one raises comes out of a function that it calls."""
+    if threading.current_thread() is not threading.main_thread():  # signals are handled in that one alone
+        yield lambda: None
+        return
+    waiting: list[int] = []
+    handlers = {n: h for n in ENDING if (h := signal.getsignal(n)) is not None}
+
+    def obey() -> None:
+        while waiting:
+            number = waiting.pop(0)
+            if callable(handler := handlers[number]):
+                handler(number, None)
+            elif handler == signal.SIG_DFL:
+                signal.signal(number, handler)
+                signal.raise_signal(number)
+
+    for number in handlers:
+        signal.signal(number, lambda number, _: waiting.append(number))
+    try:
+        yield obey
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        obey()
+
+
 def fold(
     target: Path,
     directory: Path,
@@ -244,7 +277,7 @@ def fold(
                 samples |= {n: v for n, v in load_shard(shard)[0].items() if n not in samples}
     kept = [f for f in fields if total and (not f.dims or shapes[f.name])]
     sizes = _sizes(total, kept, shapes, final)
-    with _Sink(target) as sink, h5py.File(sink, "w", libver=("v110", "v110")) as file:
+    with held_signals() as obey, _Sink(target) as sink, h5py.File(sink, "w", libver=("v110", "v110")) as file:
         _put(file, {"encoding-type": "wanlab-run", "encoding-version": FORMAT_VERSION, **attrs})
         groups = {name: file.create_group(name, track_order=True) for name in ("steps", "final")}
         for name, group in groups.items():
@@ -266,6 +299,7 @@ def fold(
         scalars = {f.name: np.full(total, f.missing, f.stored) for f in kept if not f.dims}
         for step, shard in enumerate(shards):
             sink.check()
+            obey()
             for name, value in load_shard(shard)[0].items():
                 if name in scalars:
                     scalars[name][step] = value
