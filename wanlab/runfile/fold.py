@@ -233,7 +233,7 @@ def held_signals() -> Iterator[Callable[[], None]]:
         yield lambda: None
         return
     waiting: list[int] = []
-    handlers = {n: h for n in ENDING if (h := signal.getsignal(n)) is not None}
+    handlers: dict[int, Any] = {n: h for n in ENDING if (h := signal.getsignal(n)) is not None}
 
     def obey() -> None:
         while waiting:
