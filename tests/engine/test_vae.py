@@ -56,7 +56,7 @@ def test_upsampling_is_diffusers():
 
 
 def test_a_clip_decodes_as_well_as_with_diffusers_parts():
-    """On a piece of a clip, of float32 latents: the faster 16-bit decoder is no further from float32 than the plain one."""
+    """Of float32 latents: the faster 16-bit decoder is no further from float32 than the plain one."""
     exact = models.load("tiny", vae_dtype=torch.float32).vae
     plain = copy.deepcopy(exact).bfloat16()
     fast = models.load("tiny", vae_dtype=torch.bfloat16).vae
