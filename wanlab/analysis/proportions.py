@@ -16,7 +16,7 @@ from wanlab.analysis.stats import CONFIDENCE, ENOUGH, Interval, quantile
 from wanlab.embedded.verify import Errors
 
 Floats = NDArray[np.float64]
-ALIKE = 0.1
+ALIKE = 0.1  # correlation of a prompt's seeds before anything is seen of it
 MOST = 4.0  # of independent pairs a pair: prompts that differ leave a difference less variance than chance alone would
 
 

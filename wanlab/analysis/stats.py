@@ -236,7 +236,12 @@ def share(
 
 
 SHARES = (np.arange(400) + 0.5) / 400
-CORRELATION_QUANTILES = (np.arange(24) + 0.5)[:, None] / 24
+
+
+@lru_cache(1)
+def _correlations() -> Floats:
+    """24 values of the prior of the correlation within prompts, each as likely [24, 1]."""
+    return np.asarray(scipy.special.betaincinv(0.25, 0.25, (np.arange(24) + 0.5) / 24))[:, None]
 
 
 @lru_cache(4096)
@@ -251,8 +256,7 @@ def _share_bounds(counts: tuple[tuple[int, int], ...], outside: float) -> tuple[
 @lru_cache(4096)
 def _log_likelihood(good: int, runs: int) -> Floats:
     """Of a beta-binomial count [correlations, shares], up to a constant."""
-    correlations = scipy.special.betaincinv(0.25, 0.25, CORRELATION_QUANTILES)
-    strength = (1 - correlations) / correlations
+    strength = (1 - _correlations()) / _correlations()
     a, b = SHARES * strength, (1 - SHARES) * strength
     return np.asarray(scipy.special.betaln(a + good, b + runs - good) - scipy.special.betaln(a, b), np.float64)
 
