@@ -69,7 +69,8 @@ class Recipe:
         (49, 12, 1900),
         (81, 8, 300),
     )
-    vae_lr: tuple[float, float] = (1.2e-3, 5e-3)  # AdamW's, and Muon's for the convolutions inside the blocks
+    # AdamW's, and Muon's for the convolutions inside the blocks; 0 leaves those to AdamW too.
+    vae_lr: tuple[float, float] = (1.2e-3, 5e-3)
     kl: float = 2e-4
     squared: float = 20.0  # weight of the squared error, on which the PSNR rests, beside the absolute one's 1
     # Clips whose latents the experts learn from: (width, height, frames, clips, clips a step, share of steps).
@@ -165,7 +166,7 @@ class Stage:
 
     `graphs`: record one optimiser step of each kind as a CUDA graph and replay it. Networks this
     small wait for kernel launches otherwise; replayed, a step costs its arithmetic.
-    `lr`: AdamW's, and Muon's, which takes the matrices and convolutions inside blocks.
+    `lr`: AdamW's, and Muon's, which takes the matrices and convolutions inside blocks (0: AdamW takes them too).
     """
 
     def __init__(
@@ -184,7 +185,7 @@ class Stage:
         self.params = [p for p in module.parameters() if p.requires_grad]
         cuda = self.params[0].is_cuda
         rates = [torch.tensor(r, device="cuda") if cuda else r for r in lr]  # a recorded step reads the tensors
-        inside = {id(p) for n, p in module.named_parameters() if p.ndim > 1 and INSIDE.search(n)}
+        inside = {id(p) for n, p in module.named_parameters() if lr[1] and p.ndim > 1 and INSIDE.search(n)}
         matrices = [p for p in self.params if id(p) in inside]
         others = [p for p in self.params if id(p) not in inside]
         self.opts: list[torch.optim.Optimizer] = [

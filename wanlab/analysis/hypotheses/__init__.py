@@ -9,7 +9,7 @@ from wanlab.analysis.hypotheses.baseline import h3, h4
 from wanlab.analysis.hypotheses.evidence import Comparison, Continuity, Evidence, collect, files
 from wanlab.analysis.hypotheses.guide import Figure, reproduce, shifted
 from wanlab.analysis.hypotheses.methods import h1, h2
-from wanlab.analysis.hypotheses.schema import COMPARISON, CONTINUITY, read_regular
+from wanlab.analysis.hypotheses.schema import COMPARISON, CONTINUITY
 from wanlab.analysis.hypotheses.tokens import h5
 from wanlab.analysis.hypotheses.verdict import (
     LEAST,
@@ -58,7 +58,6 @@ __all__ = [
     "decide",
     "files",
     "judge",
-    "read_regular",
     "read_run",
     "reproduce",
     "shifted",

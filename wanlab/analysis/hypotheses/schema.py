@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import os
-import stat
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from wanlab.errors import WanlabError
-from wanlab.files import parse_json
+from wanlab.files import parse_json, read_bytes
 
 COMPARISON, CONTINUITY = "wanlab-comparison/1", "wanlab-continuity/1"
 MAX_BYTES = 256 * 2**20  # of a JSON file; a continuity analysis of a thousand runs has 170 MiB
@@ -71,7 +69,7 @@ _SHAPES: dict[str, dict[str, Any]] = {
 def read_json(path: Path) -> Mapping[str, Any]:
     """A comparison or a continuity analysis, checked. Raises WanlabError."""
     try:
-        content = parse_json(read_regular(path, MAX_BYTES).decode("utf-8"))
+        content = parse_json(read_bytes(path, MAX_BYTES).decode("utf-8"))
     except ValueError as error:
         raise WanlabError(f"cannot read {path}: {' '.join(str(error).split())[:120]}", "make it again") from error
     form = content.get("format") if isinstance(content, dict) else None
@@ -81,22 +79,6 @@ def read_json(path: Path) -> Mapping[str, Any]:
         raise WanlabError(f"{path}: {wrong}", "make it again")
     whole: Mapping[str, Any] = content
     return whole
-
-
-def read_regular(path: Path, most: int) -> bytes:
-    """The bytes of a regular file of at most `most` bytes; a pipe or a device is not waited for. Raises WanlabError."""
-    try:
-        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            about = os.fstat(file.fileno())
-            if not stat.S_ISREG(about.st_mode):
-                raise WanlabError(f"{path} is no regular file", "take it out of the folder")
-            data = file.read(most + 1)
-    except (OSError, ValueError) as error:
-        said = error.strerror if isinstance(error, OSError) else str(error)
-        raise WanlabError(f"cannot read {path}: {said}", "check its permissions") from error
-    if len(data) > most:
-        raise WanlabError(f"{path} has more than {most} bytes", "take it out of the folder")
-    return data
 
 
 def _text(value: Any) -> bool:
