@@ -50,7 +50,7 @@ import numpy as np
 
 import wanlab
 from wanlab import video
-from wanlab.cli import app
+from wanlab.cli import app, stopping
 from wanlab.runfile import Run, verify
 
 FAULTS = {
@@ -66,6 +66,7 @@ SMALL = ("--size", "32x16", "--frames", "5", "--steps", "3", "--prompt", "a red 
 DRAWN = {f"{name}_figure" for name in ("analysis", "frames", "guidance", "heatmap", "spaces", "theory")}
 DRAWN |= {"contact_sheet", "divergence", "per_frame", "worst_frame"}
 MOST_ERRORS = 4  # lines: of each of two runs, how many runs failed, and that no pair is left to compare
+OBEYED = (signal.SIGINT, signal.SIGTERM)
 LIMIT = 300.0  # seconds a command may take
 WORKING = re.compile(r"\.[0-9a-f]{12}\.part")  # of a file that was being written: a killed command leaves it
 MEASURED = re.compile(r"(seconds|speedup)(?!_predicted)")  # names of what differs from run to run
@@ -150,6 +151,13 @@ def work(args: list[str], folder: Path, log: Path, blow: Blow) -> int:
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1), os.dup2(out, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
+    install = stopping.install
+
+    def ready() -> None:
+        install()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, OBEYED)
+
+    stopping.install = ready
     code = 70
     try:
         shim.fault_arm(os.fsencode(folder), blow.call, blow.error, blow.signum if blow.call else 0)
@@ -170,6 +178,8 @@ def work(args: list[str], folder: Path, log: Path, blow: Blow) -> int:
 
 def run(args: list[str], folder: Path, log: Path, blow: Blow) -> int:
     """Run the command in a child; its exit code, negative for a signal. Raises TimeoutError."""
+    # What comes before the command obeys signals waits until it does: a test of its own tries signals in the imports.
+    signal.pthread_sigmask(signal.SIG_BLOCK, OBEYED)
     child = os.fork()
     if child == 0:
         code = 70
@@ -177,6 +187,7 @@ def run(args: list[str], folder: Path, log: Path, blow: Blow) -> int:
             code = work(args, folder, log, blow)
         finally:
             os._exit(code)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, OBEYED)
     ended = os.pidfd_open(child)
     try:
         if not select.select([ended], [], [], blow.after)[0] and blow.after < LIMIT:

@@ -78,11 +78,11 @@ def _options(
 
 def main(args: list[str] | None = None) -> NoReturn:
     """Run one command and exit."""
-    stopping.install()
-    # Threads that wait by spinning for long starve each other where a core is shared, and waking one that sleeps costs
-    # a small model a fifth of its time: spin briefly. Read when torch is first imported.
-    os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     try:
+        stopping.install()
+        # Threads that wait by spinning for long starve each other where a core is shared, and waking one that sleeps
+        # costs a small model a fifth of its time: spin briefly. Read when torch is first imported.
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
         code = join() or _run(sys.argv[1:] if args is None else args)
         stopping.end()
     except (KeyboardInterrupt, stopping.Stopped):
