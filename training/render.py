@@ -252,7 +252,9 @@ def _shapes(rows: Tensor, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
         if chosen.any():
             some = rows[chosen]
             profiles = _profiles(some, y.shape[2])
-            out[chosen] = paint(some, profiles, bool(some[:, STARRY:SCENERY].any()), x, y, t)
+            # On a GPU always: the kernel without stars would be compiled as well, which takes longer than it saves.
+            stars = rows.is_cuda or bool(some[:, STARRY:SCENERY].any())
+            out[chosen] = paint(some, profiles, stars, x, y, t)
     return out
 
 
