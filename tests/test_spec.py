@@ -222,6 +222,26 @@ def test_methods_that_make_no_sense_are_refused(text):
         MethodSpec.parse(text).apply(RunSpec(prompt="x"))
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"knobs": {"calibration": "\ud800.json"}},
+        {"knobs": {"calibration": "a\nb"}},
+        {"file": "\udcff.py"},
+        {"file": ["a.py"]},
+        {"code": "\ud800"},
+        {"code": "f" * 63},
+        {"code": 1},
+    ],
+)
+def test_what_no_file_can_hold_is_no_policy(given):
+    plain = {"prompt": "a ball", "policies": [{"name": "magcache", **given}]}
+    with pytest.raises(UsageError):
+        RunSpec.from_dict(plain)
+    with pytest.raises(UsageError):
+        RunSpec.from_json(json.dumps(plain))
+
+
 def test_an_edit_of_a_file_that_a_knob_names_makes_another_specification(tmp_path):
     path = tmp_path / "c.json"
     path.write_text("{}")

@@ -33,9 +33,9 @@ VAE = dict(
     scale_factor_spatial=8,
 )
 TRANSFORMER = dict(
-    num_attention_heads=3,
+    num_attention_heads=4,
     attention_head_dim=64,
-    ffn_dim=640,
+    ffn_dim=768,
     num_layers=8,
     text_dim=128,
     in_channels=16,

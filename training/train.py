@@ -59,15 +59,15 @@ class Recipe:
     world: str = "2"  # version of `world.WORLDS`
     # Share of clips that are shown with another clip's caption, as captions of pictures in the wild often are wrong:
     # without guidance the model then follows its prompts as little as it could believe its captions.
-    wrong_captions: float = 0.35
+    wrong_captions: float = 0.3
     pool: int = 6_000  # clips the autoencoder sees, each from many start frames
     # Autoencoder curriculum: (frames, clips a step, steps). Longer clips come once single frames are sharp.
     vae_phases: tuple[tuple[int, int, int], ...] = (
-        (1, 128, 700),
-        (9, 64, 1300),
-        (17, 32, 1900),
-        (49, 12, 1900),
-        (81, 8, 300),
+        (1, 128, 600),
+        (9, 64, 900),
+        (17, 32, 1200),
+        (49, 12, 1200),
+        (81, 8, 250),
     )
     # AdamW's, and Muon's for the convolutions inside the blocks; 0 leaves those to AdamW too.
     vae_lr: tuple[float, float] = (1.2e-3, 5e-3)
@@ -75,23 +75,23 @@ class Recipe:
     squared: float = 20.0  # weight of the squared error, on which the PSNR rests, beside the absolute one's 1
     # Clips whose latents the experts learn from: (width, height, frames, clips, clips a step, share of steps).
     buckets: tuple[tuple[int, int, int, int, int, float], ...] = (
-        (W, H, 49, 40_000, 40, 0.64),
-        (W, H, 17, 6_000, 100, 0.06),
-        (W, H, 81, 4_000, 25, 0.08),
-        (W, H, 121, 3_000, 17, 0.08),
-        (128, 96, 49, 3_000, 38, 0.05),
-        (96, 96, 49, 3_000, 50, 0.03),
-        (80, 144, 49, 3_000, 40, 0.03),
-        (176, 96, 33, 3_000, 40, 0.03),
+        (W, H, 49, 40_000, 64, 0.64),
+        (W, H, 17, 6_000, 160, 0.06),
+        (W, H, 81, 4_000, 40, 0.08),
+        (W, H, 121, 3_000, 27, 0.08),
+        (128, 96, 49, 3_000, 60, 0.05),
+        (96, 96, 49, 3_000, 80, 0.03),
+        (80, 144, 49, 3_000, 64, 0.03),
+        (176, 96, 33, 3_000, 64, 0.03),
     )
     # Base curriculum: (latent frames, clips a step, steps); the first latents of a causal autoencoder are the
     # latents of the first frames. 0 frames: whole clips of every bucket, as many a step as the bucket says.
-    base_phases: tuple[tuple[int, int, int], ...] = ((1, 256, 8000), (5, 100, 6000), (0, 0, 15_000))
+    base_phases: tuple[tuple[int, int, int], ...] = ((1, 384, 3500), (5, 160, 2700), (0, 0, 11_500))
     # Learning rates: AdamW's, and Muon's for the matrices inside the blocks. On single frames Muon at 6e-3 was
     # in 200 steps where AdamW at 1.2e-3 was in 500.
     base_lr: tuple[float, float] = (1.2e-3, 1e-2)
     # Where things are, and how many, is decided at high noise: that expert learns longest.
-    expert_steps: dict[str, int] = field(default_factory=lambda: {"high": 15_000, "low": 5_000})
+    expert_steps: dict[str, int] = field(default_factory=lambda: {"high": 14_000, "low": 12_000})
     expert_lr: tuple[float, float] = (6e-4, 5e-3)
     transformer: dict[str, int] = field(default_factory=dict)  # changes to `models.TRANSFORMER`
     no_caption: float = 0.12

@@ -67,6 +67,7 @@ DRAWN = {f"{name}_figure" for name in ("analysis", "frames", "guidance", "heatma
 DRAWN |= {"contact_sheet", "divergence", "per_frame", "worst_frame"}
 MOST_ERRORS = 4  # lines: of each of two runs, how many runs failed, and that no pair is left to compare
 OBEYED = (signal.SIGINT, signal.SIGTERM)
+MOST_KILLS = 10  # of a command that keeps nothing of what a killed one did, each may hit
 LIMIT = 300.0  # seconds a command may take
 WORKING = re.compile(r"\.[0-9a-f]{12}\.part")  # of a file that was being written: a killed command leaves it
 MEASURED = re.compile(r"(seconds|speedup)(?!_predicted)")  # names of what differs from run to run
@@ -397,13 +398,16 @@ class Bench:
         return not wrong
 
     def chain(self, chance: random.Random) -> tuple[Counter[str], int]:
-        """Kill the command again and again until it ends by itself: the kills by signal, and how many went wrong."""
+        """Kill the command again and again until it ends by itself, or is left alone after so many times: the kills by
+        signal, and how many went wrong."""
         self.renew()
         kills: Counter[str] = Counter()
         bad = 0
         while True:
             signum = chance.choice(KILLS)
-            if chance.random() < 0.5:
+            if kills.total() == MOST_KILLS:
+                blow = Blow(call=-1)
+            elif chance.random() < 0.5:
                 blow = Blow(call=chance.randint(1, len(self.calls)), signum=signum)
             else:
                 blow = Blow(after=chance.uniform(0.0, self.seconds), signum=signum)

@@ -107,6 +107,12 @@ class PolicySpec:
                 isinstance(value, float) and not math.isfinite(value)
             ):
                 raise UsageError(f"knob {key} of policy {self.name} is {value!r}", "give a number or a word")
+        if not isinstance(self.code, str) or not re.fullmatch(r"([0-9a-f]{64})?", self.code):
+            raise UsageError(f"the code of policy {self.name} is {short(str(self.code))!r}, no SHA-256 in hex")
+        for text in (self.file, *self.options.values()):
+            # A path that is not UTF-8 has surrogates.
+            if not isinstance(text, str | int | float) or re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", str(text)):
+                raise UsageError(f"policy {self.name} is given {short(repr(text), 60)}", "use printable characters")
 
     @property
     def options(self) -> dict[str, Knob]:
