@@ -659,6 +659,7 @@ HOSTILE: list[Any] = [
     {"methods": [{"summary": {"psnr": 3}}]},
     {"methods": [{"n": "many"}]},
     {"methods": [{"summary": {"psnr": {"mean": {}}}}]},
+    {"methods": [{"summary": {"somebody's own": 5}}]},
     {"methods": [{"method": ["half"]}]},
     {"methods": [GOOD], "baseline": 5},
     {"methods": [GOOD], "compared": []},
@@ -701,6 +702,15 @@ def test_a_result_of_another_shape_is_named_and_left_out(tmp_path: Path, content
     evidence = h.collect([tmp_path])
     assert [p for p, _ in evidence.problems] == [tmp_path / "comparison.json"]
     assert len(evidence.comparisons) == 1 and str(tmp_path / "comparison.json") in evidence.problems[0][1]
+    h.judge(evidence, h.Thresholds())
+    h.reproduce(evidence)
+
+
+@pytest.mark.parametrize("psnr", [-1e5, -1e300, 1e300])
+def test_any_psnr_is_an_error(tmp_path: Path, psnr: float) -> None:
+    comparison(tmp_path, "cfg_truncated", [20.0, psnr, 21.0, 22.0])
+    evidence = h.collect([tmp_path])
+    assert evidence.comparisons
     h.judge(evidence, h.Thresholds())
     h.reproduce(evidence)
 

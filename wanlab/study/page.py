@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from wanlab import __version__
 from wanlab.analysis.measured import small_film
+from wanlab.analysis.metrics.pixels import squared_error
 from wanlab.analysis.verdict import THRESHOLDS
 from wanlab.errors import WanlabError
 from wanlab.files import read_bytes
@@ -262,7 +263,7 @@ def _error(pair: Any) -> float:
         return 0.0
     if isinstance(mse := pair.get("mse"), int | float):
         return float(mse)
-    return 10 ** (-pair["psnr"] / 10) if isinstance(pair.get("psnr"), int | float) else math.inf
+    return squared_error(pair["psnr"]) if isinstance(pair.get("psnr"), int | float) else math.inf
 
 
 def _held(pair: Any, bounds: Mapping[str, float]) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from wanlab.analysis import stats
-from wanlab.analysis.metrics.pixels import decibels
+from wanlab.analysis.metrics.pixels import decibels, squared_error
 from wanlab.analysis.stats import ENOUGH, UNBOUNDED, Interval
 
 Summary = Callable[[Sequence[float], Sequence[str]], Interval]
@@ -54,7 +54,7 @@ POSITIVE, UP_TO_1 = Scale(limits=(0.0, math.inf)), Scale(_missing, _missing, (0.
 PAIRED = Scale(_difference, _ratio, (-1.0, 1.0))  # as stats.paired_ratio has it: 0 and infinity are values
 SCALES = {
     "mse": Scale(limits=(0.0, math.inf), most=1.0),
-    "psnr": Scale(lambda v: 10 ** (-v / 10), decibels, (0.0, math.inf), 1.0),  # of the mean error, as everywhere
+    "psnr": Scale(squared_error, decibels, (0.0, math.inf), 1.0),  # of the mean error, as everywhere
     "ssim": Scale(limits=(-1.0, 1.0)),
     "warping error, ratio": PAIRED,
     "frame difference, ratio": PAIRED,

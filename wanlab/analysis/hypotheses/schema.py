@@ -14,7 +14,7 @@ COMPARISON, CONTINUITY = "wanlab-comparison/1", "wanlab-continuity/1"
 MAX_BYTES = 256 * 2**20  # of a JSON file; a continuity analysis of a thousand runs has 170 MiB
 
 # Shapes: the name of a kind (see `_KINDS`), a list of one shape, or names with their shapes. A name may be missing or
-# null unless it ends with "!"; names that are not here are not read.
+# null unless it ends with "!"; "*" stands for whatever names there are; names that are not here are not read.
 _INTERVAL = {"mean": "figure", "low": "figure", "high": "figure", "n": "number"}
 _KEY = {"model": "text", "steps": "count", "frames": "count", "shift": "number"} | dict.fromkeys(
     ("size", "schedule", "solver", "guidance", "guider", "dtype"), "text"
@@ -41,10 +41,7 @@ _METHOD = {
     "pairs": [_PAIR],
     "n": "number",
     "verdict": "text",
-    "summary": {
-        **dict.fromkeys(("speedup_predicted", "speedup", "psnr", "ssim", "adherence", "adherence_change"), _INTERVAL),
-        **{f"{name}_ratio": _INTERVAL for name in ("motion", "flicker", "sharpness", "saturation", "contrast")},
-    },
+    "summary": {"*": _INTERVAL},
 }
 _CURVE = {
     "key": _KEY,
@@ -113,6 +110,8 @@ def _mismatch(value: Any, shape: Any, where: str) -> str:
         return next((w for k, v in items if (w := _mismatch(v, shape[0], f"{where}[{k}]"))), "")
     if not isinstance(value, dict):
         return f"{where or 'it'} is no object"
+    if "*" in shape:
+        shape = dict.fromkeys(value, shape["*"])
     for key, inner in shape.items():
         name = key.removesuffix("!")
         at = f"{where}.{name}" if where else name

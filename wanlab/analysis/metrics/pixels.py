@@ -168,3 +168,8 @@ def eight_bits(frame: Floats) -> NDArray[np.uint8]:
 def decibels(error: float) -> float:
     """Peak signal-to-noise ratio in dB for peak 1 of a mean squared error: infinite at 0, NaN of NaN."""
     return -10 * math.log10(error) if error > 0 else math.inf if error == 0 else math.nan
+
+
+def squared_error(psnr: float) -> float:
+    """The MSE of a PSNR in dB, for peak 1: the inverse of `decibels`. A file may name any PSNR."""
+    return float(10 ** min(-psnr / 10, 100.0))  # its cube is a number, too
