@@ -64,11 +64,11 @@ def place(rng: np.random.Generator, background: str) -> np.ndarray:
         # Two latents and more: finer textures take most of what a model of this size learns, and things suffer.
         "scale": rng.uniform(32, 80),
         "angle": rng.uniform(0, math.pi),
-        "depth": rng.uniform(0.05, 0.16),
+        "depth": rng.uniform(0, 0.16),
         "roll": rng.uniform(-0.4, 0.4),
         "waves": rng.uniform(0, 4),
         "wavelength": rng.uniform(30, 110),
-        "far_kind": rng.integers(4),  # 0 none, 1 hills, 2 columns, 3 a wall of blocks
+        "far_kind": max(0, rng.integers(-2, 4)),  # 0 none, 1 hills, 2 columns, 3 a wall of blocks
         "far_size": rng.uniform(36, 90),
         "far_top": rng.uniform(0.25, 0.7),
         "far_tone": rng.uniform(0.08, 0.2),
