@@ -6,23 +6,30 @@
     python -m benchmarks.a14b --fp8                 # only WanPipeline, 8-bit products and exact mode; five minutes
     python -m benchmarks.a14b --policy examples/first_block_cache.py:first_block_cache:threshold=0.3
                                                     # only exact mode without and with it: the meter beside the clock
-    torchrun --nproc-per-node 2 -m benchmarks.a14b --ranks
+    python -m benchmarks.a14b --policy cfg:last=5 --memory swap --size 1280x720 --frames 81 --attention flash3-fp8
+    torchrun --standalone --local-addr 127.0.0.1 --nproc-per-node 2 -m benchmarks.a14b --ranks
                                                     # one GPU, a branch on each, tokens on each; 4 steps, six minutes
 
 The checkpoint has the published configurations; its files are holes, and every tensor is drawn on the GPU from its
 name, so that all that loads it has the same weights. Times are of the sampling loop, from wanlab's run files and, for
-the pipeline, of its call for latents with prompts encoded before. The table is Markdown; benchmarks/a14b.md keeps one.
+the pipeline, of its call for latents with prompts encoded before. The table is Markdown, each line printed when it is
+measured; benchmarks/a14b.md keeps one. With --policy and --ranks nothing is decoded. The folder's name is the model's:
+`--policy magcache` has its published ratios; `--policy teacache:threshold=1.2,calibration=benchmarks/random_a14b.json`
+uses seven of 20 steps again.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import gc
 import json
 import math
 import shutil
 import sys
 import tempfile
 import time
+import traceback
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -42,8 +49,9 @@ from wanlab.engine.model import fingerprint, modules, weights
 from wanlab.engine.model import loading as models
 from wanlab.engine.model.transformer import attention
 from wanlab.engine.run.follow import follow
+from wanlab.errors import WanlabError
 from wanlab.runfile import Run
-from wanlab.spec import PolicySpec, RecordSpec, RunSpec
+from wanlab.spec import PolicySpec, RecordSpec, RunSpec, parse_size
 
 TRANSFORMER = dict(
     _class_name="WanTransformer3DModel",
@@ -142,17 +150,25 @@ def write_holes(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
         file.truncate(8 + len(text) + end)
 
 
+def drawn(component: str, name: str, shape: Sequence[int]) -> Tensor:
+    """A tensor of a component, the same whoever asks: norms 1, biases 0, products of unit gain."""
+    if len(shape) == 1 or name.endswith(("norm.weight", "gamma")):
+        return torch.full(tuple(shape), 0.0 if name.endswith("bias") else 1.0, device="cuda", dtype=torch.bfloat16)
+    generator = torch.Generator("cuda").manual_seed(zlib.crc32(f"{component} {name}".encode()))
+    value = torch.randn(tuple(shape), device="cuda", dtype=torch.bfloat16, generator=generator)
+    return value.div_(math.sqrt(math.prod(shape[1:])))
+
+
 def random_weights(files: Sequence[Path]) -> Iterator[tuple[str, Tensor]]:
-    """What `weights.stream` gives, drawn on the GPU: norms 1, biases 0, products of unit gain."""
-    generator = torch.Generator("cuda")
+    """What `weights.stream` gives."""
     for name, head in weights.heads(files).items():
-        generator.manual_seed(zlib.crc32(f"{files[0].parent.name} {name}".encode()))
-        if len(head.shape) == 1 or name.endswith(("norm.weight", "gamma")):
-            value = torch.full(head.shape, 0.0 if name.endswith("bias") else 1.0, device="cuda", dtype=torch.bfloat16)
-        else:
-            value = torch.randn(head.shape, device="cuda", dtype=torch.bfloat16, generator=generator)
-            value /= math.sqrt(math.prod(head.shape[1:]))
-        yield name, value
+        yield name, drawn(files[0].parent.name, name, head.shape)
+
+
+@functools.lru_cache(16)
+def random_tensor(file: Path, name: str) -> Tensor:
+    """What `weights.read` gives."""
+    return drawn(file.parent.name, name, weights.heads([file])[name].shape).cpu()
 
 
 class Bench:
@@ -279,24 +295,26 @@ def main() -> None:
     parser.add_argument("--fp8", action="store_true", help="only WanPipeline, 8-bit products and exact mode beside it")
     parser.add_argument("--policy", action="append", help="only exact mode, without and with each of these policies")
     parser.add_argument("--ranks", action="store_true", help="under torchrun: one GPU beside all of them")
+    parser.add_argument("--only", help="with --ranks, these precisions: reference,exact,fp8")
+    parser.add_argument("--size", type=parse_size, default=(832, 480), help="WIDTHxHEIGHT")
+    parser.add_argument("--precision", default="exact", help="of --policy")
+    parser.add_argument("--memory", default="resident", help="of --policy: resident, swap or offload")
+    parser.add_argument("--attention", default="auto", help="of --policy")
     args = parser.parse_args()
     args.steps = args.steps or (4 if args.ranks else 20)
-    weights.stream = random_weights  # type: ignore[assignment]
-    fingerprint.digests = lambda files: [""] * len(list(files))  # the files are holes
-    sys.modules["wanlab.engine.run.execute"].write_mp4 = lambda *_: None  # type: ignore[attr-defined]  # films are not timed
-    if args.ranks:
-        nothing = np.zeros((args.frames, 480, 832, 3), "float32")
-        sys.modules["wanlab.engine.run.execute"].decode = lambda *_: nothing  # type: ignore[attr-defined]
-        if ranks.join().rank:
-            follow(ranks.here())
+    width, height = args.size
+    stand_in(np.zeros((args.frames, height, width, 3), "float32") if args.ranks or args.policy else None)
+    if args.ranks and ranks.join().rank:
+        follow(ranks.here())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        write_checkpoint(folder / "model", args.layers)
+        model = folder / "Wan2.2-T2V-A14B"
+        write_checkpoint(model, args.layers)
         spec = RunSpec(
             prompt="a large red circle moving right on a black background",
-            model=str(folder / "model"),
-            width=832,
-            height=480,
+            model=str(model),
+            width=width,
+            height=height,
             frames=args.frames,
             steps=args.steps,
             guidance=(3.0, 4.0),
@@ -310,54 +328,93 @@ def main() -> None:
             row("second process: loaded to first step", f"{made['encode'] + made['warm-up']:.1f} s", "30 s")
             return
         if args.ranks:
-            shared(bench, args.layers)
+            try:
+                shared(bench, args.layers, (args.only or "reference,exact,fp8").split(","))
+            except BaseException:  # the other ranks would be waited for
+                traceback.print_exc()
+                ranks.quit(1)
             ranks.quit(0)
         if args.policy:
-            policies(bench, args.policy)
+            given = {"precision": args.precision, "memory": args.memory, "attention": args.attention}
+            policies(bench, args.policy, given)
             return
         measure(bench, args.layers, args.fp8)
 
 
-def policies(bench: Bench, texts: Sequence[str]) -> None:
-    """What the meter says of what ran, beside the clock."""
+def stand_in(film: np.ndarray | None) -> None:
+    """Take random weights for those in the files, which are holes, write no films, which are not timed, so that no
+    encoder is needed, and show `film` for whatever would be decoded."""
+    weights.stream, weights.read = random_weights, random_tensor  # type: ignore[assignment]
+    fingerprint.digests = lambda files: [""] * len(list(files))
+    execute: Any = sys.modules["wanlab.engine.run.execute"]
+    execute.write_mp4, execute.check_encoder = lambda *_: None, lambda: None
+    if film is not None:
+        execute.decode = lambda *_: film
+    # Of one block's code, each precision, layout and batch is a compilation of its own.
+    torch._dynamo.config.recompile_limit = 64
+
+
+def policies(bench: Bench, texts: Sequence[str], given: dict[str, Any]) -> None:
+    """What the plan and the meter say, beside the clock. One that fails leaves the others alone."""
     print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}\n\n"
-        "| policy | meter | clock | a step |\n|---|---|---|---|"
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {bench.spec.width}x{bench.spec.height}, "
+        f"{bench.spec.frames} frames, {bench.spec.steps} steps, {', '.join(given.values())}\n\n"
+        "| policy | planned | meter | clock, of the steps | |\n|---|---|---|---|---|"
     )
-    plain = bench.wanlab(precision="exact")
+    chosen: dict[str, PolicySpec] = {}
     for text in texts:
-        made = bench.wanlab(precision="exact", policies=(PolicySpec.parse(text),))
-        meter, clock = sum(plain["operations"]) / sum(made["operations"]), plain["seconds"] / made["seconds"]
-        row(f"{text} | {meter:.3f}x", f"{clock:.3f}x ({100 * (clock / meter - 1):+.1f} %)")
+        try:
+            chosen[text] = PolicySpec.parse(text)
+            run.plan(replace(bench.spec, policies=(chosen[text],), **given))
+        except WanlabError as error:
+            print(f"    {text} is refused: {error}", flush=True)
+            chosen.pop(text, None)
+    plain = bench.wanlab(**given)
+    print("    seconds by step:", " ".join(f"{s:.2f}" for s in plain["steps"]), flush=True)
+    for text, policy in chosen.items():
+        if not bench.room(1.3 * plain["seconds"] + 30):
+            continue
+        try:
+            made = bench.wanlab(policies=(policy,), **given)
+        except Exception as error:
+            print(f"    {text} fails: {type(error).__name__}: {str(error)[:300]}", flush=True)
+            gc.collect()
+            continue
+        meter, clock = sum(plain["operations"]) / sum(made["operations"]), sum(plain["steps"]) / sum(made["steps"])
+        planned = made["predicted"]["speedup"]
+        row(f"{text} | {planned:.3f}x | {meter:.3f}x", f"{clock:.3f}x ({100 * (clock / meter - 1):+.1f} %)")
         print("    seconds by step:", " ".join(f"{s:.2f}" for s in made["steps"]), flush=True)
         partial(made)
-        print(f"    peak {made['peak'] / 1e9:.2f} GB, predicted {made['planned'] / 1e9:.2f} GB", flush=True)
+        print(
+            f"    peak {made['peak'] / 1e9:.2f} GB, predicted {made['planned'] / 1e9:.2f} GB; "
+            f"recording, and saving what a run goes on from, {made['recording']:.2f} s",
+            flush=True,
+        )
 
 
 def partial(made: dict[str, Any]) -> None:
-    """Of steps that ran a part of the operations, the time over that part of a whole step's in the same run."""
+    """Of steps that ran a part of the operations, the time over that part of a whole step's in the same run; steps
+    that ran next to nothing, as with a cache, are left out."""
     operations, seconds = np.array(made["operations"]), np.array(made["steps"])
-    whole = operations == operations.max()
-    if whole.all():
+    share = operations / operations.max()
+    part = (share > 0.05) & (share < 1)
+    if not part.any():
         return
-    each = seconds / np.median(seconds[whole]) / (operations / operations.max())
-    line = ", ".join(
-        f"{share:.3f}: {over:.3f}" for share, over in zip(operations / operations.max(), each, strict=True)
-    )
+    each = (seconds / np.median(seconds[share == 1]) / share)[part]
+    line = ", ".join(f"{of:.3f}: {over:.3f}" for of, over in zip(share[part], each, strict=True))
     print(f"    share of the operations: time over that share of a whole step's: {line}")
-    worst, mean = each[~whole].max(), each[~whole].mean()
-    row(
-        f"{(~whole).sum()} steps of a part: time over the same part of a whole step's",
-        f"{mean:.3f}, worst {worst:.3f}",
-        "1.10",
+    print(
+        f"    {len(each)} steps of a part: time over the same part of a whole step's: mean {each.mean():.3f}, worst "
+        f"{each.max():.3f} (bar 1.10)",
+        flush=True,
     )
 
 
-def shared(bench: Bench, layers: int) -> None:
+def shared(bench: Bench, layers: int, precisions: Sequence[str]) -> None:
     """One GPU, then every way to share a clip that two or more have, in each precision. Nothing is decoded. A step's
     seconds are those of rank 0, which waits for the others."""
     size = ranks.here().size
-    layouts = [f"ulysses={size}", f"cfg=2,ulysses={size // 2}" if size > 2 else "cfg=2"]
+    layouts = [f"ulysses={size}", f"ring={size}", f"cfg=2,ulysses={size // 2}" if size > 2 else "cfg=2"]
     spec, found = bench.spec, models.describe(bench.spec.model)
     print(
         f"{size} x {torch.cuda.get_device_name()}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {layers} "
@@ -372,14 +429,24 @@ def shared(bench: Bench, layers: int) -> None:
     row("WanPipeline, one GPU", f"{theirs:.3f} s a step, {theirs / 2:.3f} s a pass")
     del pipe, model, embeds
     for precision, bar in (("reference", ""), ("exact", "2.3 x"), ("fp8", "3.0 x")):
+        if precision not in precisions:
+            continue
         given: dict[str, Any] = {"precision": precision} | ({"attention": "cudnn"} if precision == "reference" else {})
         alone = bench.wanlab(**given)
         once = median(alone["steps"])
         row(f"{precision}, one GPU", f"{once:.3f} s a step, {once / 2:.3f} s a pass")
+        floor = apart(bench.wanlab(batch_cfg=True, **given)["latent"], alone["latent"])
+        row(f"{precision}, one GPU, both branches in one forward: the noise floor", f"relative error {floor:.2e}")
         for layout in layouts:
             if not bench.room(10 * once * spec.steps):
                 continue
-            made = bench.wanlab(parallel=layout, **given)
+            try:
+                made = bench.wanlab(parallel=layout, **given)
+            except ranks.JobError:
+                raise
+            except WanlabError as problem:
+                print(f"    {precision}, {layout} is refused: {problem}", flush=True)
+                continue
             step, error = median(made["steps"]), apart(made["latent"], alone["latent"])
             same = "bit-identical" if torch.equal(made["latent"], alone["latent"]) else f"relative error {error:.2e}"
             row(
@@ -446,11 +513,20 @@ def measure(bench: Bench, layers: int, fp8_alone: bool) -> None:
         "WanPipeline with cuDNN attention, 4 steps",
         f"{cudnn / 8:.3f} s a pass; relative error {apart(other, short[0]):.2e}",
     )
+    compiled = 0.0
+    if bench.room(theirs * 0.4 + 90):
+        for expert in (pipe.transformer, pipe.transformer_2):
+            expert.compile_repeated_blocks()
+        pipeline(pipe, replace(spec, steps=2), embeds)
+        compiled = pipeline(pipe, replace(spec, steps=4), embeds)[0] / 8
+        row("WanPipeline, its blocks compiled by torch, 4 steps", f"{compiled:.3f} s a pass")
     del pipe, model, embeds
 
     exact = bench.wanlab(precision="exact")
     row("exact", f"{speed(exact['seconds'])}, attention {exact['attention']}")
     row("exact over WanPipeline", f"{theirs / exact['seconds']:.2f} x", "1.25 x")
+    if compiled:
+        row("exact over WanPipeline compiled", f"{compiled * plan.passes / exact['seconds']:.2f} x", "1 x")
     row("exact, relative error", f"{apart(exact['latent'], expected):.2e}")
     row("exact, peak memory", f"{exact['peak'] / GIB:.2f} GiB, {(exact['peak'] - peak) / GIB:+.2f}", "+1 GiB")
     row("exact, compiling and warm-up; decoding", f"{exact['warm-up']:.1f} s; {exact['decode']:.2f} s")

@@ -92,6 +92,8 @@ def set_self_attention(expert: Any, kernel: str, *, ours: bool = False) -> None:
     """Let the self-attention of an expert that `optimize` changed be FlashAttention-3 if `kernel` is "flash3", that of
     8-bit floats if it is "flash3-fp8", else torch's. One that keeps keys, or whose tokens are on several ranks, is
     `ours` in any case, and equal to diffusers' bit for bit where all tokens are active and here."""
+    if kernel.startswith("flash3"):
+        flash3_problem()  # imports the operator: a rank that is told what to run has not asked for it
     for block in expert.blocks:
         fused = hasattr(block.attn1, "to_qkv")
         if fused or ours:

@@ -66,6 +66,13 @@ class Ranks:
         said: tuple[str, Any] = heard[0]
         return said
 
+    def meet(self) -> None:
+        """Wait until every rank is here and its device has done all it was given."""
+        if self.size > 1:
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
+            dist.barrier(group=self._orders)
+
     @contextmanager
     def in_step(self) -> Iterator[None]:
         """What is inside, every rank of a run does together. An error there leaves the others waiting for this one, so
@@ -115,7 +122,9 @@ class Ranks:
         name = str(layout)
         self._peers[name] = self._own([[*range(k, layout.ranks, split)] for k in range(split)])
         half = self._split(halves, layout.ulysses, layout.ring)
-        self._splits[name] = half, self._split([[*range(layout.ranks)]], layout.ulysses * layout.cfg, layout.ring)
+        everybody = [[*range(layout.ranks)]]
+        whole = half if halves == everybody else self._split(everybody, layout.ulysses * layout.cfg, layout.ring)
+        self._splits[name] = half, whole
 
     def _split(self, groups: Sequence[list[int]], ulysses: int, ring: int) -> TokenSplit | None:
         """The split of the group of `groups` that this rank is in; None for groups of one."""

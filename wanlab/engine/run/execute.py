@@ -211,7 +211,7 @@ class Running:
         self.shared = Branches(self.ranks, self.layout, wide=choice.wide(spec, self.sessions))
         self.observers = observers.begin(spec, self.env.total, self.sessions)
         self.fields = [f for o in self.observers for f in o.fields]
-        self.warm = models.warm
+        self.warm = set() if self.together else models.warm  # ranks may have run other things before
 
     def begin(self) -> None:
         """Find what an earlier run left to go on from: with as many threads as it had, since sums on the CPU differ in
@@ -286,6 +286,8 @@ class Running:
         )
         with _timed(self.timing, "warm-up"), self.in_step():
             warm_up(self.network, self.forecast, env, start, self.device, self.warm, self.shared, self.sessions)
+            if self.together:  # the first step's time holds nobody's warm-up
+                self.ranks.meet()
         records = denoise(
             x,
             env,
