@@ -22,7 +22,7 @@ from diffusers import WanPipeline
 from PIL import Image
 from torch import Tensor
 
-from training import models, render
+from training import fast_vae, models, render
 from wanlab.embedded import tiny_path, world, world_of
 from wanlab.embedded.suite import SUITES
 from wanlab.embedded.verify import judge, observe
@@ -157,6 +157,8 @@ def followed(
     version = world_of(Path(pipe.config._name_or_path))
     vae = type(pipe.vae).from_pretrained(pipe.config._name_or_path, subfolder="vae", torch_dtype=torch.bfloat16)
     vae = vae.to(pipe.device)
+    if pipe.device.type == "cuda":
+        fast_vae.channels_last(vae)
     differences, jobs = [], []
     with ProcessPoolExecutor() as pool:
         for i in range(0, len(texts), batch):
