@@ -32,6 +32,17 @@ def test_a_colon_is_no_url(tmp_path):
     assert meta["color"] == ["tv", "bt709"]  # ffmpeg's short form of matrix, primaries and transfer that are all bt709
 
 
+def test_a_picture_of_no_pixels_is_no_frame_without_end(tmp_path):
+    path = tmp_path / "a.mp4"
+    write_mp4(path, FRAMES, 16)
+    data = bytearray(path.read_bytes())
+    entry = data.index(b"avc1", data.index(b"stsd"))  # ISO 14496-12: width and height stand 28 bytes after the name
+    data[entry : entry + 4], data[entry + 30 : entry + 32] = b"none", b"\0\0"
+    path.write_bytes(data)
+    with pytest.raises(WanlabError, match="48x0 pixels"):
+        read(path)
+
+
 def test_a_gif_has_its_own_frames_and_times(tmp_path):
     images = [Image.fromarray(frame) for frame in FRAMES]
     images[0].save(tmp_path / "a.gif", save_all=True, append_images=images[1:], duration=[60] * 16 + [2000])

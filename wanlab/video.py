@@ -158,6 +158,8 @@ def _probe(path: Path) -> dict[str, Any]:
     if line is None or "Input #0" not in text:
         raise WanlabError(f"{path} is no video that ffmpeg can read", "name an mp4 file")
     codec, pixel, tags, width, height, rest = line.groups()
+    if int(width) == 0 or int(height) == 0:  # of a codec that ffmpeg does not know
+        raise WanlabError(f"{path} has pictures of {width}x{height} pixels", "make it again")
     fps = re.search(r"([\d.]+) fps", rest) or re.search(r"([\d.]+) tbr", rest)
     bits = re.search(r"(?:p|p[024]|gray|gbra?p)(9|10|12|14|16)(?:le|be)", pixel)
     bits = bits or re.search(r"(48|64|f16|f32)(?:le|be)", pixel)
