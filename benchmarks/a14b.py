@@ -295,7 +295,7 @@ def main() -> None:
     parser.add_argument("--fp8", action="store_true", help="only WanPipeline, 8-bit products and exact mode beside it")
     parser.add_argument("--policy", action="append", help="only exact mode, without and with each of these policies")
     parser.add_argument("--ranks", action="store_true", help="under torchrun: one GPU beside all of them")
-    parser.add_argument("--only", help="with --ranks, these precisions: reference,exact,fp8")
+    parser.add_argument("--only", default="reference,exact,fp8", help="with --ranks, these precisions")
     parser.add_argument("--size", type=parse_size, default=(832, 480), help="WIDTHxHEIGHT")
     parser.add_argument("--precision", default="exact", help="of --policy")
     parser.add_argument("--memory", default="resident", help="of --policy: resident, swap or offload")
@@ -329,7 +329,7 @@ def main() -> None:
             return
         if args.ranks:
             try:
-                shared(bench, args.layers, (args.only or "reference,exact,fp8").split(","))
+                shared(bench, args.layers, args.only.split(","))
             except BaseException:  # the other ranks would be waited for
                 traceback.print_exc()
                 ranks.quit(1)

@@ -41,6 +41,7 @@ MAX_SIZE = 8192
 MAX_FRAMES = 4 * 1023 + 1  # 1024 rotary positions in time
 MAX_STEPS = 1000  # the models know 1000 timesteps
 MAX_PROMPT = 10_000  # characters; the text encoder reads 512 tokens
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # and surrogates, as of a path that is not UTF-8
 
 Knob = str | int | float | bool
 
@@ -109,9 +110,8 @@ class PolicySpec:
                 raise UsageError(f"knob {key} of policy {self.name} is {value!r}", "give a number or a word")
         if not isinstance(self.code, str) or not re.fullmatch(r"([0-9a-f]{64})?", self.code):
             raise UsageError(f"the code of policy {self.name} is {short(str(self.code))!r}, no SHA-256 in hex")
-        for text in (self.file, *self.options.values()):
-            # A path that is not UTF-8 has surrogates.
-            if not isinstance(text, str | int | float) or re.search(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]", str(text)):
+        for text in (self.file, *map(str, self.options.values())):
+            if not isinstance(text, str) or _CONTROL.search(text):
                 raise UsageError(f"policy {self.name} is given {short(repr(text), 60)}", "use printable characters")
 
     @property
@@ -377,9 +377,10 @@ def _prompt(what: str, text: str, *, empty: bool) -> None:
             f"the {what} has {len(text)} characters, more than {MAX_PROMPT}",
             "shorten it: the text encoder reads 512 tokens",
         )
-    for at, char in enumerate(text):
-        if (ord(char) < 32 and char not in "\t\n\r") or 127 <= ord(char) < 160 or 0xD800 <= ord(char) < 0xE000:
-            raise UsageError(f"the {what} has control character U+{ord(char):04X} at position {at}", "remove it")
+    for found in _CONTROL.finditer(text):
+        if found[0] not in "\t\n\r":
+            where = f"U+{ord(found[0]):04X} at position {found.start()}"
+            raise UsageError(f"the {what} has control character {where}", "remove it")
 
 
 def _says_something(text: str) -> bool:

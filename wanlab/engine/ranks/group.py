@@ -68,10 +68,9 @@ class Ranks:
 
     def meet(self) -> None:
         """Wait until every rank is here and its device has done all it was given."""
-        if self.size > 1:
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            dist.barrier(group=self._orders)
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        dist.barrier(group=self._orders)
 
     @contextmanager
     def in_step(self) -> Iterator[None]:

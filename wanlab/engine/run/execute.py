@@ -211,7 +211,7 @@ class Running:
         self.shared = Branches(self.ranks, self.layout, wide=choice.wide(spec, self.sessions))
         self.observers = observers.begin(spec, self.env.total, self.sessions)
         self.fields = [f for o in self.observers for f in o.fields]
-        self.warm = set() if self.together else models.warm  # ranks may have run other things before
+        self.warm = models.warm
 
     def begin(self) -> None:
         """Find what an earlier run left to go on from: with as many threads as it had, since sums on the CPU differ in
@@ -257,7 +257,7 @@ class Running:
         ) as writer:
             self.progress(Progress(phase="warm-up", total=env.total))
             if self.together:
-                self.ranks.tell("sample", (start, self.left))
+                self.ranks.tell("sample", (start, self.left, self.warm))
             x, steps = self.steps(start, self.left)
             if start:
                 self._tell("resume", start)

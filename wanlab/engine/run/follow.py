@@ -53,7 +53,8 @@ def take_part(spec: RunSpec, models: Models, ranks: Ranks) -> None:
     run.encode()
     order, content = ranks.hear()
     if order == "sample":
-        x, steps = run.steps(*content)
+        start, left, run.warm = content  # rank 0's: it runs other things by itself, and what warms up is done together
+        x, steps = run.steps(start, left)
         for record in steps:
             x = record.x_next
         order, content = ranks.hear()
