@@ -24,8 +24,10 @@ STARS = 12
 # A circle begins at the top.
 BOUNCE = (20.0, 30.0)
 CIRCLE = (15.5, 44.0)
-# Places are drawn as Beta(CENTRED, CENTRED) over where there is room: towards the middle, as pictures are framed.
-CENTRED = 4.0
+# Places are drawn as Beta(c, c) over where there is room, towards the middle, as pictures are framed; in an open world
+# less so.
+CENTRED, CENTRED_OPEN = 4.0, 2.0
+LANES = (0.27, 0.73)  # where two things are, in the frame's width or height: the middle of their way in an open world
 REACH = (1.0, 1.25, 1.4, 1.45, 1.25)  # how far a shape reaches, in its radius
 KINDS = ("shapes", "walk", "sunset")
 _SHAPES, _BACKGROUNDS = list(world.SHAPES), list(world.BACKGROUNDS)
@@ -69,7 +71,7 @@ THING = (
 STARRY = len(CLIP) + 2 * len(THING)  # where the columns of the stars begin
 SCENERY = STARRY + 3 * STARS  # where the columns of `scenery` begin
 COLUMNS = SCENERY + scenery.COLUMNS
-TRIES = 40  # places drawn for two things of an open world, of which the one with most room between them is taken
+TRIES = 40  # layouts drawn for two things of an open world, of which the one with most room between them is taken
 ROOM = 3.0  # pixels between two things that are enough
 
 
@@ -130,17 +132,21 @@ def _lanes(scene: Scene) -> list[tuple[str, float]]:
     if len(scene.things) < 2:
         return [("", 0.0)] * len(scene.things)
     axis = "x" if any(t.motion in ("up", "down") for t in scene.things) else "y"
-    return [(axis, 0.27), (axis, 0.73)]
+    return [(axis, lane) for lane in LANES]
 
 
 def _free(things: Sequence[Thing], rng: np.random.Generator, width: int, height: int, frames: int) -> list[list[float]]:
-    """Rows of things that may be anywhere, apart from one another throughout the clip where there is room."""
+    """Rows of things: one nearly anywhere; two side by side or one above the other, either of them first, apart from
+    one another throughout the clip where there is room."""
+    if len(things) < 2:
+        return [_row(t, rng, width, height, frames, ("", 0.0), free=True) for t in things]
     best: list[list[float]] = []
     most = -math.inf
-    for _ in range(TRIES if len(things) > 1 else 1):
-        rows = [_row(t, rng, width, height, frames, ("", 0.0), even=True) for t in things]
-        if len(rows) < 2:
-            return rows
+    for _ in range(TRIES):
+        axis, lanes = "xy"[rng.integers(2)], rng.permutation(LANES)
+        rows = [
+            _row(t, rng, width, height, frames, (axis, lane), free=True) for t, lane in zip(things, lanes, strict=True)
+        ]
         (ax, ay, au, av), (bx, by, bu, bv) = (r[5:9] for r in rows)
         t = np.arange(frames)
         dx = (ax - bx + (au - bu) * t + width / 2) % width - width / 2
@@ -160,34 +166,34 @@ def _row(
     height: int,
     frames: int,
     lane: tuple[str, float],
-    even: bool = False,
+    free: bool = False,
 ) -> list[float]:
-    """A thing's columns; `even`: anywhere alike, and bounces and circles of many kinds."""
+    """A thing's columns; `free`: less towards the middle, and bounces and circles of many kinds."""
     radius, growth = (world.SIZES[t.size], 0.0) if t.size else (6.0, rng.uniform(0.28, 0.36))
     v = np.array(world.DIRECTIONS.get(t.motion, (0, 0)), float) * world.SPEEDS[t.speed]
     v[1] *= world.VERTICAL_SPEED
     bounce = BOUNCE[0] if t.motion == "bouncing" else 0.0
     circle = CIRCLE[0] if t.motion == "circling" else 0.0
     period = BOUNCE[1] if bounce else CIRCLE[1]
-    if even:
-        bounce, circle = bounce * rng.uniform(0.8, 1.2), circle * rng.uniform(0.8, 1.2)
-        period *= rng.uniform(0.88, 1.15) * (rng.choice([-1, 1]) if circle else 1)
+    if free:
+        bounce, circle = bounce * rng.uniform(0.85, 1.15), circle * rng.uniform(0.85, 1.15)
+        period *= rng.uniform(0.92, 1.1) * (rng.choice([-1, 1]) if circle else 1)
     reach = max(radius, 22.0 if growth else 0.0) * 1.25 + circle + 1
-    at = []
+    centred = CENTRED_OPEN if free else CENTRED
+    at, travels = [], []
     for extent, speed, room in ((width, v[0], reach), (height, v[1], reach + bounce / 2)):
         # Stay inside the frame for the whole clip where there is room; else be in the middle of it halfway (it wraps
         # round).
         travel = speed * (min(frames, world.NATIVE_FRAMES) - 1)
         low, high = room - min(travel, 0), extent - room - max(travel, 0)
         at.append(
-            low + (high - low) * (rng.random() if even else rng.beta(CENTRED, CENTRED))
-            if low < high
-            else (low + high) / 2 + rng.uniform(-3, 3)
+            low + (high - low) * rng.beta(centred, centred) if low < high else (low + high) / 2 + rng.uniform(-3, 3)
         )
+        travels.append(travel)
     at[1] += bounce / 2  # the lowest point
     if lane[0]:
         k = "xy".index(lane[0])
-        at[k] = lane[1] * (width, height)[k] + rng.uniform(-2, 2)
+        at[k] = lane[1] * (width, height)[k] + (rng.uniform(-6, 6) - travels[k] / 2 if free else rng.uniform(-2, 2))
     return [
         1.0,
         _SHAPES.index(t.shape),
@@ -197,7 +203,7 @@ def _row(
         bounce,
         circle,
         period,
-        -0.25 if circle and not even else rng.random(),
+        -0.25 if circle and not free else rng.random(),
         radius,
         growth,
     ]
