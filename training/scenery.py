@@ -61,8 +61,8 @@ def place(rng: np.random.Generator, background: str) -> np.ndarray:
         "pan": rng.uniform(-1.0, 1.0) if pans else 0.0,
         "sway": rng.uniform(-0.15, 0.15) if pans else 0.0,
         "texture": rng.choice([0, 2, 3] if background == "meadow" else [0, 3]) if sky else rng.integers(len(TEXTURES)),
-        # Half of the clips have one, of two latents and more: finer, deeper or more frequent textures take most of what a
-        # model of this size learns, and things suffer.
+        # Half of the clips have one, of two latents and more: finer, deeper or more frequent textures take most of what
+        # a model of this size learns, and things suffer.
         "scale": rng.uniform(32, 80),
         "angle": rng.uniform(0, math.pi),
         "depth": rng.uniform(0.02, 0.09) if rng.random() < 0.5 else 0.0,
