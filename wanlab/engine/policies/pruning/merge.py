@@ -117,6 +117,12 @@ class _Merging(Session):
         merged = (sums / row.bincount(minlength=count).unsqueeze(1)).to(hidden.dtype)
         return hidden + (blocks(merged, kept) - merged)[:, row]
 
+    def warm_up(self, hidden: Tensor, blocks: Blocks) -> None:
+        import torch
+
+        count = rounded(self.knobs.ratio * hidden.shape[1], hidden.shape[1])
+        blocks[:1](hidden[:, :count].contiguous(), torch.arange(count, device=hidden.device))
+
     def _cells(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Of each token of latents x the number of its cell [N], and its place in it [N]."""
         import torch
