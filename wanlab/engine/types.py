@@ -291,7 +291,7 @@ class Session:
         run has it."""
         return blocks(hidden)
 
-    def warm_up(self, hidden: Tensor, blocks: Blocks) -> None:
+    def warm_up(self, call: Call, hidden: Tensor, blocks: Blocks) -> None:
         """Run, on meaningless values, what `through` is going to: called once for each expert and shape before the
         first step, so that no step's time holds what is done once, such as compiling. Nothing may be remembered."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,9 +33,9 @@ def warm_up(
     inside = [s for s in sessions if type(s).warm_up is not Session.warm_up]
     policies = expected.spec.policies if inside else ()
 
-    def through(hidden: Tensor, blocks: Blocks) -> Tensor:
+    def through(call: Call, hidden: Tensor, blocks: Blocks) -> Tensor:
         for session in inside:
-            session.warm_up(hidden, blocks)
+            session.warm_up(call, hidden, blocks)
         return blocks(hidden)
 
     for ctx, row in zip(env.steps[start:], expected.rows[start:], strict=True):
@@ -56,4 +58,5 @@ def warm_up(
         if key not in warm:
             warm.add(key)
             x = torch.zeros(shape, device=device)
-            denoiser(Call(ctx=ctx, branches=group, x=x, together=together, through=through if inside else None))
+            call = Call(ctx=ctx, branches=group, x=x, together=together)
+            denoiser(replace(call, through=partial(through, call)) if inside else call)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from wanlab.engine.policies.pruning.tokens import (
     ACTIVE,
@@ -99,29 +99,35 @@ class _Merging(Session):
         return in_scope(self.knobs.scope, ctx) and self.env.since(ctx) >= self.knobs.start
 
     def through(self, call: Call, hidden: Tensor, blocks: Blocks) -> Tensor:
-        tokens = hidden.shape[1]
-        count = rounded(self.knobs.ratio * tokens, tokens)
-        if not self._merges(call.ctx) or count == tokens:
+        if not self._merges(call.ctx) or self._count(hidden) == hidden.shape[1]:
             self.note(active=1.0)
             return blocks(hidden)
+        added, notes = self._merged(call, hidden, blocks)
+        self.note(**notes)
+        return hidden + added
+
+    def warm_up(self, call: Call, hidden: Tensor, blocks: Blocks) -> None:
+        if self._count(hidden) < hidden.shape[1]:
+            self._merged(call, hidden, blocks[:1])
+
+    def _count(self, hidden: Tensor) -> int:
+        return rounded(self.knobs.ratio * hidden.shape[1], hidden.shape[1])
+
+    def _merged(self, call: Call, hidden: Tensor, blocks: Blocks) -> tuple[Tensor, dict[str, Any]]:
+        """What the blocks add to hidden states [B,N,D], merged for them; and what is to be noted."""
+        tokens, count = hidden.shape[1], self._count(hidden)
         cells, places = self._cells(call.x)
         # The embedding does not depend on the text: all branches merge alike.
         target, similarity = self._targets(call.ctx, hidden[0], cells.to(hidden.device), count)
         kept = (target == target.new_tensor(range(tokens))).nonzero().flatten()
         row = target.new_zeros(tokens).index_fill(0, kept, 1).cumsum(0)[target] - 1  # in `kept`, of each one's target
-        self.note(active=count / tokens, score=quantiles(similarity), mask=packed(kept, call.x))
+        notes = {"active": count / tokens, "score": quantiles(similarity), "mask": packed(kept, call.x)}
         sums = hidden.new_zeros((hidden.shape[0], count, hidden.shape[2])).float()
         for place in range(math.prod(self._cell)):  # one token of a cell at a time: the order of the sum is fixed
             own = (places == place).nonzero().flatten().to(hidden.device)
             sums = sums.index_add(1, row[own], hidden[:, own].float())
         merged = (sums / row.bincount(minlength=count).unsqueeze(1)).to(hidden.dtype)
-        return hidden + (blocks(merged, kept) - merged)[:, row]
-
-    def warm_up(self, hidden: Tensor, blocks: Blocks) -> None:
-        import torch
-
-        count = rounded(self.knobs.ratio * hidden.shape[1], hidden.shape[1])
-        blocks[:1](hidden[:, :count].contiguous(), torch.arange(count, device=hidden.device))
+        return (blocks(merged, kept) - merged)[:, row], notes
 
     def _cells(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Of each token of latents x the number of its cell [N], and its place in it [N]."""

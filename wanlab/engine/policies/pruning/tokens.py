@@ -188,7 +188,7 @@ class TokenSession(Session):
         fresh = blocks(hidden.index_select(1, active), active, keys, float8=self.keys_float8)
         return hidden.new_zeros(hidden.shape).index_copy(1, active, fresh)
 
-    def warm_up(self, hidden: Tensor, blocks: Blocks) -> None:
+    def warm_up(self, call: Call, hidden: Tensor, blocks: Blocks) -> None:
         import torch
 
         keys: dict[str, Any] | None = {} if self.keeps_keys else None
