@@ -136,16 +136,16 @@ def _lanes(scene: Scene) -> list[tuple[str, float]]:
 
 
 def _free(things: Sequence[Thing], rng: np.random.Generator, width: int, height: int, frames: int) -> list[list[float]]:
-    """Rows of things: one nearly anywhere; two side by side or one above the other, either of them first, apart from
-    one another throughout the clip where there is room."""
+    """Rows of things: one nearly anywhere; two side by side or one above the other, in the order in which one reads,
+    apart from one another throughout the clip where there is room."""
     if len(things) < 2:
         return [_row(t, rng, width, height, frames, ("", 0.0), free=True) for t in things]
     best: list[list[float]] = []
     most = -math.inf
     for _ in range(TRIES):
-        axis, lanes = "xy"[rng.integers(2)], rng.permutation(LANES)
+        axis = "xy"[rng.integers(2)]
         rows = [
-            _row(t, rng, width, height, frames, (axis, lane), free=True) for t, lane in zip(things, lanes, strict=True)
+            _row(t, rng, width, height, frames, (axis, lane), free=True) for t, lane in zip(things, LANES, strict=True)
         ]
         (ax, ay, au, av), (bx, by, bu, bv) = (r[5:9] for r in rows)
         t = np.arange(frames)
@@ -213,14 +213,18 @@ def _row(
 
 
 @torch.no_grad()
-def draw(rows: Tensor, width: int, height: int, frames: int, start: int = 0) -> Tensor:
-    """Frames `start` .. `start+frames` of placed clips [B,COLUMNS] as float32 RGB [B,3,T,H,W] in [0,1]."""
+def draw(rows: Tensor, width: int, height: int, frames: int, start: int = 0, *, compiled: bool = False) -> Tensor:
+    """Frames `start` .. `start+frames` of placed clips [B,COLUMNS] as float32 RGB [B,3,T,H,W] in [0,1].
+
+    compiled  some six hundred small operations as one kernel: a tenth of the time on a GPU, once a minute and a half
+              is spent on making it
+    """
     d = rows.device
     y = torch.arange(height, device=d, dtype=torch.float32).view(1, 1, height, 1) + 0.5
     x = torch.arange(width, device=d, dtype=torch.float32).view(1, 1, 1, width) + 0.5
     t = torch.arange(start, start + frames, device=d, dtype=torch.float32).view(1, frames, 1, 1)
     out = torch.empty(len(rows), 3, frames, height, width, device=d)
-    for k, paint in enumerate((_shapes, _walk, _sunset)):
+    for k, paint in enumerate((functools.partial(_shapes, compiled=compiled), _walk, _sunset)):
         chosen = (rows[:, 0] == k).nonzero()[:, 0]
         if len(chosen):
             out[chosen] = paint(rows[chosen], x, y, t)
@@ -249,17 +253,16 @@ def _blank(rows: Tensor, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
     return torch.zeros(len(rows), 3, t.shape[1], y.shape[2], x.shape[3], device=rows.device)
 
 
-def _shapes(rows: Tensor, x: Tensor, y: Tensor, t: Tensor) -> Tensor:
+def _shapes(rows: Tensor, x: Tensor, y: Tensor, t: Tensor, *, compiled: bool) -> Tensor:
     out = torch.empty(len(rows), 3, t.shape[1], y.shape[2], x.shape[3], device=rows.device)
     is_open = rows[:, SCENERY] > 0
-    # Some six hundred small operations on whole clips: on a GPU one kernel of them all takes a tenth of the time.
-    opened = _compiled_open() if rows.is_cuda else _open
+    opened = _compiled_open() if compiled else _open
     for chosen, paint in ((~is_open, _closed), (is_open, opened)):
         if chosen.any():
             some = rows[chosen]
             profiles = _profiles(some, y.shape[2])
-            # On a GPU always: the kernel without stars would be compiled as well, which takes longer than it saves.
-            stars = rows.is_cuda or bool(some[:, STARRY:SCENERY].any())
+            # The kernel without stars would be compiled as well, which takes longer than it saves.
+            stars = compiled or bool(some[:, STARRY:SCENERY].any())
             out[chosen] = paint(some, profiles, stars, x, y, t)
     return out
 

@@ -67,11 +67,11 @@ class Recipe:
     pool: int = 6_000  # clips the autoencoder sees, each from many start frames
     # Autoencoder curriculum: (frames, clips a step, steps). Longer clips come once single frames are sharp.
     vae_phases: tuple[tuple[int, int, int], ...] = (
-        (1, 128, 600),
-        (9, 64, 900),
-        (17, 32, 1200),
-        (49, 12, 1200),
-        (81, 8, 250),
+        (1, 128, 500),
+        (9, 64, 700),
+        (17, 32, 800),
+        (49, 12, 700),
+        (81, 8, 150),
     )
     # AdamW's, and Muon's for the convolutions inside the blocks; 0 leaves those to AdamW too.
     vae_lr: tuple[float, float] = (1.2e-3, 5e-3)
@@ -90,12 +90,12 @@ class Recipe:
     )
     # Base curriculum: (latent frames, clips a step, steps); the first latents of a causal autoencoder are the
     # latents of the first frames. 0 frames: whole clips of every bucket, as many a step as the bucket says.
-    base_phases: tuple[tuple[int, int, int], ...] = ((1, 384, 3500), (5, 160, 2700), (0, 0, 11_500))
+    base_phases: tuple[tuple[int, int, int], ...] = ((1, 384, 5000), (5, 160, 6500), (0, 0, 6500))
     # Learning rates: AdamW's, and Muon's for the matrices inside the blocks. On single frames Muon at 6e-3 was
     # in 200 steps where AdamW at 1.2e-3 was in 500.
     base_lr: tuple[float, float] = (1.2e-3, 1e-2)
     # Where things are, and how many, is decided at high noise: that expert learns longest.
-    expert_steps: dict[str, int] = field(default_factory=lambda: {"high": 14_000, "low": 12_000})
+    expert_steps: dict[str, int] = field(default_factory=lambda: {"high": 18_000, "low": 17_000})
     expert_lr: tuple[float, float] = (6e-4, 5e-3)
     transformer: dict[str, int] = field(default_factory=dict)  # changes to `models.TRANSFORMER`
     no_caption: float = 0.12
@@ -406,6 +406,13 @@ def prepare_bucket(recipe: Recipe, k: int) -> tuple[Tensor, Tensor, Tensor, Tens
     return rows, ids, about.view(*shape, -1), weight / weight.mean()
 
 
+def warm_drawing(recipe: Recipe) -> None:
+    """Let another process make the kernels that `make_buckets` draws with, which go to torch's cache on the disk."""
+    scenes = list(itertools.islice(world.scenes(recipe.seed, version=world.WORLDS[recipe.world]), 16))
+    rows = render.place_all(scenes, recipe.seed, W, H, version=world.WORLDS[recipe.world])
+    render.draw(rows.to("cuda"), W, H, world.NATIVE_FRAMES, compiled=True)
+
+
 def make_buckets(
     recipe: Recipe, folder: Path, device: torch.device, prepared: Sequence[Future[tuple[Tensor, ...]]]
 ) -> tuple[list[Bucket], list[float]]:
@@ -422,7 +429,8 @@ def make_buckets(
         n = max(1, 16 * 49 * W * H // (frames * w * h))
         latents = []
         for i in range(0, count, n):
-            x = (render.draw(rows[i : i + n], w, h, frames) * 2 - 1).to(torch.bfloat16)
+            x = render.draw(rows[i : i + n], w, h, frames, compiled=device.type == "cuda")
+            x = (x * 2 - 1).to(torch.bfloat16)
             with torch.no_grad():
                 z = fast_vae.encode_moments(vae, x).chunk(2, dim=1)[0]
             mean, std = latent_stats(vae, z)
@@ -620,6 +628,8 @@ def main() -> None:
     with ProcessPoolExecutor(min(8, os.cpu_count() or 1), mp_context=multiprocessing.get_context("spawn")) as workers:
         needed = () if there[1] or args.only == "vae" else range(len(recipe.buckets))
         prepared = [workers.submit(prepare_bucket, recipe, k) for k in needed]
+        if prepared and device.type == "cuda":
+            workers.submit(warm_drawing, recipe)
         stages: dict[str, Callable[..., bool]] = {
             "vae": lambda *how: there[0] or train_vae(*how),
             "transformers": lambda *how: train_transformers(*how, prepared),
