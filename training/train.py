@@ -101,7 +101,7 @@ class Recipe:
     no_caption: float = 0.12
     captions: int = 3  # wordings a clip
     # Shares of what is learned last: two objects, and paths that are not straight.
-    pairs: float = 0.4
+    pairs: float = 0.5
     curved: float = 0.4
     # Where in the schedule a picture's layout is decided depends on how many values say it: the noise level at which so
     # much is known goes with the root of their number (P. Esser et al., "Scaling Rectified Flow Transformers", 2024,

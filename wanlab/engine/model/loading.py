@@ -20,6 +20,7 @@ from wanlab.engine.model import kernels, weights
 from wanlab.engine.model import vae as wan_vae
 from wanlab.engine.model.checkpoint import Checkpoint, describe, fit, parameters, places, snapshot, weight_files
 from wanlab.engine.model.config import TEXT_TOKENS, TRAIN_TIMESTEPS
+from wanlab.engine.model.graphs import SMALL, Graphs
 from wanlab.engine.model.modules import TIED, blank, expected, kept_in_float32, loading
 from wanlab.engine.model.placement import Placement
 from wanlab.errors import WanlabError
@@ -57,6 +58,8 @@ class Model:
     """Where the parts are while a run goes on."""
     short_text: kernels.ShortText | None = None
     """The experts' cross-attention, where it is given prompts without their padding."""
+    graphs: Graphs | None = None
+    """What a GPU replays of a small model's forwards."""
 
     def ready(self, part: str) -> Any:
         """The text_encoder, vae or expert called `part`, on the device until another is asked for."""
@@ -107,7 +110,10 @@ def load(
     if device.type == "cpu" and vae.dtype != torch.float32:
         wan_vae.optimize(vae)
     placement.add("vae", vae)
-    return Model(found, tokenizer, text_encoder, vae, experts, device, dtype, placement, text)
+    small = all(sum(p.numel() for p in e.parameters()) <= SMALL for e in experts.values())
+    replays = small and precision != "reference" and device.type == "cuda" and memory == "resident"
+    graphs = Graphs() if replays else None
+    return Model(found, tokenizer, text_encoder, vae, experts, device, dtype, placement, text, graphs)
 
 
 def load_tokenizer(found: Checkpoint) -> Any:

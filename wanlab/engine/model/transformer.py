@@ -17,6 +17,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from wanlab.engine.model.graphs import Block
 from wanlab.engine.model.kernels import KEPT, SelfAttention, set_self_attention
 from wanlab.engine.model.loading import Model
 from wanlab.engine.ranks.group import Splits
@@ -46,7 +47,7 @@ class Denoiser:
     ) -> None:
         """embeds  by branch, each [1,512,D]; kernel  the attention's; keeps_keys  whether a policy's blocks do; splits
         the ranks that share a branch's tokens, in a step of two branches and in one of one"""
-        self._model, self._embeds, self._splits = model, embeds, splits
+        self._model, self._embeds, self._splits, self._asked = model, embeds, splits, kernel
         for expert in model.experts.values():
             set_self_attention(expert, kernel, ours=keeps_keys or any(splits))
         # FlashAttention-3 is the self-attention's: what else there is has a kernel of torch's.
@@ -74,10 +75,32 @@ class Denoiser:
         if self._model.short_text is not None:
             own = [self._own[b] for b in call.branches]
             text = self._model.short_text.cut(text, torch.tensor(own), min(max(own) + 1, text.shape[1]))
-        split = self._splits[call.together]
-        with stacked(expert, call, split), frame_positions(expert, call.positions), attention(self._kernel):
-            velocity: Tensor = expert(hidden_states=x, timestep=t, encoder_hidden_states=text, return_dict=False)[0]
-        return velocity
+        split, graphs = self._splits[call.together], self._model.graphs
+        with frame_positions(expert, call.positions), attention(self._kernel):
+            if graphs is None or split is not None:
+                return forward(expert, call, x, t, text, split)
+            key = (call.ctx.expert, self._asked, call.positions, x.shape, t.shape, text.shape)
+            recorded = graphs.find(key)
+            if recorded is None:
+                velocity = forward(expert, call, x, t, text)
+                graphs.record(key, expert, x, t, text)
+                return velocity
+            blocks = Blocks([*expert.blocks], recorded.arguments, call.count, replayed=recorded.blocks)
+            return recorded(x, t, text, lambda hidden: run(call, hidden, blocks))
+
+
+def forward(
+    expert: WanTransformer3DModel, call: Call, x: Tensor, t: Tensor, text: Tensor, split: TokenSplit | None = None
+) -> Tensor:
+    """diffusers' own forward: velocities [B,C,F,H,W]."""
+    with stacked(expert, call, split):
+        velocity: Tensor = expert(hidden_states=x, timestep=t, encoder_hidden_states=text, return_dict=False)[0]
+    return velocity
+
+
+def run(call: Call, hidden: Tensor, blocks: Blocks) -> Tensor:
+    """The stack of blocks, by whoever asked for it."""
+    return blocks(hidden) if call.through is None else call.through(hidden, blocks)
 
 
 class Blocks:
@@ -90,9 +113,11 @@ class Blocks:
         count: Callable[[int, int, int], None] | None,
         first: int = 0,
         split: TokenSplit | None = None,
+        replayed: Sequence[Block] | None = None,
     ) -> None:
+        """replayed  the same blocks, recorded on a GPU"""
         self._blocks, self._arguments, self._count, self._first = blocks, arguments, count, first
-        self._split = split
+        self._split, self._replayed = split, replayed
 
     def __len__(self) -> int:
         return len(self._blocks)
@@ -102,7 +127,8 @@ class Blocks:
         start, _, step = which.indices(len(self))
         if step != 1:
             raise ValueError("blocks run in order: no step")
-        return Blocks(self._blocks[which], self._arguments, self._count, self._first + start, self._split)
+        replayed = self._replayed and self._replayed[which]
+        return Blocks(self._blocks[which], self._arguments, self._count, self._first + start, self._split, replayed)
 
     def __call__(
         self,
@@ -127,6 +153,12 @@ class Blocks:
         samples, queries = hidden.shape[:2]
         attended = queries if active is None or keys is None else self._arguments[2][0].shape[1]
         split = self._split
+        if self._replayed is not None and active is None and keys is None:
+            for replay in self._replayed:
+                if self._count is not None:
+                    self._count(samples, queries, attended)
+                hidden = replay(hidden)
+            return hidden.clone()
         if split is not None:
             split.begin(queries, hidden.device)
             hidden, rotary = split.part(hidden), (split.part(rotary[0]), split.part(rotary[1]))
@@ -187,7 +219,7 @@ class _Stack(nn.Module):
 
     def forward(self, hidden: Tensor, text: Tensor, temb: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         blocks = Blocks(self._blocks, (text, temb, rotary), self._call.count, split=self._split)
-        return blocks(hidden) if self._call.through is None else self._call.through(hidden, blocks)
+        return run(self._call, hidden, blocks)
 
 
 @contextlib.contextmanager
