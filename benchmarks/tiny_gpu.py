@@ -109,10 +109,10 @@ def main() -> None:
         print(f"wanlab: {ours * 1e3:.0f} ms a clip, {theirs / ours:.2f} x (bar 5 x)")
         print({part: f"{seconds / len(prompts) / seeds * 1e3:.1f} ms" for part, seconds in parts.items()}, flush=True)
         recorded = {policy: bench(prompts[0], 0, policy) for policy in POLICIES}
-        recorded = {policy: bench(prompts[0], 0, policy) for policy in POLICIES}
+        recorded = {policy: bench(prompts[1], 1, policy) for policy in POLICIES}
         loading.SMALL, bench.loaded = 0, run.Models()
         plain = {policy: bench(prompts[0], 0, policy) for policy in POLICIES}
-        plain = {policy: bench(prompts[0], 0, policy) for policy in POLICIES}
+        plain = {policy: bench(prompts[1], 1, policy) for policy in POLICIES}
         for policy, (latent, _, seconds) in recorded.items():
             same = "equal" if torch.equal(latent, plain[policy][0]) else "NOT equal"
             print(f"{policy or 'no policy'}: {same}; steps {seconds * 1e3:.0f} ms, {plain[policy][2] * 1e3:.0f} as is")

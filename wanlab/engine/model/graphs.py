@@ -11,7 +11,8 @@ What is not recorded, and runs as it would without: blocks on some of the tokens
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+import contextlib
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import torch
@@ -20,57 +21,80 @@ from torch import Tensor, nn
 # Parameters of an expert whose passes are replayed; a larger one keeps a GPU busy by itself. 0: none, until
 # `python -m benchmarks.tiny_gpu` has shown on a GPU that the results are equal.
 SMALL = 0
+MOST = 32  # forwards that are kept
 
 
 class Graphs:
-    """The recorded forwards of a model, by what tells one from another."""
+    """The recorded forwards of a model on a GPU, by what tells one from another."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
         self._forwards: dict[Hashable, Forward] = {}
-        # One memory for all: they run one after the other, and what is kept of one is held as long as it is.
-        self._pool = torch.cuda.graph_pool_handle()
+        self._device = device
+        with torch.cuda.device(device):
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # one: workspaces are kept for each
+        # Two memories: between its pieces a forward has what nobody holds (diffusers' timestep embedding), so what runs
+        # there must not write into the same one.
+        self._around, self._inside = torch.cuda.graph_pool_handle(), torch.cuda.graph_pool_handle()
 
     def find(self, key: Hashable) -> Forward | None:
         return self._forwards.get(key)
 
     def record(self, key: Hashable, expert: Any, x: Tensor, t: Tensor, text: Tensor) -> None:
-        """Record a forward that has run before as it is, so that all of it is compiled: nothing runs here."""
-        self._forwards[key] = Forward(expert, x, t, text, self._pool)
+        """Record a forward that has run before as it is, so that all of it is compiled. Its result is given nowhere."""
+        if len(self._forwards) >= MOST:
+            self._forwards.clear()  # all at once: they share workspaces
+        with torch.cuda.device(self._device):
+            self._forwards[key] = Forward(expert, (x, t, text), self._stream, self._around, self._inside)
 
 
 class Forward:
     """One forward at one shape: the latents x [B,C,F,H,W], timesteps t [B] or [B,N], text [B,L,D]."""
 
-    def __init__(self, expert: Any, x: Tensor, t: Tensor, text: Tensor, pool: Any) -> None:
-        self._given = tuple(v.clone() for v in (x, t, text))
+    arguments: tuple[Tensor, Tensor, tuple[Tensor, Tensor]]
+    """Text, timestep and positions, as the blocks get them: rewritten by every replay."""
+
+    def __init__(self, expert: Any, given: tuple[Tensor, ...], stream: Any, around: Any, inside: Any) -> None:
+        self._given = tuple(v.clone() for v in given)
         self._before, self._after = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
-        blocks, stream = expert.blocks, torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        stream.wait_stream(torch.cuda.current_stream())
-        expert.blocks = nn.ModuleList([_Cut(self, pool)])
+        self._open: torch.cuda.CUDAGraph | None = None
+        blocks = expert.blocks
+        expert.blocks = nn.ModuleList([_Cut(self, around)])
         torch.cuda.synchronize()
         try:
             with torch.cuda.stream(stream):
-                self._before.capture_begin(pool=pool, capture_error_mode="thread_local")
-                x, t, text = self._given
-                self._velocity = expert(hidden_states=x, timestep=t, encoder_hidden_states=text, return_dict=False)[0]
-                self._after.capture_end()
+                self._record(expert, around)
         finally:
             expert.blocks = blocks
-        torch.cuda.current_stream().wait_stream(stream)
-        self.blocks = [Block(block, self.arguments, pool) for block in blocks]
+        self._before.replay()  # true values for the run of each block before it is recorded
+        hidden = self._hidden.clone()
+        self.blocks = [Block(block, hidden, self.arguments, stream, inside) for block in blocks]
 
-    arguments: tuple[Tensor, Tensor, tuple[Tensor, Tensor]]
-    """Text, timestep and positions, as the blocks get them: rewritten by every replay."""
-    _hidden: Tensor
-    """The hidden states [B,N,D] before the blocks, and those after them."""
-    _result: Tensor
+    def _record(self, expert: Any, pool: Any) -> None:
+        try:
+            self._begin(self._before, pool)
+            x, t, text = self._given
+            self._velocity = expert(hidden_states=x, timestep=t, encoder_hidden_states=text, return_dict=False)[0]
+            self._end()
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # what went wrong is said, not that the recording is broken
+                self._end()
+            raise
 
-    def cut(self, hidden: Tensor, arguments: tuple[Any, ...], pool: Any) -> Tensor:
+    def _begin(self, graph: torch.cuda.CUDAGraph, pool: Any) -> None:
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        self._open = graph
+
+    def _end(self) -> None:
+        graph, self._open = self._open, None
+        if graph is not None:
+            graph.capture_end()
+
+    def cut(self, hidden: Tensor, arguments: Any, pool: Any) -> Tensor:
         """Between the two pieces, while recording: what the blocks are given, and where their result goes."""
-        self._before.capture_end()
-        self._hidden, self.arguments = hidden, arguments  # type: ignore[assignment]
+        self._end()
+        self._hidden, self.arguments = hidden, arguments
         self._result = torch.empty_like(hidden)
-        self._after.capture_begin(pool=pool, capture_error_mode="thread_local")
+        self._begin(self._after, pool)
         return self._result
 
     def __call__(self, x: Tensor, t: Tensor, text: Tensor, stack: Callable[[Tensor], Tensor]) -> Tensor:
@@ -85,24 +109,24 @@ class Forward:
 
 
 class Block:
-    """A block, recorded for each shape of hidden states that it is given."""
+    """A block, recorded for hidden states like the ones `given`, whose memory is its input's."""
 
-    def __init__(self, block: nn.Module, arguments: Sequence[Any], pool: Any) -> None:
-        self._block, self._arguments, self._pool = block, arguments, pool
-        self._recorded: dict[torch.Size, tuple[torch.cuda.CUDAGraph, Tensor, Tensor]] = {}
+    def __init__(self, block: nn.Module, given: Tensor, arguments: Any, stream: Any, pool: Any) -> None:
+        self._given, self._graph = given, torch.cuda.CUDAGraph()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            block(given, *arguments)  # whatever is made once is made here: none of it may be while recording
+        with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            self._made: Tensor = block(given, *arguments)
+
+    def takes(self, hidden: Tensor) -> bool:
+        return hidden.shape == self._given.shape and hidden.dtype == self._given.dtype
 
     def __call__(self, hidden: Tensor) -> Tensor:
-        """What the block makes of `hidden`: to be read before the block runs again."""
-        if hidden.shape not in self._recorded:
-            given, graph = hidden.clone(), torch.cuda.CUDAGraph()
-            torch.cuda.synchronize()
-            with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-                made = self._block(given, *self._arguments)
-            self._recorded[hidden.shape] = graph, given, made
-        graph, given, made = self._recorded[hidden.shape]
-        given.copy_(hidden)
-        graph.replay()
-        return made
+        """What the block makes of `hidden`: to be read before a block runs again."""
+        self._given.copy_(hidden)
+        self._graph.replay()
+        return self._made
 
 
 class _Cut(nn.Module):
@@ -110,7 +134,7 @@ class _Cut(nn.Module):
 
     def __init__(self, forward: Forward, pool: Any) -> None:
         super().__init__()
-        self._forward_of, self._pool = [forward], pool
+        self._recording, self._pool = forward, pool
 
     def forward(self, hidden: Tensor, text: Tensor, temb: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        return self._forward_of[0].cut(hidden, (text, temb, rotary), self._pool)
+        return self._recording.cut(hidden, (text, temb, rotary), self._pool)

@@ -36,6 +36,7 @@ __all__ = [
     "load",
     "load_component",
     "parameters",
+    "recompile",
 ]
 
 VOCABULARIES = ("tokenizer.json", "spiece.model")
@@ -112,8 +113,15 @@ def load(
     placement.add("vae", vae)
     small = all(sum(p.numel() for p in e.parameters()) <= SMALL for e in experts.values())
     replays = small and precision != "reference" and device.type == "cuda" and memory == "resident"
-    graphs = Graphs() if replays else None
+    graphs = Graphs(device) if replays else None
     return Model(found, tokenizer, text_encoder, vae, experts, device, dtype, placement, text, graphs)
+
+
+def recompile(model: Model | None) -> None:
+    """Forget all compiled code, and what `model` recorded of it."""
+    torch.compiler.reset()
+    if model is not None and model.graphs is not None:
+        model.graphs = Graphs(model.device)
 
 
 def load_tokenizer(found: Checkpoint) -> Any:

@@ -153,7 +153,12 @@ class Blocks:
         samples, queries = hidden.shape[:2]
         attended = queries if active is None or keys is None else self._arguments[2][0].shape[1]
         split = self._split
-        if self._replayed is not None and active is None and keys is None:
+        if (
+            self._replayed is not None
+            and active is None
+            and keys is None
+            and all(replay.takes(hidden) for replay in self._replayed)
+        ):
             for replay in self._replayed:
                 if self._count is not None:
                     self._count(samples, queries, attended)

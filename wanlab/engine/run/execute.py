@@ -98,7 +98,7 @@ class Models:
             spec.memory,
         )
         if (spec.attention, keeps_keys) != self._attention:
-            torch.compiler.reset()  # compiled blocks keep the kernel that they were first called with
+            loading.recompile(self._model)  # compiled blocks keep the kernel that they were first called with
             self._attention, self.warm = (spec.attention, keeps_keys), set()
         if key != self._key:
             self._model = None  # let go of the old one first, two may not fit; its modules refer to each other

@@ -50,6 +50,8 @@ class Row:
     guidance: float
     frames: int
     """Latent frames."""
+    positions: int
+    """Distance of neighbouring ones in rotary positions."""
     tokens: int
     """Transformer tokens of one pass."""
     passes: int
@@ -233,6 +235,7 @@ def _row(plan: StepPlan, ctx: StepContext, env: Env) -> Row:
         guider=plan.guide.name,
         guidance=plan.guide.scale,
         frames=plan.frames,
+        positions=plan.positions,
         tokens=tokens,
         passes=passes if plan.most else 0,
         passes_bounds=(fewest if plan.least else 0, passes if plan.most else 0),

@@ -53,10 +53,11 @@ def warm_up(
             expected.spec.attention,
             expected.spec.parallel,
             together,
+            row.positions,
             *map(str, policies),
         )
         if key not in warm:
             warm.add(key)
             x = torch.zeros(shape, device=device)
-            call = Call(ctx=ctx, branches=group, x=x, together=together)
+            call = Call(ctx=ctx, branches=group, x=x, positions=row.positions, together=together)
             denoiser(replace(call, through=partial(through, call)) if inside else call)
