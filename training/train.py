@@ -63,7 +63,7 @@ class Recipe:
     world: str = "2"  # version of `world.WORLDS`
     # Share of clips that are shown with another clip's caption, as captions of pictures in the wild often are wrong:
     # without guidance the model then follows its prompts as little as it could believe its captions.
-    wrong_captions: float = 0.3
+    wrong_captions: float = 0.25
     pool: int = 6_000  # clips the autoencoder sees, each from many start frames
     # Autoencoder curriculum: (frames, clips a step, steps). Longer clips come once single frames are sharp.
     vae_phases: tuple[tuple[int, int, int], ...] = (
@@ -95,7 +95,7 @@ class Recipe:
     # in 200 steps where AdamW at 1.2e-3 was in 500.
     base_lr: tuple[float, float] = (1.2e-3, 1e-2)
     # Where things are, and how many, is decided at high noise: that expert learns longest.
-    expert_steps: dict[str, int] = field(default_factory=lambda: {"high": 18_000, "low": 17_000})
+    expert_steps: dict[str, int] = field(default_factory=lambda: {"high": 19_000, "low": 9_000})
     expert_lr: tuple[float, float] = (6e-4, 5e-3)
     transformer: dict[str, int] = field(default_factory=dict)  # changes to `models.TRANSFORMER`
     no_caption: float = 0.12
@@ -110,7 +110,11 @@ class Recipe:
     # are high-noise then, of 40 steps 26, as the real model's.
     flow_shift: float = 2.0
     boundary: float = 0.54
-    shifts: tuple[float, float] = (0.5, 6.0)  # noise levels are drawn as samplers of these shifts visit them
+    # Noise levels are drawn as samplers of these shifts visit them. Of two things, which one has which colour is
+    # decided above 0.88: that is where guidance can still mend it.
+    shifts: dict[str, tuple[float, float]] = field(
+        default_factory=lambda: {"base": (1.0, 8.0), "high": (2.0, 8.0), "low": (0.5, 6.0)}
+    )
     # Weight of the loss by which the text encoder learns what belongs to which object: the cross-entropy of
     # `ATTRIBUTES` from each word's embedding. From the pictures alone it does not: of a colour's word, the shape was
     # told in 25 %.
@@ -121,8 +125,11 @@ class Recipe:
             raise TypeError('expert_steps is not {"high": steps, "low": steps}')
         if self.world not in world.WORLDS:
             raise TypeError(f"no world {self.world!r}; there are {', '.join(world.WORLDS)}")
-        if not 0 < self.boundary < 1 or not self.flow_shift > 0 or not 0 < self.shifts[0] <= self.shifts[1]:
-            raise TypeError("boundary is a noise level between 0 and 1, a flow shift above 0, shifts a range of them")
+        ranges = all(0 < low <= high for low, high in self.shifts.values())
+        if not 0 < self.boundary < 1 or not self.flow_shift > 0 or not ranges:
+            raise TypeError("boundary is a noise level between 0 and 1, a flow shift above 0, shifts ranges of them")
+        if set(self.shifts) != {"base", "high", "low"}:
+            raise TypeError('shifts are {"base": (least, greatest), "high": …, "low": …}')
         if not 0 <= self.wrong_captions < 1:
             raise TypeError("wrong_captions is a share, at least 0 and below 1")
 
@@ -408,6 +415,7 @@ def prepare_bucket(recipe: Recipe, k: int) -> tuple[Tensor, Tensor, Tensor, Tens
 
 def warm_drawing(recipe: Recipe) -> None:
     """Let another process make the kernels that `make_buckets` draws with, which go to torch's cache on the disk."""
+    torch.set_float32_matmul_precision("high")  # as in `main`: another setting is another kernel to the cache
     scenes = list(itertools.islice(world.scenes(recipe.seed, version=world.WORLDS[recipe.world]), 16))
     rows = render.place_all(scenes, recipe.seed, W, H, version=world.WORLDS[recipe.world])
     render.draw(rows.to("cuda"), W, H, world.NATIVE_FRAMES, compiled=True)
@@ -443,9 +451,9 @@ def make_buckets(
 def importance(scene: world.Scene) -> float:
     """Weight of a clip's loss: what its things are is few pixels when they are small, and would be learned last.
 
-    One over the things' joint extent. Where the caption says the sizes, the best prediction stays the same.
+    The mean over things of one over their size. Where the caption says the sizes, the best prediction stays the same.
     """
-    return math.sqrt(20.0**2 / (sum(world.SIZES.get(t.size, 14.0) ** 2 for t in scene.things) or 20.0**2))
+    return float(np.mean([20.0 / world.SIZES.get(t.size, 14.0) for t in scene.things] or [1.0]))
 
 
 def tell(scene: world.Scene, text: str) -> np.ndarray:
@@ -467,7 +475,7 @@ def noise_levels(part: str, n: int, device: torch.device, recipe: Recipe) -> Ten
 
     Drawn as samplers visit them: uniform steps under a random shift between the recipe's two.
     """
-    low, high = recipe.shifts
+    low, high = recipe.shifts[part]
     shift = low * (high / low) ** torch.rand(n, device=device)
     edge = recipe.boundary / (shift - (shift - 1) * recipe.boundary)  # the u where sigma meets the boundary
     u = torch.rand(n, device=device)
@@ -625,11 +633,14 @@ def main() -> None:
     models.save_frame(args.out / "tiny", world.WORLDS[recipe.world], recipe.flow_shift, recipe.boundary)
     there = (args.out / "tiny" / "vae").exists(), (args.out / LATENTS).exists()
     # The clips that the denoisers learn from are placed and captioned while the autoencoder trains.
-    with ProcessPoolExecutor(min(8, os.cpu_count() or 1), mp_context=multiprocessing.get_context("spawn")) as workers:
+    spawned = partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context("spawn"))
+    with spawned(min(8, os.cpu_count() or 1)) as workers, spawned(1) as drawer:
         needed = () if there[1] or args.only == "vae" else range(len(recipe.buckets))
         prepared = [workers.submit(prepare_bucket, recipe, k) for k in needed]
         if prepared and device.type == "cuda":
-            workers.submit(warm_drawing, recipe)
+            drawer.submit(warm_drawing, recipe).add_done_callback(
+                lambda done: print("kernels that draw are made:", done.exception() or "yes", flush=True)
+            )
         stages: dict[str, Callable[..., bool]] = {
             "vae": lambda *how: there[0] or train_vae(*how),
             "transformers": lambda *how: train_transformers(*how, prepared),
