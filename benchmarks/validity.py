@@ -31,7 +31,8 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 Floats = NDArray[np.float64]
-STEPS, SHIFT = 40, 12.0  # as the A14B is published with; the expert switch is then before step 26
+# As the A14B is published with. Its shift of 12, and the model's own, have the expert switch before step 26 then.
+STEPS = 40
 GUIDANCE = (3.0, 4.0)  # low-noise, high-noise
 A14B = "wan2.2-t2v-a14b"
 PUBLISHED = (A14B, "wan2.2-ti2v-5b", "wan2.1-t2v-14b", "wan2.1-t2v-1.3b")  # ratios in the package
@@ -236,7 +237,7 @@ def main() -> None:
         list(HELD_OUT.values())[:: max(len(HELD_OUT) // args.prompts, 1)][: args.prompts],
         range(args.seeds),
     )
-    settings = {"model": args.model, "frames": args.frames, "steps": STEPS, "shift": SHIFT, "guidance": GUIDANCE}
+    settings = {"model": args.model, "frames": args.frames, "steps": STEPS, "guidance": GUIDANCE}
     args.out.mkdir(parents=True, exist_ok=True)
     measured = wanlab.calibrate(prompts, seeds, out=args.out / "calibration.json", progress=False, **settings)
     own = calibration.load(str(measured.path))
