@@ -189,7 +189,7 @@ def _row(
     period = BOUNCE[1] if bounce else CIRCLE[1]
     if free:
         bounce, circle = bounce * rng.uniform(0.85, 1.15), circle * rng.uniform(0.85, 1.15)
-        period *= rng.uniform(0.92, 1.1) * (rng.choice([-1, 1]) if circle else 1)
+        period *= rng.uniform(0.96, 1.04)
     reach = max(radius, 22.0 if growth else 0.0) * 1.25 + circle + 1
     centred = CENTRED_OPEN if free else CENTRED
     at, travels = [], []
