@@ -496,9 +496,7 @@ def measure(bench: Bench, layers: int, fp8_alone: bool) -> None:
         del pipe, model, embeds
         fp8(bench, theirs, expected)
         seconds = bench.wanlab(precision="exact")["seconds"]
-        row("exact over WanPipeline", f"{theirs / seconds:.2f} x", "1.28 x")
-        if compiled:
-            row("exact over WanPipeline compiled", f"{compiled * plan.passes / seconds:.2f} x", "1 x")
+        over(theirs, compiled * plan.passes, seconds)
         return
     began = time.perf_counter()
     with torch.no_grad():
@@ -522,9 +520,7 @@ def measure(bench: Bench, layers: int, fp8_alone: bool) -> None:
 
     exact = bench.wanlab(precision="exact")
     row("exact", f"{speed(exact['seconds'])}, attention {exact['attention']}")
-    row("exact over WanPipeline", f"{theirs / exact['seconds']:.2f} x", "1.25 x")
-    if compiled:
-        row("exact over WanPipeline compiled", f"{compiled * plan.passes / exact['seconds']:.2f} x", "1 x")
+    over(theirs, compiled * plan.passes, exact["seconds"])
     row("exact, relative error", f"{apart(exact['latent'], expected):.2e}")
     row("exact, peak memory", f"{exact['peak'] / GIB:.2f} GiB, {(exact['peak'] - peak) / GIB:+.2f}", "+1 GiB")
     row("exact, compiling and warm-up; decoding", f"{exact['warm-up']:.1f} s; {exact['decode']:.2f} s")
@@ -553,6 +549,13 @@ def measure(bench: Bench, layers: int, fp8_alone: bool) -> None:
             row(f"exact, {name}, 4 steps", f"{each:.3f} s a pass, peak {more:+.2f} GiB")
     if bench.room(theirs * 1.5):
         fp8(bench, theirs, expected)
+
+
+def over(theirs: float, compiled: float, seconds: float) -> None:
+    """Rows of exact mode's seconds beside WanPipeline's, as it is and (unless 0) with its blocks compiled."""
+    row("exact over WanPipeline", f"{theirs / seconds:.2f} x", "1.28 x")
+    if compiled:
+        row("exact over WanPipeline compiled", f"{compiled / seconds:.2f} x", "1 x")
 
 
 def compiled_blocks(bench: Bench, pipe: WanPipeline, embeds: dict[str, Tensor], theirs: float) -> float:

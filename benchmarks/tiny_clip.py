@@ -13,7 +13,9 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from diffusers import WanPipeline
 from diffusers.utils import export_to_video
@@ -28,35 +30,47 @@ PROMPT = "a large red circle moving right on a black background"
 WIDTH, HEIGHT, FRAMES, STEPS, GUIDANCE = 144, 80, 49, 20, 4.0
 
 
-def pipeline(folder: Path) -> None:
-    pipe = WanPipeline.from_pretrained(tiny_path(), torch_dtype=torch.float32)
+def load(dtype: torch.dtype) -> WanPipeline:
+    pipe = WanPipeline.from_pretrained(tiny_path(), torch_dtype=dtype)
     pipe.set_progress_bar_config(disable=True)
-    video = pipe(
-        PROMPT,
+    return pipe
+
+
+def sample(pipe: WanPipeline, prompt: str = PROMPT, seed: int = 0) -> np.ndarray:
+    """The frames [T,H,W,3] of one clip."""
+    video: np.ndarray = pipe(
+        prompt,
         width=WIDTH,
         height=HEIGHT,
         num_frames=FRAMES,
         num_inference_steps=STEPS,
         guidance_scale=GUIDANCE,
-        generator=torch.Generator().manual_seed(0),
+        generator=torch.Generator().manual_seed(seed),
     ).frames[0]
-    export_to_video(list(video), str(folder / "pipeline.mp4"), fps=16)
+    return video
+
+
+def specification(prompt: str = PROMPT, seed: int = 0, **changes: Any) -> RunSpec:
+    """The same clip as wanlab is asked for it."""
+    return RunSpec(
+        prompt=prompt,
+        seed=seed,
+        width=WIDTH,
+        height=HEIGHT,
+        frames=FRAMES,
+        steps=STEPS,
+        guidance=(GUIDANCE, GUIDANCE),
+        **changes,
+    )
+
+
+def pipeline(folder: Path) -> None:
+    export_to_video(list(sample(load(torch.float32))), str(folder / "pipeline.mp4"), fps=16)
 
 
 def bench(dtype: str, precision: str = "auto") -> Callable[[Path], None]:
     def run(folder: Path) -> None:
-        spec = RunSpec(
-            prompt=PROMPT,
-            seed=0,
-            width=WIDTH,
-            height=HEIGHT,
-            frames=FRAMES,
-            steps=STEPS,
-            guidance=(GUIDANCE, GUIDANCE),
-            dtype=dtype,
-            precision=precision,
-            device="cpu",
-        )
+        spec = specification(dtype=dtype, precision=precision, device="cpu")
         execute(spec, folder / "wanlab.h5", force=True)
 
     return run

@@ -164,7 +164,7 @@ def draw_cosines(mean: Floats, spread: Floats, switch: int | None, file: Path) -
 def relabelled(shift: float | None, file: Path) -> Path:
     """The A14B's ratios as ones of this shift, each expert's by the index of the step: the published list is of shift
     12, and a calibration of another shift is refused."""
-    content = json.loads((Path(calibration.__file__).parent / "calibrations" / f"{A14B}.json").read_text())
+    content = json.loads((calibration.SHARED / f"{A14B}.json").read_text())
     content["schedule"]["shift"] = shift
     file.write_text(json.dumps(content) + "\n")
     return file.resolve()

@@ -26,7 +26,10 @@ from wanlab.errors import WanlabError
 from wanlab.runfile.untrusted import FAILED
 
 ROOT = Path(__file__).parent.parent
-SECONDS, BYTES = 10.0, 2**30  # bytes beyond what importing libraries and reading the samples takes
+SECONDS, BYTES = 10.0, 2**30
+WITH_TORCH = ("latents", "tensors", "checkpoint")  # kinds whose readers import it
+# Bytes of a process that has imported a torch without CUDA. One with it takes 400 MB more, which are not the mutant's.
+PLAIN_TORCH = 2**28
 reader: Any = None
 SILENT = 60.0  # seconds of the clock after which a process that says nothing hangs
 
@@ -204,7 +207,7 @@ class Ended:
     slowest: tuple[float, int] = (0.0, -1)
     """Seconds of processor time, and the mutant."""
     largest: tuple[int, int] = (0, -1)
-    """Bytes that a process held at most, beyond those that reading the samples took; and the mutant that first did."""
+    """Bytes that a process held at most; and the mutant that first did."""
 
     @property
     def faults(self) -> str:
@@ -286,9 +289,13 @@ def main(kind: str, folder: Path, count: int, seed: int, first: int) -> None:
     shutil.copytree(folder / "samples", place)
     given = sorted(p for p in place.rglob("*") if p.suffix in mutators.BY_SUFFIX and not p.name.startswith("_"))
     held = {p: p.read_bytes() for p in given}
+    libraries = 0
+    if kind in WITH_TORCH:
+        import torch  # noqa: F401
+
+        libraries = max(0, peak() - PLAIN_TORCH)
     for path in given if kind in READERS else []:
-        READERS[kind](path)  # imports are made; torch's builds for CUDA take 700 MB of memory
-    base = peak() if kind in READERS else 0
+        READERS[kind](path)  # imports are made
     for k in range(first, count):
         chance = random.Random(f"{seed} {k}")
         few = kind in ("run", "here")  # nine of ten of the first sample, which is read fast
@@ -304,7 +311,7 @@ def main(kind: str, folder: Path, count: int, seed: int, first: int) -> None:
 
             how = f"{type(error).__name__}: {error} at {traceback.extract_tb(error.__traceback__)[-1]}"
         path.write_bytes(held[path])
-        os.write(1, json.dumps([None if how == "-" else how, used() - began, peak() - base]).encode() + b"\n")
+        os.write(1, json.dumps([None if how == "-" else how, used() - began, peak() - libraries]).encode() + b"\n")
     if reader:
         reader.close()
     shutil.rmtree(place)

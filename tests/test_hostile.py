@@ -52,12 +52,12 @@ COUNTS = {
     "here": (60, 20_000),
     "video": (20, 20_000),
 }
-QUICK = [("run", "here"), ("result", "video"), ("latents", "tensors", "checkpoint")]
+QUICK = [("run", "here"), ("result", "video"), fuzz.WITH_TORCH]
 QUICK.append(tuple(k for k in COUNTS if not any(k in kinds for kinds in QUICK)))
 
 
 def mutants(kind: str, folder: Path, count: int) -> None:
-    if kind in ("latents", "tensors", "checkpoint"):
+    if kind in fuzz.WITH_TORCH:
         pytest.importorskip("torch")
     ended = fuzz.fuzz(kind, folder, count)
     print(f"{kind}: {ended}")  # `pytest -s` shows what was measured

@@ -143,32 +143,36 @@ def _free(things: Sequence[Thing], rng: np.random.Generator, width: int, height:
     Which one a thing is must follow from where it is: a small model decides on colours when nothing else is visible
     yet. From one place alone it follows in 98 % of clips; with the axis drawn at random it did in 87 %.
     """
-    lanes: list[tuple[str, float]] = [("", 0.0)]
-    if len(things) > 1:
-        lanes = [("x", lane) for lane in LANES]
-        radii, speeds = [], []
-        for row in (_row(t, rng, width, height, frames, lanes[0], free=True) for t in things):
-            radii.append(row[THING.index("radius")] * REACH[int(row[THING.index("shape")])])
-            speeds.append(row[THING.index("vx")])
-        closing = abs(speeds[0] - speeds[1]) * (min(frames, world.NATIVE_FRAMES) - 1) / 2
-        if (LANES[1] - LANES[0]) * width - closing - 2 * JITTER <= sum(radii) + ROOM:
-            lanes = [("y", lane) for lane in LANES]
+    put = functools.partial(_row, rng=rng, width=width, height=height, frames=frames, free=True)
+    if len(things) < 2:
+        return [put(t, lane=("", 0.0)) for t in things]
+    axis = "x" if _side_by_side([put(t, lane=("x", LANES[0])) for t in things], width, frames) else "y"
     best: list[list[float]] = []
     most = -math.inf
-    for _ in range(TRIES if len(things) > 1 else 1):
-        rows = [_row(t, rng, width, height, frames, lane, free=True) for t, lane in zip(things, lanes, strict=False)]
-        if len(rows) < 2:
-            return rows
+    for _ in range(TRIES):
+        rows = [put(t, lane=(axis, lane)) for t, lane in zip(things, LANES, strict=True)]
         (ax, ay, au, av), (bx, by, bu, bv) = (r[5:9] for r in rows)
         t = np.arange(frames)
         dx = (ax - bx + (au - bu) * t + width / 2) % width - width / 2
         dy = (ay - by + (av - bv) * t + height / 2) % height - height / 2
-        gap = float(np.hypot(dx, dy).min()) - sum(r[THING.index("radius")] * REACH[int(r[1])] for r in rows)
+        gap = float(np.hypot(dx, dy).min()) - sum(map(_reach, rows))
         if gap > most:
             best, most = rows, gap
         if gap > ROOM:
             break
     return best
+
+
+def _reach(row: list[float]) -> float:
+    """How far a placed thing reaches from its centre, in pixels."""
+    return row[THING.index("radius")] * REACH[int(row[THING.index("shape")])]
+
+
+def _side_by_side(rows: list[list[float]], width: int, frames: int) -> bool:
+    """Whether two things in the lanes of the frame's width stay apart, wherever in these they are."""
+    first, second = (row[THING.index("vx")] for row in rows)
+    closing = abs(first - second) * (min(frames, world.NATIVE_FRAMES) - 1) / 2
+    return (LANES[1] - LANES[0]) * width - closing - 2 * JITTER > sum(map(_reach, rows)) + ROOM
 
 
 def _row(

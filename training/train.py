@@ -332,6 +332,8 @@ def film(rows: Tensor, frames: int) -> Tensor:
 
 
 def train_vae(recipe: Recipe, out: Path, device: torch.device, deadline: float, compiled: bool) -> bool:
+    if (out / "tiny" / "vae").exists():
+        return True
     torch.manual_seed(recipe.seed)
     vae = models.vae().to(device)
     fast_vae.channels_last(vae)
@@ -416,8 +418,9 @@ def prepare_bucket(recipe: Recipe, k: int) -> tuple[Tensor, Tensor, Tensor, Tens
 def warm_drawing(recipe: Recipe) -> None:
     """Let another process make the kernels that `make_buckets` draws with, which go to torch's cache on the disk."""
     torch.set_float32_matmul_precision("high")  # as in `main`: another setting is another kernel to the cache
-    scenes = list(itertools.islice(world.scenes(recipe.seed, version=world.WORLDS[recipe.world]), 16))
-    rows = render.place_all(scenes, recipe.seed, W, H, version=world.WORLDS[recipe.world])
+    version = world.WORLDS[recipe.world]
+    scenes = list(itertools.islice(world.scenes(recipe.seed, version=version), 16))
+    rows = render.place_all(scenes, recipe.seed, W, H, version=version)
     render.draw(rows.to("cuda"), W, H, world.NATIVE_FRAMES, compiled=True)
 
 
@@ -631,19 +634,18 @@ def main() -> None:
         parser.error(f"{args.out} holds a run of another recipe ({noted}); name another folder")
     noted.write_text(written)
     models.save_frame(args.out / "tiny", world.WORLDS[recipe.world], recipe.flow_shift, recipe.boundary)
-    there = (args.out / "tiny" / "vae").exists(), (args.out / LATENTS).exists()
     # The clips that the denoisers learn from are placed and captioned while the autoencoder trains.
     spawned = partial(ProcessPoolExecutor, mp_context=multiprocessing.get_context("spawn"))
     with spawned(min(8, os.cpu_count() or 1)) as workers, spawned(1) as drawer:
-        needed = () if there[1] or args.only == "vae" else range(len(recipe.buckets))
-        prepared = [workers.submit(prepare_bucket, recipe, k) for k in needed]
+        unneeded = args.only == "vae" or (args.out / LATENTS).exists()
+        prepared = [] if unneeded else [workers.submit(prepare_bucket, recipe, k) for k in range(len(recipe.buckets))]
         if prepared and device.type == "cuda":
             drawer.submit(warm_drawing, recipe).add_done_callback(
                 lambda done: print("kernels that draw are made:", done.exception() or "yes", flush=True)
             )
         stages: dict[str, Callable[..., bool]] = {
-            "vae": lambda *how: there[0] or train_vae(*how),
-            "transformers": lambda *how: train_transformers(*how, prepared),
+            "vae": train_vae,
+            "transformers": partial(train_transformers, prepared=prepared),
         }
         for name, stage in stages.items():
             if args.only in (None, name):

@@ -18,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from wanlab.engine.model.modules import instead_of_blocks
+
 # Parameters of an expert whose passes are replayed; a larger one keeps a GPU busy by itself. 0: none, until
 # `python -m benchmarks.tiny_gpu` has shown on a GPU that the results are equal.
 SMALL = 0
@@ -57,17 +59,12 @@ class Forward:
         self._given = tuple(v.clone() for v in given)
         self._before, self._after = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
         self._open: torch.cuda.CUDAGraph | None = None
-        blocks = expert.blocks
-        expert.blocks = nn.ModuleList([_Cut(self, around)])
         torch.cuda.synchronize()
-        try:
-            with torch.cuda.stream(stream):
-                self._record(expert, around)
-        finally:
-            expert.blocks = blocks
+        with instead_of_blocks(expert, _Cut(self, around)), torch.cuda.stream(stream):
+            self._record(expert, around)
         self._before.replay()  # true values for the run of each block before it is recorded
         hidden = self._hidden.clone()
-        self.blocks = [Block(block, hidden, self.arguments, stream, inside) for block in blocks]
+        self.blocks = [Block(block, hidden, self.arguments, stream, inside) for block in expert.blocks]
 
     def _record(self, expert: Any, pool: Any) -> None:
         try:
@@ -122,8 +119,9 @@ class Block:
     def takes(self, hidden: Tensor) -> bool:
         return hidden.shape == self._given.shape and hidden.dtype == self._given.dtype
 
-    def __call__(self, hidden: Tensor) -> Tensor:
-        """What the block makes of `hidden`: to be read before a block runs again."""
+    def __call__(self, hidden: Tensor, *_: Any) -> Tensor:
+        """What the block makes of `hidden`, and of its arguments as they are now: to be read before a block runs
+        again."""
         self._given.copy_(hidden)
         self._graph.replay()
         return self._made

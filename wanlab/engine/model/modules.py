@@ -70,3 +70,14 @@ def loading(name: str) -> Iterator[None]:
     finally:
         for log in noisy:
             log.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def instead_of_blocks(expert: WanTransformer3DModel, module: nn.Module) -> Iterator[None]:
+    """`module` in the place of the expert's blocks while inside."""
+    blocks = expert.blocks
+    expert.blocks = nn.ModuleList([module])
+    try:
+        yield
+    finally:
+        expert.blocks = blocks

@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from wanlab.engine.model.graphs import Block
 from wanlab.engine.model.kernels import KEPT, SelfAttention, set_self_attention
 from wanlab.engine.model.loading import Model
+from wanlab.engine.model.modules import instead_of_blocks
 from wanlab.engine.ranks.group import Splits
 from wanlab.engine.ranks.sequence import TokenSplit
 from wanlab.engine.types import Call
@@ -93,7 +94,7 @@ def forward(
     expert: WanTransformer3DModel, call: Call, x: Tensor, t: Tensor, text: Tensor, split: TokenSplit | None = None
 ) -> Tensor:
     """diffusers' own forward: velocities [B,C,F,H,W]."""
-    with stacked(expert, call, split):
+    with instead_of_blocks(expert, _Stack(expert.blocks, call, split)):
         velocity: Tensor = expert(hidden_states=x, timestep=t, encoder_hidden_states=text, return_dict=False)[0]
     return velocity
 
@@ -113,9 +114,9 @@ class Blocks:
         count: Callable[[int, int, int], None] | None,
         first: int = 0,
         split: TokenSplit | None = None,
-        replayed: Sequence[Block] | None = None,
+        replayed: Sequence[Block] = (),
     ) -> None:
-        """replayed  the same blocks, recorded on a GPU"""
+        """replayed  the same blocks, where they are recorded on a GPU"""
         self._blocks, self._arguments, self._count, self._first = blocks, arguments, count, first
         self._split, self._replayed = split, replayed
 
@@ -127,8 +128,14 @@ class Blocks:
         start, _, step = which.indices(len(self))
         if step != 1:
             raise ValueError("blocks run in order: no step")
-        replayed = self._replayed and self._replayed[which]
-        return Blocks(self._blocks[which], self._arguments, self._count, self._first + start, self._split, replayed)
+        return Blocks(
+            self._blocks[which],
+            self._arguments,
+            self._count,
+            self._first + start,
+            self._split,
+            self._replayed[which],
+        )
 
     def __call__(
         self,
@@ -153,26 +160,19 @@ class Blocks:
         samples, queries = hidden.shape[:2]
         attended = queries if active is None or keys is None else self._arguments[2][0].shape[1]
         split = self._split
-        if (
-            self._replayed is not None
-            and active is None
-            and keys is None
-            and all(replay.takes(hidden) for replay in self._replayed)
-        ):
-            for replay in self._replayed:
-                if self._count is not None:
-                    self._count(samples, queries, attended)
-                hidden = replay(hidden)
-            return hidden.clone()
+        replays = active is None and keys is None and bool(self._replayed) and self._replayed[0].takes(hidden)
+        blocks: Sequence[Any] = self._replayed if replays else self._blocks
         if split is not None:
             split.begin(queries, hidden.device)
             hidden, rotary = split.part(hidden), (split.part(rotary[0]), split.part(rotary[1]))
             temb = split.part(temb) if temb.ndim == 4 else temb
-        for k, block in enumerate(self._blocks, self._first):
+        for k, block in enumerate(blocks, self._first):
             if self._count is not None:
                 self._count(samples, queries, attended)
             with keeping(block, active, keys, str(k), float8), parted(block, split):
                 hidden = block(hidden, text, temb, rotary)
+        if replays:
+            hidden = hidden.clone()  # the next replay overwrites it
         return hidden if split is None else split.whole(hidden)
 
 
@@ -225,17 +225,6 @@ class _Stack(nn.Module):
     def forward(self, hidden: Tensor, text: Tensor, temb: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
         blocks = Blocks(self._blocks, (text, temb, rotary), self._call.count, split=self._split)
         return run(self._call, hidden, blocks)
-
-
-@contextlib.contextmanager
-def stacked(expert: WanTransformer3DModel, call: Call, split: TokenSplit | None = None) -> Iterator[None]:
-    """The expert's blocks as one module while inside."""
-    blocks = expert.blocks
-    expert.blocks = nn.ModuleList([_Stack(blocks, call, split)])
-    try:
-        yield
-    finally:
-        expert.blocks = blocks
 
 
 def own_positions(embeds: Tensor) -> int:

@@ -83,7 +83,7 @@ class _Merging(Session):
         if not self._merges(ctx):
             return plan
         tokens, cost = self.env.tokens(plan.frames), self.env.costs[ctx.expert]
-        count = rounded(self.knobs.ratio * tokens, tokens)
+        count = self._left(tokens)
         sides = plan.frames, self.env.shape[2] // 2, self.env.shape[3] // 2
         cells = math.prod(math.ceil(side / c) for side, c in zip(sides, self._cell, strict=True))
         if count < cells:
@@ -99,7 +99,8 @@ class _Merging(Session):
         return in_scope(self.knobs.scope, ctx) and self.env.since(ctx) >= self.knobs.start
 
     def through(self, call: Call, hidden: Tensor, blocks: Blocks) -> Tensor:
-        if not self._merges(call.ctx) or self._count(hidden) == hidden.shape[1]:
+        tokens = hidden.shape[1]
+        if not self._merges(call.ctx) or self._left(tokens) == tokens:
             self.note(active=1.0)
             return blocks(hidden)
         added, notes = self._merged(call, hidden, blocks)
@@ -107,15 +108,16 @@ class _Merging(Session):
         return hidden + added
 
     def warm_up(self, call: Call, hidden: Tensor, blocks: Blocks) -> None:
-        if self._count(hidden) < hidden.shape[1]:
+        tokens = hidden.shape[1]
+        if self._left(tokens) < tokens:
             self._merged(call, hidden, blocks[:1])
 
-    def _count(self, hidden: Tensor) -> int:
-        return rounded(self.knobs.ratio * hidden.shape[1], hidden.shape[1])
+    def _left(self, tokens: int) -> int:
+        return rounded(self.knobs.ratio * tokens, tokens)
 
     def _merged(self, call: Call, hidden: Tensor, blocks: Blocks) -> tuple[Tensor, dict[str, Any]]:
         """What the blocks add to hidden states [B,N,D], merged for them; and what is to be noted."""
-        tokens, count = hidden.shape[1], self._count(hidden)
+        tokens, count = hidden.shape[1], self._left(hidden.shape[1])
         cells, places = self._cells(call.x)
         # The embedding does not depend on the text: all branches merge alike.
         target, similarity = self._targets(call.ctx, hidden[0], cells.to(hidden.device), count)
