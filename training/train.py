@@ -52,6 +52,7 @@ ATTRIBUTES: dict[str, tuple[str, ...]] = {
     "size": (*world.SIZES, ""),
     "motion": tuple(world.MOTIONS),
     "speed": tuple(world.SPEEDS),
+    "place": ("alone", "first", "second"),  # which of two things is where follows from which is named first
 }
 
 
@@ -462,9 +463,11 @@ def importance(scene: world.Scene) -> float:
 def tell(scene: world.Scene, text: str) -> np.ndarray:
     """[WORDS,attributes] int8: of the object that each word of a caption is about, which value each attribute has."""
     told = np.full((models.WORDS, len(ATTRIBUTES)), -1, np.int8)
-    for word, thing in enumerate(world.whose(scene, text)):
-        if thing >= 0:
-            told[word] = [v.index(getattr(scene.things[thing], name)) for name, v in ATTRIBUTES.items()]
+    places = ("first", "second") if len(scene.things) == 2 else ("alone",)
+    things = [vars(thing) | {"place": place} for thing, place in zip(scene.things, places, strict=False)]
+    for word, k in enumerate(world.whose(scene, text)):
+        if k >= 0:
+            told[word] = [values.index(things[k][name]) for name, values in ATTRIBUTES.items()]
     return told
 
 

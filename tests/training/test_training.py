@@ -172,12 +172,15 @@ def test_every_word_tells_of_its_own_object() -> None:
     blue = world.Thing(shape="star", colour="blue", size="medium", motion="still")
     text = "a little red ball moves left and the blue star not moving on a black background"
     told = train.tell(world.Scene(things=(red, blue), background="black"), text)
-    assert told.shape == (models.WORDS, 5)
-    # circle is the 1st shape, red the 1st colour, small the 1st size, left the 1st motion, fast the 3rd speed
-    assert (told[:6] == [0, 0, 0, 0, 2]).all()
+    assert told.shape == (models.WORDS, 6)
+    # circle is the 1st shape, red the 1st colour, small the 1st size, left the 1st motion, fast the 3rd speed;
+    # it is the first of two
+    assert (told[:6] == [0, 0, 0, 0, 2, 1]).all()
     # star is the 4th shape, blue the 5th colour, medium the 2nd size, still the 5th motion, "" the 2nd speed
-    assert (told[6:16] == [3, 4, 1, 4, 1]).all()
+    assert (told[6:16] == [3, 4, 1, 4, 1, 2]).all()
     assert (told[16:] == -1).all()
+    alone = train.tell(world.Scene(things=(red,), background="black"), "a red ball")
+    assert (alone[:3] == [0, 0, 0, 0, 2, 0]).all()
     assert (train.tell(world.Scene(kind="sunset", water="sea"), "sunset over the sea") == -1).all()
 
 

@@ -30,12 +30,16 @@ class Graphs:
     """The recorded forwards of a model on a GPU, by what tells one from another."""
 
     def __init__(self, device: torch.device) -> None:
-        self._forwards: dict[Hashable, Forward] = {}
         self._device = device
         with torch.cuda.device(device):
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # one: workspaces are kept for each
+        self.forget()
+
+    def forget(self) -> None:
+        """Let go of everything recorded."""
+        self._forwards: dict[Hashable, Forward] = {}
         # Two memories: between its pieces a forward has what nobody holds (diffusers' timestep embedding), so what runs
-        # there must not write into the same one.
+        # there must not write into the same one. New ones: into those that nothing holds nothing can be recorded.
         self._around, self._inside = torch.cuda.graph_pool_handle(), torch.cuda.graph_pool_handle()
 
     def find(self, key: Hashable) -> Forward | None:
@@ -44,7 +48,7 @@ class Graphs:
     def record(self, key: Hashable, expert: Any, x: Tensor, t: Tensor, text: Tensor) -> None:
         """Record a forward that has run before as it is, so that all of it is compiled. Its result is given nowhere."""
         if len(self._forwards) >= MOST:
-            self._forwards.clear()  # all at once: they share workspaces
+            self.forget()  # all at once: they share workspaces
         with torch.cuda.device(self._device):
             self._forwards[key] = Forward(expert, (x, t, text), self._stream, self._around, self._inside)
 

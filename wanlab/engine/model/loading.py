@@ -121,7 +121,7 @@ def recompile(model: Model | None) -> None:
     """Forget all compiled code, and what `model` recorded of it."""
     torch.compiler.reset()
     if model is not None and model.graphs is not None:
-        model.graphs = Graphs(model.device)
+        model.graphs.forget()
 
 
 def load_tokenizer(found: Checkpoint) -> Any:

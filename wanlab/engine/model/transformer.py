@@ -80,7 +80,7 @@ class Denoiser:
         with frame_positions(expert, call.positions), attention(self._kernel):
             if graphs is None or split is not None:
                 return forward(expert, call, x, t, text, split)
-            key = (call.ctx.expert, self._asked, call.positions, x.shape, t.shape, text.shape)
+            key = (call.ctx.expert, self._asked, call.positions, x.shape, t.shape, t.dtype, text.shape)
             recorded = graphs.find(key)
             if recorded is None:
                 velocity = forward(expert, call, x, t, text)
