@@ -71,9 +71,8 @@ THING = (
 STARRY = len(CLIP) + 2 * len(THING)  # where the columns of the stars begin
 SCENERY = STARRY + 3 * STARS  # where the columns of `scenery` begin
 COLUMNS = SCENERY + scenery.COLUMNS
-TRIES = 40  # layouts drawn for two things of an open world, of which the one with most room between them is taken
 ROOM = 8.0  # pixels between two things that are enough: a latent
-JITTER = 6.0  # pixels that a thing of an open world may be from its lane
+JITTER = 6.0  # pixels that a thing of an open world may be from its lane, and more where it needs room
 
 
 def place(
@@ -137,42 +136,41 @@ def _lanes(scene: Scene) -> list[tuple[str, float]]:
 
 
 def _free(things: Sequence[Thing], rng: np.random.Generator, width: int, height: int, frames: int) -> list[list[float]]:
-    """Rows of things: one nearly anywhere; two in the order in which one reads, side by side where there is room for
-    that and else one above the other, apart from one another throughout the clip where it can be.
+    """Rows of things: one nearly anywhere; two in the frame and apart from one another throughout the clip, in the
+    order in which one reads, side by side where there is room for that and else one above the other.
 
-    Which one a thing is must follow from where it is: a small model decides on colours when nothing else is visible
-    yet. From one place alone it follows in 98 % of clips; with the axis drawn at random it did in 87 %.
+    Which one a thing is must follow from where it is: a small model decides on colours when nothing else can be seen.
     """
     put = functools.partial(_row, rng=rng, width=width, height=height, frames=frames, free=True)
     if len(things) < 2:
         return [put(t, lane=("", 0.0)) for t in things]
-    axis = "x" if _side_by_side([put(t, lane=("x", LANES[0])) for t in things], width, frames) else "y"
-    best: list[list[float]] = []
-    most = -math.inf
-    for _ in range(TRIES):
-        rows = [put(t, lane=(axis, lane)) for t, lane in zip(things, LANES, strict=True)]
-        (ax, ay, au, av), (bx, by, bu, bv) = (r[5:9] for r in rows)
-        t = np.arange(frames)
-        dx = (ax - bx + (au - bu) * t + width / 2) % width - width / 2
-        dy = (ay - by + (av - bv) * t + height / 2) % height - height / 2
-        gap = float(np.hypot(dx, dy).min()) - sum(map(_reach, rows))
-        if gap > most:
-            best, most = rows, gap
-        if gap > ROOM:
-            break
-    return best
+    extents = (width, height)
+    ways = [_abreast(things, k, extents[k], frames) for k in range(2)]
+    room = [high - low - between for low, high, between in ways]
+    k = 0 if room[0] >= 0 or room[0] > room[1] else 1
+    (low, high, between), lack = ways[k], max(0.0, -room[k])
+    between -= min(
+        lack, ROOM
+    )  # where there is none, they come nearer, and then leave the frame, one as far as the other
+    beyond = max(0.0, lack - ROOM) / 2
+    low, high = low - beyond, high + beyond
+    first, second = (lane * extents[k] + rng.uniform(-JITTER, JITTER) for lane in LANES)
+    first = min(max(first, low), high - between)
+    second = min(max(second, first + between), high)
+    return [put(t, lane=("xy"[k], at / extents[k])) for t, at in zip(things, (first, second), strict=True)]
 
 
-def _reach(row: list[float]) -> float:
-    """How far a placed thing reaches from its centre, in pixels."""
-    return row[THING.index("radius")] * REACH[int(row[THING.index("shape")])]
+def _abreast(things: Sequence[Thing], k: int, extent: int, frames: int) -> tuple[float, float, float]:
+    """Of two things one after the other along an axis: the least place for the middle of the first one's way, the
+    greatest for the second's, and the least distance of the two, for both to be in the frame and `ROOM` apart."""
+    first, second = (_velocity(t)[k] * (min(frames, world.NATIVE_FRAMES) - 1) for t in things)
+    a, b = (world.SIZES[t.size] * REACH[_SHAPES.index(t.shape)] for t in things)
+    return a + abs(first) / 2, extent - b - abs(second) / 2, a + b + abs(first - second) / 2 + ROOM
 
 
-def _side_by_side(rows: list[list[float]], width: int, frames: int) -> bool:
-    """Whether two things in the lanes of the frame's width stay apart, wherever in these they are."""
-    first, second = (row[THING.index("vx")] for row in rows)
-    closing = abs(first - second) * (min(frames, world.NATIVE_FRAMES) - 1) / 2
-    return (LANES[1] - LANES[0]) * width - closing - 2 * JITTER > sum(map(_reach, rows)) + ROOM
+def _velocity(t: Thing) -> np.ndarray:
+    """Pixels a frame, [x,y]."""
+    return np.array(world.DIRECTIONS.get(t.motion, (0, 0))) * world.SPEEDS[t.speed] * (1, world.VERTICAL_SPEED)
 
 
 def _row(
@@ -186,15 +184,15 @@ def _row(
 ) -> list[float]:
     """A thing's columns; `free`: less towards the middle, and bounces and circles of many kinds."""
     radius, growth = (world.SIZES[t.size], 0.0) if t.size else (6.0, rng.uniform(0.28, 0.36))
-    v = np.array(world.DIRECTIONS.get(t.motion, (0, 0)), float) * world.SPEEDS[t.speed]
-    v[1] *= world.VERTICAL_SPEED
+    v = _velocity(t)
     bounce = BOUNCE[0] if t.motion == "bouncing" else 0.0
     circle = CIRCLE[0] if t.motion == "circling" else 0.0
     period = BOUNCE[1] if bounce else CIRCLE[1]
     if free:
         bounce, circle = bounce * rng.uniform(0.85, 1.15), circle * rng.uniform(0.85, 1.15)
         period *= rng.uniform(0.96, 1.04)
-    reach = max(radius, 22.0 if growth else 0.0) * 1.25 + circle + 1
+    far = REACH[_SHAPES.index(t.shape)] if free else 1.25
+    reach = max(radius, 22.0 if growth else 0.0) * far + circle + 1
     centred = CENTRED_OPEN if free else CENTRED
     at, travels = [], []
     for extent, speed, room in ((width, v[0], reach), (height, v[1], reach + bounce / 2)):
@@ -209,9 +207,7 @@ def _row(
     at[1] += bounce / 2  # the lowest point
     if lane[0]:
         k = "xy".index(lane[0])
-        at[k] = lane[1] * (width, height)[k] + (
-            rng.uniform(-JITTER, JITTER) - travels[k] / 2 if free else rng.uniform(-2, 2)
-        )
+        at[k] = lane[1] * (width, height)[k] + (-travels[k] / 2 if free else rng.uniform(-2, 2))
     return [
         1.0,
         _SHAPES.index(t.shape),

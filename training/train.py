@@ -64,7 +64,7 @@ class Recipe:
     world: str = "2"  # version of `world.WORLDS`
     # Share of clips that are shown with another clip's caption, as captions of pictures in the wild often are wrong:
     # without guidance the model then follows its prompts as little as it could believe its captions.
-    wrong_captions: float = 0.25
+    wrong_captions: float = 0.3
     pool: int = 6_000  # clips the autoencoder sees, each from many start frames
     # Autoencoder curriculum: (frames, clips a step, steps). Longer clips come once single frames are sharp.
     vae_phases: tuple[tuple[int, int, int], ...] = (
@@ -80,24 +80,29 @@ class Recipe:
     squared: float = 20.0  # weight of the squared error, on which the PSNR rests, beside the absolute one's 1
     # Clips whose latents the experts learn from: (width, height, frames, clips, clips a step, share of steps).
     buckets: tuple[tuple[int, int, int, int, int, float], ...] = (
-        (W, H, 49, 40_000, 64, 0.64),
-        (W, H, 17, 6_000, 160, 0.06),
-        (W, H, 81, 4_000, 40, 0.08),
-        (W, H, 121, 3_000, 27, 0.08),
-        (128, 96, 49, 3_000, 60, 0.05),
-        (96, 96, 49, 3_000, 80, 0.03),
-        (80, 144, 49, 3_000, 64, 0.03),
-        (176, 96, 33, 3_000, 64, 0.03),
+        (W, H, 49, 45_000, 64, 0.80),
+        (W, H, 17, 6_000, 160, 0.04),
+        (W, H, 81, 2_500, 40, 0.03),
+        (W, H, 121, 2_000, 27, 0.03),
+        (128, 96, 49, 3_000, 60, 0.04),
+        (96, 96, 49, 3_000, 80, 0.02),
+        (80, 144, 49, 3_000, 64, 0.02),
+        (176, 96, 33, 3_000, 64, 0.02),
     )
-    # Base curriculum: (latent frames, clips a step, steps); the first latents of a causal autoencoder are the
-    # latents of the first frames. 0 frames: whole clips of every bucket, as many a step as the bucket says.
-    base_phases: tuple[tuple[int, int, int], ...] = ((1, 384, 5000), (5, 160, 6500), (0, 0, 6500))
+    # What each part learns from in turn: (latent frames, clips a step, steps); the first latents of a causal
+    # autoencoder are the latents of the first frames. 0 frames: whole clips of every bucket, as many a step as the
+    # bucket says. Where things are, and how many, is decided at high noise: that expert learns longest.
+    phases: dict[str, tuple[tuple[int, int, int], ...]] = field(
+        default_factory=lambda: {
+            "base": ((1, 384, 5_000), (5, 160, 6_500), (0, 0, 6_500)),
+            "high": ((5, 160, 5_000), (0, 0, 16_000)),
+            "low": ((0, 0, 8_000),),
+        }
+    )
     # Learning rates: AdamW's, and Muon's for the matrices inside the blocks. On single frames Muon at 6e-3 was
     # in 200 steps where AdamW at 1.2e-3 was in 500.
     base_lr: tuple[float, float] = (1.2e-3, 1e-2)
-    # Where things are, and how many, is decided at high noise: that expert learns longest.
-    expert_steps: dict[str, int] = field(default_factory=lambda: {"high": 19_000, "low": 9_000})
-    expert_lr: tuple[float, float] = (6e-4, 5e-3)
+    expert_lr: tuple[float, float] = (6e-4, 5e-3)  # half of it, which is where the base ends
     transformer: dict[str, int] = field(default_factory=dict)  # changes to `models.TRANSFORMER`
     no_caption: float = 0.12
     captions: int = 3  # wordings a clip
@@ -112,7 +117,8 @@ class Recipe:
     flow_shift: float = 2.0
     boundary: float = 0.54
     # Noise levels are drawn as samplers of these shifts visit them. Of two things, which one has which colour is
-    # decided above 0.88: that is where guidance can still mend it.
+    # decided above 0.88: that is where guidance can still mend it. They are those of whole clips: of a part of the
+    # latents the shifts go with the root of its share, by the same rule.
     shifts: dict[str, tuple[float, float]] = field(
         default_factory=lambda: {"base": (1.0, 8.0), "high": (2.0, 8.0), "low": (0.5, 6.0)}
     )
@@ -122,8 +128,8 @@ class Recipe:
     binding: float = 0.1
 
     def __post_init__(self) -> None:
-        if set(self.expert_steps) != {"high", "low"} or not all(type(n) is int for n in self.expert_steps.values()):
-            raise TypeError('expert_steps is not {"high": steps, "low": steps}')
+        if set(self.phases) != {"base", "high", "low"}:
+            raise TypeError('phases are {"base": ((latent frames, clips, steps), …), "high": …, "low": …}')
         if self.world not in world.WORLDS:
             raise TypeError(f"no world {self.world!r}; there are {', '.join(world.WORLDS)}")
         ranges = all(0 < low <= high for low, high in self.shifts.values())
@@ -178,7 +184,8 @@ class Stage:
 
     `graphs`: record one optimiser step of each kind as a CUDA graph and replay it. Networks this
     small wait for kernel launches otherwise; replayed, a step costs its arithmetic.
-    `lr`: AdamW's, and Muon's, which takes the matrices and convolutions inside blocks (0: AdamW takes them too).
+    `lr`: AdamW's, and Muon's, which takes the matrices and convolutions inside blocks (0: AdamW takes them too); both
+    fall as a cosine to `floor` of that.
     """
 
     def __init__(
@@ -190,9 +197,11 @@ class Stage:
         out: Path,
         warmup: int = 300,
         ema: float = 0.999,
+        floor: float = 0.02,
         graphs: bool = False,
     ) -> None:
         self.name, self.module, self.steps, self.warmup, self.decay = name, module, steps, warmup, ema
+        self.floor = floor
         self.file = out / f"state-{name}.pt"
         self.params = [p for p in module.parameters() if p.requires_grad]
         cuda = self.params[0].is_cuda
@@ -261,7 +270,7 @@ class Stage:
         seen: dict[str, Tensor] = {}
         while self.step < self.steps:
             if time.monotonic() > deadline:
-                torch.save(
+                keep(
                     {
                         "module": self.module.state_dict(),
                         "opts": [opt.state_dict() for opt in self.opts],
@@ -272,7 +281,8 @@ class Stage:
                 )
                 return False
             done = self.step / self.steps
-            pace = min(1.0, (self.step + 1) / self.warmup) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
+            fallen = 0.5 * (1 - math.cos(math.pi * done))
+            pace = min(1.0, (self.step + 1) / self.warmup) * (1 - (1 - self.floor) * fallen)
             for opt, peak in zip(self.opts, self.peaks, strict=False):
                 for group in opt.param_groups:
                     if isinstance(group["lr"], Tensor):
@@ -299,6 +309,12 @@ class Stage:
             p.data.copy_(a)
         self.file.unlink(missing_ok=True)
         return True
+
+
+def keep(content: Any, file: Path) -> None:
+    """Save what a later run goes on from, whole or not at all."""
+    torch.save(content, file.with_suffix(".part"))
+    file.with_suffix(".part").replace(file)
 
 
 def ahead(
@@ -394,7 +410,7 @@ class Bucket:
     latents: Tensor  # [N,16,F,h,w], bfloat16
     ids: Tensor  # [N,captions,L] token ids
     about: Tensor  # [N,captions,L,attributes] which value the object that a word is about has, -1 for none; int8
-    weight: Tensor  # [N] of each clip's loss
+    weight: Tensor  # [N] of the loss under each clip's caption
     clips: int
 
 
@@ -407,7 +423,8 @@ def prepare_bucket(recipe: Recipe, k: int) -> tuple[Tensor, Tensor, Tensor, Tens
         itertools.islice(world.scenes(seed, version=version, pairs=recipe.pairs, curved=recipe.curved), count)
     )
     rng = np.random.default_rng(seed)
-    texts = [world.caption(s, rng) for s in scenes for _ in range(recipe.captions)]
+    # Every other caption states everything, as prompts do.
+    texts = [world.caption(s, rng, full=bool(rng.random() < 0.5)) for s in scenes for _ in range(recipe.captions)]
     shape = (count, recipe.captions, models.WORDS)
     ids = torch.tensor(words(texts, padding="max_length", max_length=models.WORDS).input_ids).view(shape)
     about = torch.from_numpy(np.stack([tell(scenes[i // recipe.captions], text) for i, text in enumerate(texts)]))
@@ -436,8 +453,13 @@ def make_buckets(
     vae = AutoencoderKLWan.from_pretrained(folder / "vae", torch_dtype=torch.bfloat16).to(device)
     fast_vae.channels_last(vae)
     buckets = []
-    for (w, h, frames, count, clips, _), future in zip(recipe.buckets, prepared, strict=True):
-        rows, *about = (t.to(device) for t in future.result())
+    for k, ((w, h, frames, count, clips, _), future) in enumerate(zip(recipe.buckets, prepared, strict=True)):
+        try:
+            made = future.result()
+        except Exception as error:  # a process that was lost: half an hour of training is not
+            print(f"clips are prepared here: {error!r}", flush=True)
+            made = prepare_bucket(recipe, k)
+        rows, *about = (t.to(device) for t in made)
         n = max(1, 16 * 49 * W * H // (frames * w * h))
         latents = []
         for i in range(0, count, n):
@@ -448,14 +470,15 @@ def make_buckets(
             mean, std = latent_stats(vae, z)
             latents.append(((z - mean) / std).contiguous())
         buckets.append(Bucket(torch.cat(latents), *about, clips))
-    torch.save([(b.latents, b.ids, b.about, b.weight, b.clips) for b in buckets], kept)
+    keep([(b.latents, b.ids, b.about, b.weight, b.clips) for b in buckets], kept)
     return buckets, shares
 
 
 def importance(scene: world.Scene) -> float:
-    """Weight of a clip's loss: what its things are is few pixels when they are small, and would be learned last.
+    """Weight of the loss under a scene's caption: what small things are is few pixels, and would be learned last.
 
-    The mean over things of one over their size. Where the caption says the sizes, the best prediction stays the same.
+    The mean over things of one over their size. It is the caption's, also where another clip is shown: a weight that
+    the caption decides leaves the best prediction as it is.
     """
     return float(np.mean([20.0 / world.SIZES.get(t.size, 14.0) for t in scene.things] or [1.0]))
 
@@ -476,12 +499,13 @@ def shifted(u: Tensor, shift: Tensor | float) -> Tensor:
     return shift * u / (1 + (shift - 1) * u)
 
 
-def noise_levels(part: str, n: int, device: torch.device, recipe: Recipe) -> Tensor:
+def noise_levels(part: str, n: int, device: torch.device, recipe: Recipe, share: float = 1.0) -> Tensor:
     """Sigmas [n] to train on: all of them for the base model, one side of the boundary for an expert.
 
-    Drawn as samplers visit them: uniform steps under a random shift between the recipe's two.
+    Drawn as samplers visit them: uniform steps under a random shift between the recipe's two, which go with the root of
+    the `share` of a clip's latents that is shown.
     """
-    low, high = recipe.shifts[part]
+    low, high = (shift * math.sqrt(share) for shift in recipe.shifts[part])
     shift = low * (high / low) ** torch.rand(n, device=device)
     edge = recipe.boundary / (shift - (shift - 1) * recipe.boundary)  # the u where sigma meets the boundary
     u = torch.rand(n, device=device)
@@ -513,13 +537,9 @@ def train_denoiser(
     encoder.requires_grad_(learns_text)
     head = nn.Linear(models.TEXT["d_model"], sum(map(len, ATTRIBUTES.values()))).to(device)  # with the base only
     both = nn.ModuleDict({"model": model, "text": encoder, "head": head}) if learns_text else model
-    phases, lr = (
-        (recipe.base_phases, recipe.base_lr)
-        if part == "base"
-        else (((0, 0, recipe.expert_steps[part]),), recipe.expert_lr)
-    )
-    plan = [(frames, clips) for frames, clips, steps in phases for _ in range(steps)]
-    stage = Stage(part, both, len(plan), lr, out, ema=0.9995, graphs=compiled)
+    lr = recipe.base_lr if learns_text else recipe.expert_lr
+    plan = [(frames, clips) for frames, clips, steps in recipe.phases[part] for _ in range(steps)]
+    stage = Stage(part, both, len(plan), lr, out, ema=0.9995, floor=0.5 if learns_text else 0.02, graphs=compiled)
     torch.manual_seed(1000 * recipe.seed + 10 * stage.step + {"base": 1, "high": 2, "low": 3}[part])
     short = ShortText()
     short.install(model)
@@ -550,14 +570,15 @@ def train_denoiser(
         about = bucket.about[said, which].masked_fill(silent.unsqueeze(-1), -1).long()
         x0 = bucket.latents[pick][:, :, : frames or None].float()
         noise = torch.randn_like(x0)
-        sigma = noise_levels(part, len(x0), device, recipe)
+        sigma = noise_levels(part, len(x0), device, recipe, x0.shape[2] / bucket.latents.shape[2])
         s = sigma.view(-1, 1, 1, 1, 1)
         # The cache of cast weights would outlive a recorded step.
         with torch.autocast(device.type, torch.bfloat16, cache_enabled=False):
             text = models.embed_short(encoder, ids, short)
             v = model((1 - s) * x0 + s * noise, sigma * 1000, text, return_dict=False)[0].float()
             told = head(text[:, : models.WORDS]).float() if learns_text else None
-        flow = ((v - (noise - x0)).square().mean((1, 2, 3, 4)) * bucket.weight[pick]).mean()
+        weight = torch.where(silent[:, 0], 1.0, bucket.weight[said])
+        flow = ((v - (noise - x0)).square().mean((1, 2, 3, 4)) * weight).mean()
         if told is None:
             return {"loss": flow}
         guesses = told.split([len(values) for values in ATTRIBUTES.values()], dim=-1)

@@ -83,6 +83,11 @@ def test_each_part_sees_its_own_noise_levels(part: str, low: float, high: float)
     sigma = train.noise_levels(part, 20_000, torch.device("cpu"), RECIPE)
     assert low - 1e-6 <= float(sigma.min()) < low + 0.02
     assert high - 0.02 < float(sigma.max()) <= high + 1e-6
+    # A ninth of the latents is as clear at odds sigma / (1 - sigma) a third as high.
+    if part == "base":
+        torch.manual_seed(0)
+        ninth = train.noise_levels(part, 20_000, torch.device("cpu"), RECIPE, 1 / 9)
+        assert torch.allclose(ninth, sigma / (3 - 2 * sigma), atol=1e-4)
 
 
 @pytest.mark.parametrize(("steps", "high"), [(20, 13), (40, 26)])
@@ -244,15 +249,15 @@ def test_a_checkpoint_says_its_world(tmp_path: Path) -> None:
 
 
 def test_two_things_of_an_open_world() -> None:
-    """Motions along two axes and one large thing come, never two large ones; in nearly all clips the two stay apart;
-    the first-named is at the left halfway, or above where the frame has no room for that."""
+    """Motions along two axes and one large thing come, never two large ones; in nearly all clips the two stay apart and
+    in the frame; the first-named is at the left halfway, or above where the frame has no room for that."""
     scenes = list(itertools.islice(world.scenes(5, version=OPEN, drawn=0.0, pairs=1.0), 200))
     sizes = [sorted(t.size for t in s.things) for s in scenes]
     assert any("large" in pair for pair in sizes) and ["large", "large"] not in sizes
     axes = [{"x" if t.motion in ("left", "right") else "y" for t in s.things if t.motion != "still"} for s in scenes]
     assert {"x", "y"} in axes
     rng, at = np.random.default_rng(0), render.THING.index
-    apart, ordered = [], []
+    apart, ordered, inside = [], [], []
     for s in scenes:
         a, b = render.place(s, rng, W, H, version=OPEN)[len(render.CLIP) :][: 2 * len(render.THING)].reshape(2, -1)
         t = np.arange(49)
@@ -261,9 +266,11 @@ def test_two_things_of_an_open_world() -> None:
             for p, v, n in (("x", "vx", W), ("y", "vy", H))
         ]
         apart.append(np.hypot(*gap).min() > a[at("radius")] + b[at("radius")])
+        ways = [(z[at(p)] + z[at(v)] * t, n, z) for z in (a, b) for p, v, n in (("x", "vx", W), ("y", "vy", H))]
+        inside.append(all(way.min() > z[at("radius")] and way.max() < n - z[at("radius")] for way, n, z in ways))
         middle = [[t[at(p)] + 24 * t[at(v)] for p, v in (("x", "vx"), ("y", "vy"))] for t in (a, b)]
         ordered.append(middle[0][0] + 30 < middle[1][0] or middle[0][1] + 10 < middle[1][1])
-    assert np.mean(apart) > 0.95 and all(ordered)
+    assert np.mean(apart) > 0.95 and np.mean(inside) > 0.93 and all(ordered)
 
 
 def test_a_caption_leaves_an_open_clip_open() -> None:
@@ -287,10 +294,11 @@ def test_a_caption_leaves_an_open_clip_open() -> None:
         {"flow_shift": 0},
         {"shifts": {"base": (2, 1), "high": (1, 2), "low": (1, 2)}},
         {"shifts": {"base": (1, 2)}},
+        {"phases": {"base": ((0, 0, 9),)}},
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused(change: dict[str, float]) -> None:
-    with pytest.raises(TypeError, match=r"world|share|boundary|shifts"):
+    with pytest.raises(TypeError, match=r"world|share|boundary|shifts|phases"):
         train.Recipe(**change)  # type: ignore[arg-type]
 
 

@@ -1,0 +1,45 @@
+"""Step caches and their controls at equal cost on `tiny`, in one table: docs/caches.md.
+
+    python -m benchmarks.caches                                  # 16 prompts x 4 seeds: hours on a CPU
+    python -m benchmarks.caches --prompts 2 --seeds 1 --costs 0.6   # does it run?
+
+The methods are those of builtin:caches; DBCache computes two blocks in front, of its eight that many would be all that
+`tiny` has. The runs lie under --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import wanlab
+from wanlab.analysis.table import rows
+from wanlab.spec import MethodSpec
+from wanlab.study import design
+from wanlab.study.text import markdown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=16)
+    parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--costs", default="0.75,0.6,0.45")
+    parser.add_argument("--model", default="tiny")
+    parser.add_argument("--out", type=Path, default=Path("cache_outputs"))
+    args = parser.parse_args()
+    methods = design.builtin_methods("caches")
+    methods["dbcache"] = replace(MethodSpec.parse("firstblock:front=2,warmup=8"), label="dbcache")
+    result = wanlab.compare(
+        list(methods.values()),
+        at_cost=[float(cost) for cost in args.costs.split(",")],
+        prompts=design.suite_prompts("builtin")[: args.prompts],
+        seeds=range(args.seeds),
+        model=args.model,
+        out=args.out,
+    )
+    print(result.description, markdown(rows(result.comparison)), *result.remarks, sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
