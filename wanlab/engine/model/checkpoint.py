@@ -127,6 +127,16 @@ def parameters(found: Checkpoint) -> dict[str, int]:
     }
 
 
+def around_blocks(found: Checkpoint) -> int:
+    """Parameters of all experts that are in none of their blocks."""
+    return sum(
+        math.prod(shape)
+        for component in found.experts.values()
+        for name, shape in expected(found.name, component, found.configs[component]).items()
+        if not name.startswith("blocks.")
+    )
+
+
 def places(found: Checkpoint, component: str, held: Mapping[str, weights.Head]) -> dict[str, str]:
     """Where each tensor of the files goes: the parameter's name by the tensor's, without those that have no place."""
     known = original.names(component, held) if found.layout == "original" else {name: name for name in held}

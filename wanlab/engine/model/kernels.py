@@ -27,14 +27,26 @@ E4M3_MAX = 448.0
 KEPT = {False: ("key", "value"), True: ("key", "key scale", "value", "value scale")}
 
 
-def optimize(expert: Any, precision: str, *, compiled: bool, text: ShortText | None = None) -> None:
+def optimize(
+    expert: Any,
+    precision: str,
+    *,
+    compiled: bool,
+    text: ShortText | None = None,
+    at: torch.device | None = None,
+    home: torch.device | None = None,
+) -> None:
     """Change `expert`, a WanTransformer3DModel, in place to compute by `precision`, "exact" or "fp8"; its weights are
     needed for nothing else.
 
     compiled  for a GPU
     text      on the CPU, what the cross-attention becomes
+    at, home  where a block is changed, and where it is to be afterwards, as all of the expert is; default: it stays.
+              So a device never holds more than a block as it was
     """
     for block in expert.blocks:
+        if at is not None:
+            block.to(at)
         block.attn1.fuse_projections()
         for name in ("to_q", "to_k", "to_v"):
             delattr(block.attn1, name)  # their weights are in to_qkv now
@@ -42,6 +54,10 @@ def optimize(expert: Any, precision: str, *, compiled: bool, text: ShortText | N
         if precision == "fp8":
             for owner, name in products(block):
                 setattr(owner, name, Float8Linear(getattr(owner, name)))
+        if home is not None:
+            block.to(home)
+    if home is not None:
+        expert.to(home)
     if text is not None:
         text.install(expert)
     if compiled:

@@ -101,11 +101,14 @@ def load(
     placement.add("text_encoder", text_encoder)
     # On a GPU the padding's share is small, and a bias keeps the fastest attention away.
     text = kernels.ShortText() if precision != "reference" and device.type == "cpu" else None
-    experts = {}
+    experts, home = {}, placement.cradle(True)
+    # 8-bit weights are made on the device, block by block, of what waits in the mapped files.
+    cradle, at = (torch.device("cpu"), device) if precision == "fp8" else (home, home)
     for expert, component in found.experts.items():
-        experts[expert] = load_component(found, component, placement.cradle(True), dtype)
+        experts[expert] = load_component(found, component, cradle, dtype)
         if precision != "reference":
-            kernels.optimize(experts[expert], precision, compiled=device.type == "cuda", text=text)
+            compiled = device.type == "cuda"
+            kernels.optimize(experts[expert], precision, compiled=compiled, text=text, at=at, home=home)
         placement.add(expert, experts[expert], by_blocks=True)
     vae = load_component(found, "vae", placement.cradle(False), vae_dtype or dtype)
     if device.type == "cpu" and vae.dtype != torch.float32:

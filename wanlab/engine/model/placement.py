@@ -3,7 +3,7 @@
 resident  everything stays on the device
 swap      on the device is the part at work: text encoder, one expert, VAE. Each is read and made ready on the device
           once, then waits in page-locked host memory, from which it comes back at the bus's full speed
-offload   as swap, but of an expert only the block at work and the next one, on its way, are on the device
+offload   as swap, but of the experts' blocks only the one at work and the next one, on its way, are on the device
           (diffusers' group offloading): for cards that do not hold one expert
 
 What a plan needs is predicted in engine/run/forecast.py from configurations alone.
@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from diffusers.hooks import apply_group_offloading
+from diffusers.hooks import HookRegistry, apply_group_offloading
 from torch import Tensor, nn
 
 from wanlab.errors import UsageError
@@ -119,8 +119,19 @@ class Placement:
                 non_blocking=True,
                 use_stream=self._device.type == "cuda",
             )
+            self._keep_around_blocks(module)
         elif self._plan != "resident":
             self._parked[name] = Parked(module, self._device, self._memory)
+
+    def _keep_around_blocks(self, module: nn.Module) -> None:
+        """What is in no block comes to the device for good: by diffusers it would come and go through pageable memory
+        at every pass, which nothing hides."""
+        group = HookRegistry.check_if_exists_or_initialize(module).get_hook("group_offloading").group
+        for part in group.modules:
+            part.to(self._device)
+        for tensor in (*group.parameters, *group.buffers):
+            tensor.data = tensor.data.to(self._device)
+        group.onload_ = group.offload_ = lambda: None
 
     def ready(self, name: str) -> nn.Module:
         """The part `name`, able to compute on the device; another that was there may have left."""

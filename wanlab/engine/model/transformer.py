@@ -48,7 +48,7 @@ class Denoiser:
     ) -> None:
         """embeds  by branch, each [1,512,D]; kernel  the attention's; keeps_keys  whether a policy's blocks do; splits
         the ranks that share a branch's tokens, in a step of two branches and in one of one"""
-        self._model, self._embeds, self._splits, self._asked = model, embeds, splits, kernel
+        self.model, self._embeds, self._splits, self._asked = model, embeds, splits, kernel
         for expert in model.experts.values():
             set_self_attention(expert, kernel, ours=keeps_keys or any(splits))
         # FlashAttention-3 is the self-attention's: what else there is has a kernel of torch's.
@@ -59,9 +59,9 @@ class Denoiser:
         self._own = {b: own_positions(e) for b, e in embeds.items()}
 
     def __call__(self, call: Call) -> Tensor:
-        expert = self._model.ready(call.ctx.expert)
+        expert = self.model.ready(call.ctx.expert)
         batch = len(call.branches)
-        x = call.x.to(self._model.dtype)
+        x = call.x.to(self.model.dtype)
         if self._per_token:
             # As the official code and WanPipeline have it, though from text alone every token's timestep is the same.
             patches = x.shape[2] * (x.shape[3] // 2) * (x.shape[4] // 2)
@@ -73,10 +73,10 @@ class Denoiser:
         else:
             x = x.expand(batch, -1, -1, -1, -1)
             text = torch.cat([self._embeds[b] for b in call.branches])
-        if self._model.short_text is not None:
+        if self.model.short_text is not None:
             own = [self._own[b] for b in call.branches]
-            text = self._model.short_text.cut(text, torch.tensor(own), min(max(own) + 1, text.shape[1]))
-        split, graphs = self._splits[call.together], self._model.graphs
+            text = self.model.short_text.cut(text, torch.tensor(own), min(max(own) + 1, text.shape[1]))
+        split, graphs = self._splits[call.together], self.model.graphs
         with frame_positions(expert, call.positions), attention(self._kernel):
             if graphs is None or split is not None:
                 return forward(expert, call, x, t, text, split)

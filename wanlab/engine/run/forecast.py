@@ -17,6 +17,7 @@ from wanlab.engine import observers, policies
 from wanlab.engine.guiders import Cfg, Guider
 from wanlab.engine.loop import nest, plans
 from wanlab.engine.model import loading, vae
+from wanlab.engine.model.checkpoint import around_blocks
 from wanlab.engine.model.cost import BYTES, Cost
 from wanlab.engine.model.fingerprint import fingerprint
 from wanlab.engine.model.loading import Checkpoint
@@ -198,7 +199,7 @@ def forecast(spec: RunSpec, checkpoint: Checkpoint) -> Forecast:
         pass_flops_by_step=tuple(env.costs[ctx.expert].whole(env.tokens()) for ctx in env.steps),
         parameters=parameters,
         memory_bytes=memory,
-        memory_plans=_peaks(memory, checkpoint, env.shape[1]),
+        memory_plans=_peaks(memory, checkpoint, env.shape[1], around_blocks(checkpoint) * BYTES[spec.dtype]),
         host_plans=_host(memory, checkpoint),
         disk_bytes=_disk(spec, env, sessions),
         indicators={
@@ -300,17 +301,17 @@ def _weights(held: Mapping[str, int], checkpoint: Checkpoint) -> int:
     return held["text_encoder"] + held["vae"] + sum(held[component] for component in checkpoint.experts.values())
 
 
-def _peaks(held: Mapping[str, int], checkpoint: Checkpoint, frames: int) -> dict[str, int]:
-    """Bytes on the device at most, by plan."""
+def _peaks(held: Mapping[str, int], checkpoint: Checkpoint, frames: int, around: int) -> dict[str, int]:
+    """Bytes on the device at most, by plan; `around`: those of the experts outside their blocks."""
     experts = {component: held[component] for component in checkpoint.experts.values()}
     working = held["activations"] + held.get("keys", 0) + held.get("caches", 0)
     decoding = min(decoded_at_once(held), frames) * held["decoding"]
-    blocks = max(size / checkpoint.transformer.num_layers for size in experts.values())
+    block = (sum(experts.values()) - around) / len(experts) / checkpoint.transformer.num_layers
     alone = max(held["text_encoder"], held["vae"] + decoding)
     return {
         "resident": _weights(held, checkpoint) + max(working, decoding),
         "swap": max(alone, max(experts.values()) + working),
-        "offload": max(alone, int(3 * blocks) + working),
+        "offload": around + max(alone, int(3 * block) + working),
     }
 
 

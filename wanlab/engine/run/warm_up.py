@@ -29,7 +29,7 @@ def warm_up(
 ) -> None:
     """A forward of each expert, length and batch to come that has not run before, so that no step's time holds
     one-off work. Where experts take turns on the device the first one's serves for both, which are built alike."""
-    turns = expected.spec.memory not in ("auto", "resident")
+    turns = expected.spec.memory == "swap"
     inside = [s for s in sessions if type(s).warm_up is not Session.warm_up]
     policies = expected.spec.policies if inside else ()
 
@@ -61,3 +61,4 @@ def warm_up(
             x = torch.zeros(shape, device=device)
             call = Call(ctx=ctx, branches=group, x=x, positions=row.positions, together=together)
             denoiser(replace(call, through=partial(through, call)) if inside else call)
+    denoiser.model.ready(env.steps[start].expert)  # no step waits for weights, but the one that switches
