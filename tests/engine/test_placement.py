@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from diffusers import WanTransformer3DModel
 
 from tests.engine.helpers import make_spec
 from wanlab.engine import run
@@ -111,6 +112,10 @@ def test_peaks_by_hand(checkpoint):
     working, decoding = held["activations"], 5 * held["decoding"]  # all five latent frames: half a GiB holds more
     assert planned.memory_plans["resident"] == text + autoencoder + 2 * expert + max(working, decoding)
     assert planned.memory_plans["swap"] == max(text, expert + working, autoencoder + decoding)
+    network = WanTransformer3DModel.from_pretrained(checkpoint / "transformer")
+    around = 4 * sum(p.numel() for name, p in network.named_parameters() if not name.startswith("blocks."))
+    blocks = 3 * (expert - around) // len(network.blocks)
+    assert planned.memory_plans["offload"] == 2 * around + max(text, autoencoder + decoding, blocks + working)
     assert planned.host_plans == {"resident": 0, "swap": 2**30, "offload": 2**30}  # a few MB, in pieces of a GiB
     assert decoded_at_once({"activations": 0, "decoding": 2**30}) == 1
     assert decoded_at_once({"activations": 0, "decoding": 2**28}) == 3

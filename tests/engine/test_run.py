@@ -269,14 +269,17 @@ def test_warm_up_runs_each_kind_of_forward_once(model, checkpoint):
     def denoiser(call):
         calls.append((call.ctx.expert, call.x.shape[2], call.branches))
 
+    denoiser.model = model
     env = make_env(planned.spec, model.checkpoint, solver)
     warm = set()
     warm_up(denoiser, planned, env, 0, model.device, warm, Branches())
     both = ("cond", "uncond")
     assert calls == [("high", 3, both), ("high", 5, both), ("low", 5, both), ("low", 5, ("uncond",))]
     calls.clear()
+    model.ready("text_encoder")
     warm_up(denoiser, planned, env, 0, model.device, warm, Branches())
     assert calls == []
+    assert model.placement._here == "high"  # the first step waits for no weights
     warm_up(denoiser, planned, env, 19, model.device, set(), Branches())
     assert calls == [("low", 5, ("uncond",))]
 
