@@ -109,6 +109,11 @@ class Reader:
         process.kill()
         return process.wait()
 
+    def end(self) -> None:
+        """End the process, from any thread: one that waits for its answer is told so."""
+        if (process := self._process) is not None:
+            process.kill()
+
     def __enter__(self) -> Self:
         return self
 

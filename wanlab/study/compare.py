@@ -17,6 +17,7 @@ from wanlab.spec.paths import is_run_file
 from wanlab.study import folders
 from wanlab.study.design import Design, Variant, slug
 from wanlab.study.drawn import PNG_ONLY, Drawn
+from wanlab.study.measuring import measure_pairs
 from wanlab.study.results import ComparisonResult
 from wanlab.study.runners import HERE, Outcome, Workers
 from wanlab.study.runners.groups import turn
@@ -25,7 +26,6 @@ from wanlab.study.text import comma_separated, finite, markdown, plain
 
 if TYPE_CHECKING:
     from wanlab.analysis.compare import Comparison, Pair, Result
-    from wanlab.analysis.fidelity import Known
     from wanlab.spec import RunSpec
 
 DETAILED = 8  # more methods than this get figures of their own only on the Pareto front
@@ -205,12 +205,12 @@ def measure_all(
     a pair left.
     """
     watcher = watcher or Watcher()
-    gathering = _Gathering(design, set(failed), asked.metrics, watcher)
     try:
-        floors = [gathering.result(v, r) for v, r in zip(design.floors, design.floor_runs, strict=True)]
-        results = [gathering.result(v, r) for v, r in zip(design.variants, design.variant_runs, strict=True)]
+        gathering = _Gathering(design, set(failed), asked.metrics, watcher)
     finally:
         watcher.end()
+    floors = [gathering.result(v, r) for v, r in zip(design.floors, design.floor_runs, strict=True)]
+    results = [gathering.result(v, r) for v, r in zip(design.variants, design.variant_runs, strict=True)]
     from wanlab.analysis.compare import Comparison
 
     comparison = Comparison(
@@ -256,26 +256,27 @@ def _confirmed(
 
 @dataclass
 class _Gathering:
-    """Pairs measured one after the other; clips seen before are remembered."""
+    """Methods with their pairs, which are measured all at once."""
 
     design: Design
     failed: set[Path]
     metrics: Sequence[str]
     watcher: Watcher
     missing: list[str] = field(default_factory=list)
-    known: Known = field(default_factory=dict)
-    done: int = 0
+    measured: dict[tuple[Path, Path], Pair] = field(init=False)
+
+    def __post_init__(self) -> None:
+        every = (*self.design.floor_runs, *self.design.variant_runs)
+        self.measured = measure_pairs([p for runs in every for p in self._pairs(runs)], self.metrics, self.watcher)
+
+    def _pairs(self, runs: list[Path]) -> list[tuple[Path, Path]]:
+        pairs = zip(runs, self.design.baseline_runs, strict=True)
+        return [pair for pair in pairs if not self.failed.intersection(pair)]
 
     def result(self, variant: Variant, runs: list[Path]) -> Result | None:
-        from wanlab.analysis.compare import Result, measure
+        from wanlab.analysis.compare import Result
 
-        pairs = []
-        total = len(runs) * (len(self.design.floors) + len(self.design.variants))
-        for run, baseline in zip(runs, self.design.baseline_runs, strict=True):
-            if run not in self.failed and baseline not in self.failed:
-                pairs.append(measure(run, baseline, metrics=self.metrics, known=self.known, told=self.watcher.look))
-            self.done += 1
-            self.watcher.measure(self.done, total)
+        pairs = [self.measured[pair] for pair in self._pairs(runs)]
         method = variant.method
         if len(pairs) < len(runs):
             self.missing.append(
