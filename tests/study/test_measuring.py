@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 import wanlab
+from wanlab import registry
+from wanlab.analysis.metrics import metric
 from wanlab.errors import WanlabError
 from wanlab.runfile import Reader
 from wanlab.study import measuring
@@ -80,6 +82,13 @@ def test_what_a_lost_process_had_is_measured_here(
     there, told = plain(pairs)
     assert len(begun) == 4 and len(there) == 8 and told.done[-1] == (8, 8)
     assert all(there[place] == pair for place, pair in here.items())
+
+
+def test_a_measure_of_ones_own_is_measured_here(pairs: list[Place], two: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "_known", {kind: dict(those) for kind, those in registry._known.items()})
+    metric("of_my_own", needs="run")(lambda cost: 3.0)
+    there = measure_pairs(pairs, (), Watcher())
+    assert [pair.figures["of_my_own"] for pair in there.values()] == [3.0] * 8
 
 
 def test_a_damaged_run_is_named_as_without_processes(pairs: list[Place], two: None, tmp_path: Path) -> None:

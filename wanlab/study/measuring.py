@@ -27,8 +27,8 @@ Place = tuple[Path, Path]  # of a run, and of the baseline's
 
 
 def measure_pairs(pairs: Sequence[Place], metrics: Sequence[str], watcher: Watcher) -> dict[Place, Pair]:
-    """Every pair of a run and the baseline's, measured. What was asked for beside the usual is measured here: it
-    may want the GPU, and all the memory.
+    """Every pair of a run and the baseline's, measured. Where there are measures beside the usual, all are measured
+    here: they may want the GPU and all the memory, and be known to this process only.
 
     Raises UsageError and WanlabError as `analysis.compare.measure`.
     """
@@ -39,7 +39,7 @@ def measure_pairs(pairs: Sequence[Place], metrics: Sequence[str], watcher: Watch
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     count = min(cores, len(groups), MOST)
     measured: dict[Place, Pair] = {}
-    if total > FEW and count > 1 and not metrics:
+    if total > FEW and count > 1 and _are_usual(metrics):
         for baseline, made in _by_processes(groups, count):
             measured |= {(pair.a, baseline): pair for pair in made}
             watcher.measure(len(measured), total)
@@ -50,6 +50,12 @@ def measure_pairs(pairs: Sequence[Place], metrics: Sequence[str], watcher: Watch
                 (measured[run, baseline],) = measure_group(baseline, [run], metrics, known, watcher.look)
                 watcher.measure(len(measured), total)
     return measured
+
+
+def _are_usual(metrics: Sequence[str]) -> bool:
+    from wanlab.analysis.metrics import chosen
+
+    return not metrics and all(m.function.__module__.startswith("wanlab.") for m in chosen())
 
 
 def measure_group(
