@@ -11,7 +11,7 @@ import pytest
 
 import wanlab
 from wanlab import registry
-from wanlab.analysis.metrics import metric
+from wanlab.analysis import metrics
 from wanlab.errors import WanlabError
 from wanlab.runfile import Reader
 from wanlab.study import measuring
@@ -35,6 +35,15 @@ def pairs(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Pl
         progress=False,
     )
     return [(pair.a, pair.b) for r in result.comparison.results for pair in r.pairs]
+
+
+@pytest.fixture(autouse=True)
+def usual(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None of the measures that other tests register."""
+    metrics.every()  # which registers the package's
+    own = {n: m for n, m in registry._known["metric"].items() if m.function.__module__.startswith("wanlab.")}
+    monkeypatch.setattr(registry, "_known", registry._known | {"metric": own})
+    monkeypatch.setattr(metrics, "_of_files", {})
 
 
 class Told(Watcher):
@@ -85,8 +94,7 @@ def test_what_a_lost_process_had_is_measured_here(
 
 
 def test_a_measure_of_ones_own_is_measured_here(pairs: list[Place], two: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "_known", {kind: dict(those) for kind, those in registry._known.items()})
-    metric("of_my_own", needs="run")(lambda cost: 3.0)
+    metrics.metric("of_my_own", needs="run")(lambda cost: 3.0)
     there = measure_pairs(pairs, (), Watcher())
     assert [pair.figures["of_my_own"] for pair in there.values()] == [3.0] * 8
 

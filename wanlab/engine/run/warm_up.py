@@ -61,4 +61,5 @@ def warm_up(
             x = torch.zeros(shape, device=device)
             call = Call(ctx=ctx, branches=group, x=x, positions=row.positions, together=together)
             denoiser(replace(call, through=partial(through, call)) if inside else call)
-    denoiser.model.ready(env.steps[start].expert)  # no step waits for weights, but the one that switches
+    for ctx in env.steps[start : start + 1]:  # no step waits for weights, but the one that switches
+        denoiser.model.ready(ctx.expert)
