@@ -196,7 +196,7 @@ class Bench:
         spec = replace(self.spec, **changes)
         out = self.folder / f"{self.count}.h5"
         torch.cuda.empty_cache()
-        path = run.execute(spec, out, loaded=self.loaded, progress=watch)
+        path, plan = run.execute(spec, out, loaded=self.loaded, progress=watch), run.plan(spec)
         with Run(path) as made:
             timing = made.attrs["timing_seconds"]
             steps = np.asarray(made["seconds"]).tolist()
@@ -209,8 +209,8 @@ class Bench:
                 "latent": torch.from_numpy(np.asarray(made["latent"])),
                 "predicted": made.attrs["predicted"],
                 "attention": made.spec.attention,
-                "planned": run.plan(spec).memory_plans[made.spec.memory],
-                "host": run.plan(spec).host_plans[made.spec.memory],
+                "planned": plan.memory_plans[made.spec.memory],
+                "host": plan.host_plans[made.spec.memory],
             }
         path.unlink()
         print("   ", {k: round(v, 2) for k, v in timing.items()}, f"peak {result['peak'] / GIB:.2f} GiB", flush=True)
@@ -284,6 +284,10 @@ class Trace:
         return str(
             self._profiler.key_averages().table(sort_by="cuda_time_total", row_limit=most, max_name_column_width=60)
         )
+
+
+def setting(spec: RunSpec) -> str:
+    return f"{spec.width}x{spec.height}, {spec.frames} frames, {spec.steps} steps"
 
 
 def row(what: str, value: str, bar: str = "") -> None:
@@ -367,8 +371,8 @@ def stand_in(film: np.ndarray | None) -> None:
 def plans(bench: Bench) -> None:
     """Each memory plan beside `resident`, in the mode that it is for; then what loading takes when files are read."""
     print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {bench.spec.width}x{bench.spec.height}, "
-        f"{bench.spec.frames} frames, {bench.spec.steps} steps\n\n| what | measured | bar |\n|---|---|---|"
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {setting(bench.spec)}\n\n"
+        "| what | measured | bar |\n|---|---|---|"
     )
     for memory, precision, most in (("swap", "exact", "36 GiB"), ("offload", "reference", "22 GiB")):
         resident = bench.wanlab(precision=precision)
@@ -402,8 +406,8 @@ def plans(bench: Bench) -> None:
 def policies(bench: Bench, texts: Sequence[str], given: dict[str, Any]) -> None:
     """What the plan and the meter say, beside the clock. One that fails leaves the others alone."""
     print(
-        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {bench.spec.width}x{bench.spec.height}, "
-        f"{bench.spec.frames} frames, {bench.spec.steps} steps, {', '.join(given.values())}\n\n"
+        f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {setting(bench.spec)}, "
+        f"{', '.join(given.values())}\n\n"
         "| policy | planned | meter | clock, of the steps | |\n|---|---|---|---|---|"
     )
     chosen: dict[str, PolicySpec] = {}
@@ -463,7 +467,7 @@ def shared(bench: Bench, layers: int, precisions: Sequence[str]) -> None:
     spec, found = bench.spec, models.describe(bench.spec.model)
     print(
         f"{size} x {torch.cuda.get_device_name()}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {layers} "
-        f"layers, {spec.width}x{spec.height}, {spec.frames} frames, {spec.steps} steps\n\n"
+        f"layers, {setting(spec)}\n\n"
         "| what | measured | bar |\n|---|---|---|"
     )
     model = bench.loaded.load(run.resolve(spec, found), found)
@@ -516,7 +520,7 @@ def measure(bench: Bench, layers: int, fp8_alone: bool, brief: bool) -> None:
     ceiling = run.operations_per_second(run.resolve(spec, found))
     print(
         f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {time.strftime('%Y-%m-%d')}, {layers} layers, "
-        f"{spec.width}x{spec.height}, {spec.frames} frames, {spec.steps} steps\n\n"
+        f"{setting(spec)}\n\n"
         "| what | measured | bar |\n|---|---|---|"
     )
     row("matrix product 8192³, bfloat16", f"{ceiling / 1e12:.0f} TFLOP/s")
@@ -632,8 +636,8 @@ def fp8(bench: Bench, theirs: float, expected: Tensor, brief: bool) -> None:
         "fp8 with 8-bit attention, relative error; peak memory",
         f"{apart(made['latent'], expected):.2e}; {made['peak'] / GIB:.2f}, planned {made['planned'] / GIB:.2f} GiB",
     )
-    for name, changes in VARIANTS.items():
-        if not brief and bench.room(theirs * 0.5):
+    for name, changes in () if brief else VARIANTS.items():
+        if bench.room(theirs * 0.5):
             made = bench.wanlab(precision="fp8", steps=4, **changes)
             row(f"fp8, {name}, 4 steps", f"{sum(made['steps']) / 8:.3f} s a pass")
 

@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from wanlab.spec import MethodSpec, RecordSpec, parse_size
-from wanlab.study import compare, design
-from wanlab.study.api import specify
+import wanlab
+from wanlab.analysis.table import rows
+from wanlab.study import design
 from wanlab.study.text import markdown
 
 METHODS = (
@@ -46,22 +46,16 @@ def main() -> None:
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--out", type=Path, default=Path("token_outputs"))
     args = parser.parse_args()
-    width, height = parse_size(args.size)
-    specs = specify(
-        design.suite_prompts("builtin")[: args.prompts],
-        range(args.seeds),
+    result = wanlab.compare(
+        METHODS,
+        prompts=design.suite_prompts("builtin")[: args.prompts],
+        seeds=range(args.seeds),
         model=args.model,
-        width=width,
-        height=height,
+        size=args.size,
         frames=args.frames,
         steps=args.steps,
-        record=RecordSpec(level="latents", video="float32"),
+        out=args.out,
     )
-    variants = [design.Variant(MethodSpec.parse(text)) for text in METHODS]
-    arranged = design.arrange(specs, MethodSpec("baseline"), variants, [], args.out)
-    result = compare.compare(arranged, args.out)
-    from wanlab.analysis.table import rows
-
     print(result.description, markdown(rows(result.comparison)), *result.remarks, sep="\n\n")
 
 

@@ -149,9 +149,7 @@ def _free(things: Sequence[Thing], rng: np.random.Generator, width: int, height:
     room = [high - low - between for low, high, between in ways]
     k = 0 if room[0] >= 0 or room[0] > room[1] else 1
     (low, high, between), lack = ways[k], max(0.0, -room[k])
-    between -= min(
-        lack, ROOM
-    )  # where there is none, they come nearer, and then leave the frame, one as far as the other
+    between -= min(lack, ROOM)  # without room they come nearer, and then leave the frame, one as far as the other
     beyond = max(0.0, lack - ROOM) / 2
     low, high = low - beyond, high + beyond
     first, second = (lane * extents[k] + rng.uniform(-JITTER, JITTER) for lane in LANES)

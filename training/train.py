@@ -102,7 +102,7 @@ class Recipe:
     # Learning rates: AdamW's, and Muon's for the matrices inside the blocks. On single frames Muon at 6e-3 was
     # in 200 steps where AdamW at 1.2e-3 was in 500.
     base_lr: tuple[float, float] = (1.2e-3, 1e-2)
-    expert_lr: tuple[float, float] = (6e-4, 5e-3)  # half of it, which is where the base ends
+    expert_lr: tuple[float, float] = (6e-4, 5e-3)  # which the base falls to
     transformer: dict[str, int] = field(default_factory=dict)  # changes to `models.TRANSFORMER`
     no_caption: float = 0.12
     captions: int = 3  # wordings a clip
@@ -486,7 +486,8 @@ def importance(scene: world.Scene) -> float:
 def tell(scene: world.Scene, text: str) -> np.ndarray:
     """[WORDS,attributes] int8: of the object that each word of a caption is about, which value each attribute has."""
     told = np.full((models.WORDS, len(ATTRIBUTES)), -1, np.int8)
-    places = ("first", "second") if len(scene.things) == 2 else ("alone",)
+    alone, *ordered = ATTRIBUTES["place"]
+    places = ordered if len(scene.things) == 2 else [alone]
     things = [vars(thing) | {"place": place} for thing, place in zip(scene.things, places, strict=False)]
     for word, k in enumerate(world.whose(scene, text)):
         if k >= 0:
@@ -537,9 +538,11 @@ def train_denoiser(
     encoder.requires_grad_(learns_text)
     head = nn.Linear(models.TEXT["d_model"], sum(map(len, ATTRIBUTES.values()))).to(device)  # with the base only
     both = nn.ModuleDict({"model": model, "text": encoder, "head": head}) if learns_text else model
-    lr = recipe.base_lr if learns_text else recipe.expert_lr
+    lr, floor = recipe.expert_lr, 0.02
+    if learns_text:
+        lr, floor = recipe.base_lr, recipe.expert_lr[0] / recipe.base_lr[0]
     plan = [(frames, clips) for frames, clips, steps in recipe.phases[part] for _ in range(steps)]
-    stage = Stage(part, both, len(plan), lr, out, ema=0.9995, floor=0.5 if learns_text else 0.02, graphs=compiled)
+    stage = Stage(part, both, len(plan), lr, out, ema=0.9995, floor=floor, graphs=compiled)
     torch.manual_seed(1000 * recipe.seed + 10 * stage.step + {"base": 1, "high": 2, "low": 3}[part])
     short = ShortText()
     short.install(model)

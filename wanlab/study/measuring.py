@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from pathlib import Path
 from queue import SimpleQueue
@@ -32,6 +32,8 @@ def measure_pairs(pairs: Sequence[Place], metrics: Sequence[str], watcher: Watch
 
     Raises UsageError and WanlabError as `analysis.compare.measure`.
     """
+    from wanlab.analysis.compare import measure
+
     groups: dict[Path, list[Path]] = {}
     for run, baseline in dict.fromkeys(pairs):
         groups.setdefault(baseline, []).append(run)
@@ -47,7 +49,7 @@ def measure_pairs(pairs: Sequence[Place], metrics: Sequence[str], watcher: Watch
         known: Known = {}
         for run in runs:
             if (run, baseline) not in measured:
-                (measured[run, baseline],) = measure_group(baseline, [run], metrics, known, watcher.look)
+                measured[run, baseline] = measure(run, baseline, metrics=metrics, known=known, told=watcher.look)
                 watcher.measure(len(measured), total)
     return measured
 
@@ -58,18 +60,12 @@ def _are_usual(metrics: Sequence[str]) -> bool:
     return not metrics and all(m.function.__module__.startswith("wanlab.") for m in chosen())
 
 
-def measure_group(
-    baseline: Path,
-    runs: Sequence[Path],
-    metrics: Sequence[str] = (),
-    known: Known | None = None,
-    told: Callable[[int], None] = lambda done: None,
-) -> list[Pair]:
+def measure_group(baseline: Path, runs: Sequence[Path]) -> list[Pair]:
     """Runs against one of the baseline, of which what is measured of it alone is measured once."""
     from wanlab.analysis.compare import measure
 
-    known = {} if known is None else known
-    return [measure(run, baseline, metrics=metrics, known=known, told=told) for run in runs]
+    known: Known = {}
+    return [measure(run, baseline, known=known) for run in runs]
 
 
 def _by_processes(groups: Mapping[Path, Sequence[Path]], count: int) -> Iterator[tuple[Path, list[Pair]]]:

@@ -32,21 +32,20 @@ def optimize(
     precision: str,
     *,
     compiled: bool,
-    text: ShortText | None = None,
-    at: torch.device | None = None,
-    home: torch.device | None = None,
+    text: ShortText | None,
+    at: torch.device,
+    home: torch.device,
 ) -> None:
     """Change `expert`, a WanTransformer3DModel, in place to compute by `precision`, "exact" or "fp8"; its weights are
     needed for nothing else.
 
     compiled  for a GPU
     text      on the CPU, what the cross-attention becomes
-    at, home  where a block is changed, and where it is to be afterwards, as all of the expert is; default: it stays.
-              So a device never holds more than a block as it was
+    at, home  where a block is changed, and where it is to be afterwards, as all of the expert is: a device that it is
+              changed on never holds more than a block as it was
     """
     for block in expert.blocks:
-        if at is not None:
-            block.to(at)
+        block.to(at)
         block.attn1.fuse_projections()
         for name in ("to_q", "to_k", "to_v"):
             delattr(block.attn1, name)  # their weights are in to_qkv now
@@ -54,10 +53,8 @@ def optimize(
         if precision == "fp8":
             for owner, name in products(block):
                 setattr(owner, name, Float8Linear(getattr(owner, name)))
-        if home is not None:
-            block.to(home)
-    if home is not None:
-        expert.to(home)
+        block.to(home)
+    expert.to(home)
     if text is not None:
         text.install(expert)
     if compiled:

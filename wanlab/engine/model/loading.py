@@ -101,13 +101,12 @@ def load(
     placement.add("text_encoder", text_encoder)
     # On a GPU the padding's share is small, and a bias keeps the fastest attention away.
     text = kernels.ShortText() if precision != "reference" and device.type == "cpu" else None
-    experts, home = {}, placement.cradle(True)
+    experts, home, compiled = {}, placement.cradle(True), device.type == "cuda"
     # 8-bit weights are made on the device, block by block, of what waits in the mapped files.
     cradle, at = (torch.device("cpu"), device) if precision == "fp8" else (home, home)
     for expert, component in found.experts.items():
         experts[expert] = load_component(found, component, cradle, dtype)
         if precision != "reference":
-            compiled = device.type == "cuda"
             kernels.optimize(experts[expert], precision, compiled=compiled, text=text, at=at, home=home)
         placement.add(expert, experts[expert], by_blocks=True)
     vae = load_component(found, "vae", placement.cradle(False), vae_dtype or dtype)
