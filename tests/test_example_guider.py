@@ -20,10 +20,10 @@ def forecast(knobs: str) -> Any:
 
 
 def test_steps_outside_the_interval_take_one_pass() -> None:
-    """20 steps at shift 12, u_k = 1 - .04995 k, sigma = 12u/(1+11u): sigma <= .9 is u <= 3/7, from step 12 on;
-    sigma >= .5 is u >= 1/13, up to step 18. Seven steps of two passes and thirteen of one."""
+    """20 steps at shift 2, u_k = 1 - .04995 k, sigma = 2u/(1+u): sigma <= .9 is u <= 9/11, from step 4 on;
+    sigma >= .5 is u >= 1/3, up to step 13. Ten steps of two passes and ten of one."""
     result = forecast(":low=0.5,high=0.9")
-    assert result.passes == 7 * 2 + 13
+    assert result.passes == 10 * 2 + 10
     assert result.plain_passes == 40
 
 

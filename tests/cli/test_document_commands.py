@@ -158,7 +158,7 @@ def test_the_documents_token_pruning_is_planned_with_its_layers_as_steps(wanlab:
         "name": "prune",
         "knobs": {"baseline_steps": 5, "end_step": 999, "start_step": 6, "threshold": 20},
     }
-    assert planned["memory_bytes"]["keys"] == 2 * 8 * 192 * 4 * 585 * 2 and not planned["exact"]
+    assert planned["memory_bytes"]["keys"] == 2 * 8 * 256 * 4 * 585 * 2 and not planned["exact"]
 
 
 def test_pruning_options_alone_would_have_no_effect() -> None:

@@ -75,10 +75,11 @@ def test_a_known_schedule_is_printed_with_what_its_threshold_does(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """At 20 steps and the published defaults of consecutive and retention magcache decides about 15 of them."""
-    method = "magcache:calibration=wan2.2-t2v-a14b,threshold="
-    for threshold, says in (("0.12", "10 of 15 steps reused"), ("0.002", "reuses nothing, indicator 0.00341 to 0.198")):
+    method = "magcache:calibration=wan2.2-t2v-a14b,threshold="  # of shift 12
+    given = ["--prompt", "a ball", "--shift", "12", "--policy"]
+    for threshold, says in (("0.12", "10 of 15 steps reused"), ("0.002", "reuses nothing, indicator 0.00341 to 0.00943")):
         with pytest.raises(SystemExit) as stop:
-            main(["generate", "--dry-run", "--format", "human", "--prompt", "a ball", "--policy", method + threshold])
+            main(["generate", "--dry-run", "--format", "human", *given, method + threshold])
         assert stop.value.code == 0
         said = " ".join(capsys.readouterr().out.split())
         assert says in said and said.count("(cond)+(uncond)") == (10 if threshold == "0.12" else 0)
@@ -116,8 +117,9 @@ def test_a_dry_run_fits_80_columns_with_every_number_whole(
     steps = [line.split() for line in out.splitlines() if "cond+uncond" in line]
     assert [line[0] for line in steps] == [str(k) for k in range(1, 21)]
     assert {len(line) for line in steps} == {9}
-    # 31 latent frames of 52x30 tokens; 16 of them before the switch, where frames are completed
-    assert [line[-2] for line in steps] == ["24960"] * 13 + ["48360"] * 7 and steps[13][-3] == "31*"
+    # 31 latent frames of 52x30 tokens; 16 of them before the switch, where frames are completed: after 12 steps, since
+    # t is 539.8 at the thirteenth and the boundary 540
+    assert [line[-2] for line in steps] == ["24960"] * 12 + ["48360"] * 8 and steps[12][-3] == "31*"
     assert "frames are completed before the step" in out and "passes      40 of 40" in out
 
 

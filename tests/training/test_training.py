@@ -240,12 +240,14 @@ def test_the_first_world_is_drawn_as_it_was() -> None:
 
 
 def test_a_checkpoint_says_its_world(tmp_path: Path) -> None:
-    assert world_of(tiny_path()) == world.FIRST  # the shipped one says nothing
+    assert world_of(tiny_path()) == OPEN
     models.save_frame(tmp_path, OPEN, 2.0, 0.54)
     assert world_of(tmp_path) == OPEN
     (tmp_path / "world.json").write_text('{"version": "9"}')
     with pytest.raises(ValueError, match="'9' is not among 1, 2"):
         world_of(tmp_path)
+    (tmp_path / "world.json").unlink()
+    assert world_of(tmp_path) == world.FIRST  # as those say nothing that were made before there were two
 
 
 def test_two_things_of_an_open_world() -> None:

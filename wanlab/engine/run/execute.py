@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import gc
 import hashlib
 import os
@@ -32,7 +33,7 @@ from wanlab.engine.ranks.branches import Branches
 from wanlab.engine.ranks.columns import Columns
 from wanlab.engine.run.forecast import Forecast, forecast, make_env
 from wanlab.engine.run.resolve import resolve
-from wanlab.engine.run.resume import own_threads, pack, restore, save, size, unpack
+from wanlab.engine.run.resume import is_done, own_threads, pack, restore, save, size, unpack
 from wanlab.engine.run.warm_up import warm_up
 from wanlab.engine.solvers import Solver
 from wanlab.engine.types import BOTH, COND, UNCOND, Env, StepRecord
@@ -41,7 +42,6 @@ from wanlab.registry import build
 from wanlab.runfile import Field, Run, RunWriter, remove_leftovers
 from wanlab.spec import MEMORY_PLANS, RunSpec
 from wanlab.spec.parallel import NONE, Layout
-from wanlab.spec.run import FREE
 from wanlab.video import check_encoder, write_gif, write_mp4
 
 LARGE = 2**26  # bytes of a state to resume from; without caches that of the A14B is 26 MB
@@ -137,7 +137,8 @@ def execute(
     checkpoint = loading.describe(spec.model, spec.revision)
     asked, spec = spec, resolve(spec, checkpoint)
     expected = forecast(spec, checkpoint)
-    if not force and out.exists() and _is_done(out, spec, fingerprint(fetched(checkpoint))):
+    pixels = None
+    if not force and out.exists() and is_done(out, spec, fingerprint(fetched(checkpoint))):
         remove_leftovers(out)
         progress(Progress(phase="kept", step=spec.steps, total=spec.steps))
     else:
@@ -149,9 +150,8 @@ def execute(
             run.begin()
             with run.in_step():
                 run.encode()
-            run.sample()
-        force = True  # the films of the run before
-    _write_videos(out, gif, force, checkpoint.fps)
+            pixels = run.sample()
+    _write_videos(out, gif, checkpoint.fps, pixels)
     return out
 
 
@@ -243,8 +243,8 @@ class Running:
         keeps_keys = "keys" in self.forecast.memory_bytes
         self.network = Denoiser(self.model, self.embeds, spec.attention, keeps_keys=keeps_keys, splits=splits)
 
-    def sample(self) -> None:
-        """Every step that is still to do, then the video, then the file."""
+    def sample(self) -> np.ndarray:
+        """Every step that is still to do, then the video, then the file. Returns the frames [T,H,W,3] uint8."""
         spec, env, start = self.spec, self.env, self.start
         with RunWriter(
             self.out,
@@ -268,7 +268,7 @@ class Running:
                 x = record.x_next
             sampled = sum(v for k, v in self.timing.items() if k == "switch" or k.startswith("sample "))
             self.timing["recording"] = time.perf_counter() - began - sampled
-            self._conclude(writer, x, start)
+            return self._conclude(writer, x, start)
 
     def steps(self, start: int, left: dict[str, Any] | None) -> tuple[Tensor, Iterator[StepRecord]]:
         """(the latents that step `start` begins with, its record and those of the steps after it): what every rank of
@@ -338,8 +338,8 @@ class Running:
         self.saving = max(1e-9, (self.saved - now) / amount)
         return packed
 
-    def _conclude(self, writer: RunWriter, x: Tensor, start: int) -> None:
-        """Decode the latents and publish the file."""
+    def _conclude(self, writer: RunWriter, x: Tensor, start: int) -> np.ndarray:
+        """Decode the latents and publish the file. Returns the frames."""
         for session in self.sessions:
             session.restore({})  # what is remembered may take as much room as decoding needs
         self._tell("decode", self.env.total)
@@ -348,7 +348,8 @@ class Running:
         with _timed(self.timing, "decode"):
             frames = self.decode(x)
         self._tell("write", self.env.total)
-        final: dict[Field, Any] = {LATENT: x[0].float().cpu().numpy(), VIDEO: (frames * 255).round().astype(np.uint8)}
+        pixels = (frames * 255).round().astype(np.uint8)
+        final: dict[Field, Any] = {LATENT: x[0].float().cpu().numpy(), VIDEO: pixels}
         if self.spec.record.video == "float32":
             final[VIDEO_FLOAT] = frames
         writer.finish(
@@ -360,6 +361,7 @@ class Running:
                 "predicted": self.forecast.totals(),
             },
         )
+        return pixels
 
     def decode(self, x: Tensor) -> np.ndarray:
         """The frames of final latents. Where ranks may share the work, all call this, and each decodes some columns."""
@@ -377,11 +379,6 @@ class Running:
 
     def _attrs(self) -> dict[str, Any]:
         """What the file says of how the run was made."""
-        packages = ("wanlab", "torch", "diffusers", "transformers", "fa3-fwd", "ftfy", "numpy", "h5py")
-        versions = {}
-        for name in packages:
-            with suppress(metadata.PackageNotFoundError):
-                versions[name] = metadata.version(name)
         asked, spec, checkpoint = self.asked, self.spec, self.model.checkpoint
         device = platform.processor() or platform.machine()
         if self.device.type == "cuda":
@@ -389,7 +386,7 @@ class Running:
         defaults = {f.name: f.default for f in dataclasses.fields(RunSpec)}
         named = {n: v for n, v in asked.to_dict().items() if n in defaults and getattr(asked, n) != getattr(spec, n)}
         return {
-            "versions": versions,
+            "versions": _versions(),
             "defaulted": [n for n, default in defaults.items() if getattr(asked, n) == default],
             "asked": named,  # what was left to be found out, as it was asked: device, dtypes, shift
             "python": platform.python_version(),
@@ -432,24 +429,6 @@ def decode(model: Model, latents: Tensor, at_once: int | None = None, columns: C
     return frames
 
 
-def _is_done(out: Path, spec: RunSpec, weights: str) -> bool:
-    """Whether `out` is this run, finished, with at least what is to be recorded. Raises UsageError for another run."""
-    with Run(out) as run:
-        if run.digest != spec.digest():
-            there, now = run.spec.to_dict(), spec.to_dict()
-            differ = [
-                f"{name} {there.get(name)!r} there, {now[name]!r} now"
-                for name in now
-                if name not in FREE and there.get(name) != now[name]
-            ]
-            raise UsageError(
-                f"{out} is a finished run of another specification ({'; '.join(differ)[:300]})",
-                "name another --out, or use --force",
-            )
-        same = run.status == "complete" and run.attrs.get("weights_fingerprint") == weights
-        return same and run.spec.record.covers(spec.record)
-
-
 def check_output(out: Path) -> None:
     """Raise UsageError unless the run file can be written there, WanlabError unless its film can be encoded."""
     if out.suffix != ".h5":
@@ -464,15 +443,28 @@ def check_output(out: Path) -> None:
     check_encoder()
 
 
-def _write_videos(out: Path, gif: bool, again: bool, fps: int) -> None:
-    """The .mp4 (and .gif) beside the run file: those that are not there, or all again."""
+@functools.cache  # files that do not change are read for it
+def _versions() -> dict[str, str]:
+    """Of the packages that decide a result, those that are installed."""
+    versions = {}
+    for name in ("wanlab", "torch", "diffusers", "transformers", "fa3-fwd", "ftfy", "numpy", "h5py"):
+        with suppress(metadata.PackageNotFoundError):
+            versions[name] = metadata.version(name)
+    return versions
+
+
+def _write_videos(out: Path, gif: bool, fps: int, pixels: np.ndarray | None) -> None:
+    """The .mp4 (and .gif) beside the run file: all, of the frames [T,H,W,3] uint8 that were just made, or those that
+    are not there, of the file's."""
     wanted = [(out.with_suffix(".mp4"), write_mp4)] + ([(out.with_suffix(".gif"), write_gif)] if gif else [])
-    wanted = [(path, write) for path, write in wanted if again or not path.exists()]
-    if wanted:
+    if pixels is None:
+        wanted = [(path, write) for path, write in wanted if not path.exists()]
+        if not wanted:
+            return
         with Run(out) as run:
             pixels = np.asarray(run["video"][...])
-        for path, write in wanted:
-            write(path, pixels, fps)
+    for path, write in wanted:
+        write(path, pixels, fps)
 
 
 @contextmanager

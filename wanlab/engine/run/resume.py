@@ -1,9 +1,10 @@
-"""What an interrupted run needs to go on, and as which bytes it is kept."""
+"""What an earlier run left: a finished file, or what it goes on from, and as which bytes that is kept."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,28 @@ from torch import Tensor
 
 from wanlab.engine.solvers import Solver
 from wanlab.engine.types import Observer, Session, State
+from wanlab.errors import UsageError
+from wanlab.runfile import Run
+from wanlab.spec import RunSpec
+from wanlab.spec.run import FREE
+
+
+def is_done(out: Path, spec: RunSpec, weights: str) -> bool:
+    """Whether `out` is this run, finished, with at least what is to be recorded. Raises UsageError for another run."""
+    with Run(out) as run:
+        if run.digest != spec.digest():
+            there, now = run.spec.to_dict(), spec.to_dict()
+            differ = [
+                f"{name} {there.get(name)!r} there, {now[name]!r} now"
+                for name in now
+                if name not in FREE and there.get(name) != now[name]
+            ]
+            raise UsageError(
+                f"{out} is a finished run of another specification ({'; '.join(differ)[:300]})",
+                "name another --out, or use --force",
+            )
+        same = run.status == "complete" and run.attrs.get("weights_fingerprint") == weights
+        return same and run.spec.record.covers(spec.record)
 
 
 @contextmanager
