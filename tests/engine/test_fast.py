@@ -15,17 +15,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.engine.helpers import make_spec
+from tests.engine.helpers import make_spec, sample
 from wanlab.engine import run
 from wanlab.engine.model import kernels as fast
 from wanlab.engine.model import loading as models
 from wanlab.errors import UsageError
 from wanlab.runfile import Run
+from wanlab.spec import PolicySpec
 
 
 def result(spec, path):
     with Run(run.execute(spec, path)) as made:
         return np.asarray(made["latent"]), made.spec.precision
+
+
+def test_every_clip_is_computed_by_the_same_code(checkpoint):
+    """One compilation serves every number of frames and every place of them, one more both branches at once: what ran
+    before in a process changes no bit of a clip."""
+    graphs = []
+
+    def backend(module, _):
+        graphs.append(module)
+        return module.forward
+
+    torch._dynamo.reset()
+    model = models.load(str(checkpoint))
+    for expert in model.experts.values():
+        expert.compile_repeated_blocks(dynamic=True, backend=backend)
+    half = PolicySpec.parse("half:switch=1"), PolicySpec.parse("half:rope=strided,switch=1")
+    for policies, batched in (((), True), ((), False), (half[:1], False), (half[1:], False)):
+        sample(model, make_spec(checkpoint, steps=2, policies=policies), batched=batched)
+    torch._dynamo.reset()
+    assert len(graphs) == 2
 
 
 @pytest.mark.parametrize("kind", ["checkpoint", "single_checkpoint"])

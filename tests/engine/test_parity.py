@@ -62,7 +62,13 @@ def test_bit_identical_to_wan_pipeline(both, solver, steps, low, high, negative)
     model, pipeline, checkpoint = both
     expected = from_pipeline(pipeline, solver, steps, low, high, negative)
     spec = make_spec(
-        checkpoint, solver=solver, steps=steps, guidance=(low, high), negative_prompt=negative or "", seed=3, shift=SHIFT
+        checkpoint,
+        solver=solver,
+        steps=steps,
+        guidance=(low, high),
+        negative_prompt=negative or "",
+        seed=3,
+        shift=SHIFT,
     )
     records = sample(model, spec)
     assert torch.equal(records[-1].x_next, expected)

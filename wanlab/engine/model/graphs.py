@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from wanlab.engine.model.modules import instead_of_blocks
+from wanlab.engine.model.modules import instead_of_blocks, unviewed
 
 # Parameters of an expert whose passes are replayed; a larger one keeps a GPU busy by itself. 0: none, until
 # `python -m benchmarks.tiny_gpu` has shown on a GPU that the results are equal.
@@ -139,4 +139,4 @@ class _Cut(nn.Module):
         self._recording, self._pool = forward, pool
 
     def forward(self, hidden: Tensor, text: Tensor, temb: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        return self._recording.cut(hidden, (text, temb, rotary), self._pool)
+        return self._recording.cut(hidden, (text, *unviewed(temb, rotary)), self._pool)

@@ -58,7 +58,9 @@ def optimize(
     if text is not None:
         text.install(expert)
     if compiled:
-        # One compilation serves every block, and every number of frames.
+        # One compilation serves every block, and every number of frames; one more each kind of batch, of kept keys, and
+        # each precision that a process loads. Beyond its limit torch would go on uncompiled without a word.
+        torch._dynamo.config.recompile_limit = 64
         expert.compile_repeated_blocks(dynamic=True)
 
 

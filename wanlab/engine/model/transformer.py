@@ -20,7 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from wanlab.engine.model.graphs import Block
 from wanlab.engine.model.kernels import KEPT, SelfAttention, set_self_attention
 from wanlab.engine.model.loading import Model
-from wanlab.engine.model.modules import instead_of_blocks
+from wanlab.engine.model.modules import instead_of_blocks, unviewed
 from wanlab.engine.ranks.group import Splits
 from wanlab.engine.ranks.sequence import TokenSplit
 from wanlab.engine.types import Call
@@ -223,7 +223,7 @@ class _Stack(nn.Module):
         self._blocks, self._call, self._split = [*blocks], call, split
 
     def forward(self, hidden: Tensor, text: Tensor, temb: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        blocks = Blocks(self._blocks, (text, temb, rotary), self._call.count, split=self._split)
+        blocks = Blocks(self._blocks, (text, *unviewed(temb, rotary)), self._call.count, split=self._split)
         return run(self._call, hidden, blocks)
 
 
