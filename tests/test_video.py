@@ -99,6 +99,17 @@ def test_other_files_cut_short_are_damaged(tmp_path, name, options, share):
         read(tmp_path / name)
 
 
+def test_whatever_is_said_while_reading_is_damage(tmp_path, monkeypatch):
+    """Threads of ffmpeg write into each other's lines: what went wrong may stand without its mark, as it was seen."""
+    write_mp4(tmp_path / "a.mp4", FRAMES, 16)
+    program = tmp_path / "ffmpeg"
+    program.write_text(f'#!/bin/sh\n"{FFMPEG}" "$@"\necho "[showinfo] [info] color_trc:unknownLZW decode failed" >&2\n')
+    program.chmod(0o755)
+    monkeypatch.setattr("wanlab.video.ffmpeg", lambda: str(program))
+    with pytest.raises(WanlabError, match=r"damaged: .*LZW decode failed"):
+        read(tmp_path / "a.mp4")
+
+
 def test_16_bits_and_alpha_are_kept(tmp_path):
     deep = np.arange(4 * 6 * 4, dtype="<u2").reshape(4, 6, 4) * 601
     path = tmp_path / "a.mkv"
