@@ -28,7 +28,7 @@ format: $(VENV)/.tested
 # The site, into site/: the repository's Markdown and pages from docstrings. The pages load nothing from elsewhere.
 docs: $(VENV)/.documented
 	rm -rf .site && mkdir .site
-	tar -cf - docs examples *.md benchmarks/*.md wanlab/embedded/tiny/README.md | tar -xf - -C .site
+	tar -cf - docs examples *.md benchmarks/*.md training/README.md wanlab/embedded/tiny/README.md | tar -xf - -C .site
 	$(BIN)/zensical build --clean --strict
 
 # The quick tests on every Python that is here, with the oldest and the newest libraries that pyproject.toml allows:

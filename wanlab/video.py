@@ -111,7 +111,7 @@ def read_mp4(path: Path) -> Iterator[tuple[dict[str, Any], Iterator[np.ndarray]]
     width, height = meta["size"]
     deep, channels = meta["depth"] > 8, 4 if meta["alpha"] else 3
     pixel = {(False, 3): "rgb24", (False, 4): "rgba", (True, 3): "rgb48le", (True, 4): "rgba64le"}[deep, channels]
-    command = [ffmpeg(), "-nostdin", "-hide_banner", "-nostats", "-loglevel", "error"]
+    command = [ffmpeg(), "-nostdin", "-hide_banner", "-nostats", "-loglevel", "level+error"]
     command += ["-xerror", "-err_detect", "explode", "-noautorotate", "-i", _local(path), "-map", "0:v:0"]
     command += ["-fps_mode", "passthrough", "-enc_time_base", "1/1000", "-pix_fmt", pixel]
     decoded = ["-f", "rawvideo", "pipe:1", "-map", "0:v:0", "-fps_mode", "passthrough", "-vf", _BY_FRAME]
@@ -125,17 +125,18 @@ def read_mp4(path: Path) -> Iterator[tuple[dict[str, Any], Iterator[np.ndarray]]
         decoder.wait()
         for written in (said, times, hashes):
             written.seek(0)
-        errors = said.read().decode(errors="replace").splitlines()
+        lines = said.read().decode(errors="replace").splitlines()
+        errors = [line for line in lines if re.search(r"\[(error|fatal|panic)\]", line)]  # the loader may speak too
         if decoder.returncode or errors or data:
             words = errors[0] if errors else "it ends in the middle of a frame"
             raise WanlabError(f"{path} is damaged: {words[-120:]}", "make it again")
-        meta["times"] += [float(t) for t in re.findall(rb"pts_time:\s*([-0-9.]+)", times.read())]
-        lines = (line.split(b",") for line in hashes.read().splitlines() if not line.startswith(b"#"))
-        meta["stored"] += [(int(values[4]), values[5].strip()) for values in lines]
+        meta["times"] += [float(t) for t in re.findall(rb"(?m)^frame:.*pts_time:([-0-9.]+)$", times.read())]
+        rows = (line.split(b",") for line in hashes.read().splitlines() if not line.startswith(b"#"))
+        meta["stored"] += [(int(values[4]), values[5].strip()) for values in rows]
 
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as times, tempfile.TemporaryFile() as hashes:
-        # Times go to a file of their own: threads of ffmpeg write into each other's lines, and what is said is errors.
-        shown = f"metadata=add:key=a:value=b,metadata=print:file=pipe\\\\:{times.fileno()},{_BY_FRAME}"
+        # Times go to a file of their own: threads of ffmpeg write into each other's lines, and an error loses its mark.
+        shown = f"metadata=delete,metadata=add:key=a:value=b,metadata=print:file=pipe\\\\:{times.fileno()},{_BY_FRAME}"
         command += ["-vf", shown, *decoded, f"pipe:{hashes.fileno()}"]
         given = [times.fileno(), hashes.fileno()]
         decoder = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=said, pass_fds=given)

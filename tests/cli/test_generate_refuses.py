@@ -112,7 +112,7 @@ def test_truncating_more_steps_than_there_are(refused: Refused) -> None:
 
 
 def test_truncating_more_high_noise_steps_than_there_are(refused: Refused) -> None:
-    # 20 steps under shift 12: 13 are high-noise
+    # 20 steps under tiny's shift: 13 are high-noise
     assert "0 to 13" in refused(*PROMPT, "--cfg-truncate-high-noise-steps", "14")
 
 

@@ -232,7 +232,7 @@ OPEN = world.WORLDS["2"]
 
 
 def test_the_first_world_is_drawn_as_it_was() -> None:
-    """The rows of sixty clips, as when the shipped weights were trained; an open world adds columns of zeros."""
+    """The rows of sixty clips, as when the first world's weights were trained; an open world adds columns of zeros."""
     scenes = list(itertools.islice(world.scenes(3, pairs=0.4, curved=0.4, drawn=0.2), 60))
     rows = render.place_all(scenes, 3, W, H).numpy()
     assert hashlib.sha256(rows[:, : render.SCENERY].tobytes()).hexdigest()[:16] == "492d6b30216f5cba"

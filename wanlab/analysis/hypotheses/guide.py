@@ -125,6 +125,7 @@ def _neighbours(evidence: Evidence) -> list[Figure]:
             on: [
                 Sample(prompt=r.get("prompt") or "", value=number(_curve(r)[step - 1]), source=str(c.path))
                 for c, r in own
+                if abs(number(r["sigma"][step - 1]) - sigma) < 0.01  # the guide's schedule, of shift 12
             ]
             for on, own in baselines.items()
         }

@@ -139,4 +139,4 @@ class _Cut(nn.Module):
         self._recording, self._pool = forward, pool
 
     def forward(self, hidden: Tensor, text: Tensor, temb: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        return self._recording.cut(hidden, (text, *unviewed(temb, rotary)), self._pool)
+        return self._recording.cut(hidden, (text, temb, unviewed(rotary)), self._pool)

@@ -60,7 +60,7 @@ def optimize(
     if compiled:
         # One compilation serves every block, and every number of frames; one more each kind of batch, of kept keys, and
         # each precision that a process loads. Beyond its limit torch would go on uncompiled without a word.
-        torch._dynamo.config.recompile_limit = 64
+        torch._dynamo.config.recompile_limit = max(64, torch._dynamo.config.recompile_limit)
         expert.compile_repeated_blocks(dynamic=True)
 
 

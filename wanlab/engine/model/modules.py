@@ -83,7 +83,7 @@ def instead_of_blocks(expert: WanTransformer3DModel, module: nn.Module) -> Itera
         expert.blocks = blocks
 
 
-def unviewed(temb: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    """What an expert gives its blocks, as copies that are views of nothing: compiled code depends on the shape of what
-    a view is of, so that one clip would be computed by other code, with other last bits, once another had been."""
-    return temb.clone(), (rotary[0].clone(), rotary[1].clone())
+def unviewed(rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Tables of positions as copies that are views of nothing: compiled code depends on the shape of what a view is of,
+    so that one clip would be computed by other code, with other last bits, once another had been."""
+    return rotary[0].clone(), rotary[1].clone()

@@ -223,7 +223,7 @@ class _Stack(nn.Module):
         self._blocks, self._call, self._split = [*blocks], call, split
 
     def forward(self, hidden: Tensor, text: Tensor, temb: Tensor, rotary: tuple[Tensor, Tensor]) -> Tensor:
-        blocks = Blocks(self._blocks, (text, *unviewed(temb, rotary)), self._call.count, split=self._split)
+        blocks = Blocks(self._blocks, (text, temb, unviewed(rotary)), self._call.count, split=self._split)
         return run(self._call, hidden, blocks)
 
 
