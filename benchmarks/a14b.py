@@ -45,6 +45,7 @@ import torch
 from diffusers import UniPCMultistepScheduler, WanPipeline
 from torch import Tensor
 
+from benchmarks import tiny_clip
 from wanlab.embedded import tiny_path
 from wanlab.engine import ranks, run
 from wanlab.engine.model import config as configs
@@ -356,13 +357,13 @@ def main() -> None:
 
 
 def stand_in(film: np.ndarray | None) -> None:
-    """Take random weights for those in the files, which are holes, write no films, which are not timed, so that no
-    encoder is needed, and show `film` for whatever would be decoded."""
+    """Take random weights for those in the files, which are holes, write no films, and show `film` for whatever would
+    be decoded."""
     weights.stream, weights.read = random_weights, random_tensor  # type: ignore[assignment]
     fingerprint.digests = lambda files: [""] * len(list(files))
-    execute: Any = sys.modules["wanlab.engine.run.execute"]
-    execute.write_mp4, execute.check_encoder = lambda *_: None, lambda: None
+    tiny_clip.no_films()
     if film is not None:
+        execute: Any = sys.modules["wanlab.engine.run.execute"]
         execute.decode = lambda *_: film
 
 

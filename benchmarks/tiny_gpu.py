@@ -33,7 +33,6 @@ POLICIES = (
     *("", "half", "half:rope=strided", "cfg:last=5", "magcache", "firstblock:threshold=0.2", "tome", "steps:keep=12"),
     "random_tokens",  # last: it keeps keys, and what was compiled without is forgotten
 )
-RECORDED = 100_000_000  # parameters of an expert whose passes are recorded, where they are
 Jobs = list[tuple[str, int]]  # prompt and seed
 
 
@@ -92,10 +91,10 @@ class Bench:
         return made
 
 
-def stand_in() -> None:
-    """No films are written, so that no encoder is needed."""
-    execute: Any = sys.modules["wanlab.engine.run.execute"]
-    execute.write_mp4, execute.check_encoder = lambda *_: None, lambda: None
+def record_passes() -> None:
+    """Models that are loaded from here on replay their passes."""
+    loading: Any = sys.modules["wanlab.engine.model.loading"]
+    loading.SMALL = 100_000_000  # parameters of an expert
 
 
 def together(jobs: Jobs, processes: int) -> float:
@@ -116,9 +115,8 @@ def together(jobs: Jobs, processes: int) -> float:
 
 def share(jobs: Jobs, ready: Any) -> None:
     """One of these processes: it meets the others before and after its clips."""
-    stand_in()
-    loading: Any = sys.modules["wanlab.engine.model.loading"]
-    loading.SMALL = RECORDED
+    tiny_clip.no_films()
+    record_passes()
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name))
         bench.make(*jobs[0])
@@ -131,8 +129,7 @@ def share(jobs: Jobs, ready: Any) -> None:
 def main() -> None:
     count, seeds = (int(v) for v in (*sys.argv[1:3], *("32", "4")[len(sys.argv[1:3]) :]))
     jobs = list(itertools.product([*SUITE.values()][:count], range(seeds)))
-    stand_in()
-    loading: Any = sys.modules["wanlab.engine.model.loading"]
+    tiny_clip.no_films()
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {len(jobs)} clips")
     theirs = pipeline(jobs)
     print(f"WanPipeline: {theirs * 1e3:.0f} ms a clip", flush=True)
@@ -141,7 +138,8 @@ def main() -> None:
         plain = bench.methods(jobs[0], jobs[-1])
         bench.loaded = run.Models()
         again = bench.methods(jobs[0], jobs[-1])
-        loading.SMALL, bench.loaded = RECORDED, run.Models()
+        record_passes()
+        bench.loaded = run.Models()
         for method, (latent, seconds) in bench.methods(jobs[0], jobs[-1]).items():
             expected, without = plain[method]
             same = ["equal" if torch.equal(made, expected) else "NOT equal" for made in (latent, again[method][0])]

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from tests.engine.helpers import make_spec, sample
+from tests.engine.helpers import collecting, make_spec, sample
 from wanlab.engine import run
 from wanlab.engine.model import kernels as fast
 from wanlab.engine.model import loading as models
@@ -32,12 +32,7 @@ def result(spec, path):
 def test_every_clip_is_computed_by_the_same_code(checkpoint):
     """One compilation serves every number of frames and every place of them, one more both branches at once: what ran
     before in a process changes no bit of a clip."""
-    graphs = []
-
-    def backend(module, _):
-        graphs.append(module)
-        return module.forward
-
+    graphs, backend = collecting()
     torch._dynamo.reset()
     model = models.load(str(checkpoint))
     for expert in model.experts.values():

@@ -22,7 +22,7 @@ from wanlab.errors import UsageError
 from wanlab.runfile import Run
 from wanlab.spec import PolicySpec, RecordSpec
 
-from .helpers import make_spec, passes, sample, toy, toy_env
+from .helpers import collecting, make_spec, passes, sample, toy, toy_env
 
 SOME = ["random_tokens:ratio=0.5,start=1", "ras:ratio=0.5,start=1,reset=4", "topk:ratio=0.5,start=2", "tome:cell=2x1x1"]
 PRUNE = "prune:baseline_steps=2,start_step=3,threshold=50"
@@ -341,15 +341,10 @@ def test_one_compilation_serves_every_block_and_number_of_active_tokens(model):
     number of active tokens."""
     from wanlab.engine.model.transformer import Blocks
 
-    graphs = []
-
-    def backend(module, _):
-        graphs.append(module)
-        return module.forward
-
+    graphs, backend = collecting()
     torch._dynamo.reset()
     expert = model.experts["high"]
-    kernels.set_self_attention(expert, "auto", keeps_keys=True)
+    kernels.set_self_attention(expert, "auto", ours=True)
     blocks = [copy.deepcopy(block) for block in expert.blocks]
     for block in blocks:
         block.compile(dynamic=True, backend=backend)

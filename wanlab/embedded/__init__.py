@@ -33,10 +33,7 @@ def world_of(checkpoint: Path) -> World:
 
 def world_version(checkpoint: Path) -> str:
     """The version of the world that a checkpoint says it was trained on, for the run file; "" of another model."""
-    said = checkpoint / WORLD_FILE
-    if not said.exists():
-        return ""
     try:
-        return str(json.loads(said.read_text("utf-8"))["version"])[:16]
+        return str(json.loads((checkpoint / WORLD_FILE).read_text("utf-8"))["version"])[:16]
     except (OSError, ValueError, KeyError, TypeError):
         return ""
