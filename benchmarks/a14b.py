@@ -1,10 +1,12 @@
-"""Wan2.2-T2V-A14B at full size with random weights on one GPU: wanlab beside diffusers' WanPipeline, in one run.
+"""Wan2.2-T2V-A14B, or another model, at full size with random weights on one GPU: wanlab beside diffusers' WanPipeline,
+in one run.
 
     python -m benchmarks.a14b                       # 832x480, 49 frames, 20 steps; ten minutes on an H200
     python -m benchmarks.a14b --layers 2 --steps 4  # does it run?
     python -m benchmarks.a14b --start               # in a second process: from loaded to the first step
     python -m benchmarks.a14b --fp8                 # only WanPipeline, exact mode and 8-bit products; five minutes
     python -m benchmarks.a14b --fp8 --brief --size 1280x720 --frames 81 --steps 4   # less of it; eight minutes
+    python -m benchmarks.a14b --fp8 --brief --model Wan2.2-TI2V-5B --size 1280x704 --frames 121 --steps 4
     python -m benchmarks.a14b --plans --steps 4     # where the weights are: loading, passes, memory of device and host
     python -m benchmarks.a14b --policy examples/first_block_cache.py:first_block_cache:threshold=0.3
                                                     # only exact mode without and with it: the meter beside the clock
@@ -97,6 +99,28 @@ TEXT = dict(
     eos_token_id=1,
     tie_word_embeddings=False,
 )
+# The other models, by what differs: of the expert, the VAE, the pipeline.
+MODELS: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+    "Wan2.2-T2V-A14B": ({}, {}, {"boundary_ratio": 0.875}),
+    "Wan2.2-TI2V-5B": (
+        dict(num_attention_heads=24, ffn_dim=14336, num_layers=30, in_channels=48, out_channels=48),
+        dict(
+            base_dim=160,
+            decoder_base_dim=256,
+            z_dim=48,
+            in_channels=12,
+            out_channels=12,
+            is_residual=True,
+            patch_size=2,
+            scale_factor_spatial=16,
+            latents_mean=[0.0] * 48,
+            latents_std=[1.0] * 48,
+        ),
+        {"expand_timesteps": True},
+    ),
+    "Wan2.1-T2V-14B": ({}, {}, {}),
+    "Wan2.1-T2V-1.3B": (dict(num_attention_heads=12, ffn_dim=8960, num_layers=30), {}, {}),
+}
 METHODS = {
     "cfg, last 5 + 3 before the switch": "cfg:last=5,high=3",
     "half-frame": "half",
@@ -111,36 +135,41 @@ FILES = weights.stream, weights.read  # what reads files
 SHARD = 10**9  # parameters a file
 
 
-def write_checkpoint(folder: Path, layers: int) -> None:
-    """The published configurations in diffusers' layout, `layers` blocks deep, and files of weights that are holes."""
+def write_checkpoint(folder: Path, name: str, layers: int | None) -> int:
+    """The published configurations of a model in diffusers' layout, and files of weights that are holes. Returns how
+    many blocks an expert has: `layers`, or as many as published."""
     shutil.copytree(tiny_path() / "tokenizer", folder / "tokenizer")
     UniPCMultistepScheduler(
         prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=12.0, num_train_timesteps=1000
     ).save_pretrained(folder / "scheduler")
-    expert = TRANSFORMER | {"num_layers": layers}
-    parts = {"transformer": expert, "transformer_2": expert, "vae": VAE, "text_encoder": TEXT}
-    index: dict[str, Any] = {name: ["diffusers", config.get("_class_name", "")] for name, config in parts.items()}
-    index |= {
+    of_expert, of_vae, of_pipeline = MODELS[name]
+    expert: dict[str, Any] = TRANSFORMER | of_expert
+    layers = layers or int(expert["num_layers"])
+    expert["num_layers"] = layers
+    experts = ["transformer"] + (["transformer_2"] if "boundary_ratio" in of_pipeline else [])
+    parts = dict.fromkeys(experts, expert) | {"vae": VAE | of_vae, "text_encoder": TEXT}
+    index: dict[str, Any] = {part: ["diffusers", config.get("_class_name", "")] for part, config in parts.items()}
+    index |= of_pipeline | {
         "_class_name": "WanPipeline",
-        "boundary_ratio": 0.875,
         "text_encoder": ["transformers", "UMT5EncoderModel"],
         "tokenizer": ["transformers", "PreTrainedTokenizerFast"],
         "scheduler": ["diffusers", "UniPCMultistepScheduler"],
     }
     (folder / "model_index.json").write_text(json.dumps(index))
-    for name, config in parts.items():
-        (folder / name).mkdir()
-        (folder / name / "config.json").write_text(json.dumps(config))
-        stem = "model" if name == "text_encoder" else "diffusion_pytorch_model"
+    for part, config in parts.items():
+        (folder / part).mkdir()
+        (folder / part / "config.json").write_text(json.dumps(config))
+        stem = "model" if part == "text_encoder" else "diffusion_pytorch_model"
         shards: list[dict[str, tuple[int, ...]]] = [{}]
-        for tensor, shape in modules.expected("benchmark", name, configs.read(name, config)).items():
+        for tensor, shape in modules.expected("benchmark", part, configs.read(part, config)).items():
             if sum(map(math.prod, shards[-1].values())) > SHARD:
                 shards.append({})
             shards[-1][tensor] = shape
         for k, shapes in enumerate(shards):
-            write_holes(folder / name / f"{stem}-{k}.safetensors", shapes)
+            write_holes(folder / part / f"{stem}-{k}.safetensors", shapes)
         places = {tensor: f"{stem}-{k}.safetensors" for k, shapes in enumerate(shards) for tensor in shapes}
-        (folder / name / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+        (folder / part / f"{stem}.safetensors.index.json").write_text(json.dumps({"weight_map": places}))
+    return layers
 
 
 def write_holes(path: Path, shapes: dict[str, tuple[int, ...]]) -> None:
@@ -224,9 +253,10 @@ def pipeline_of(model: models.Model) -> WanPipeline:
         text_encoder=model.text_encoder,
         vae=model.vae,
         scheduler=UniPCMultistepScheduler.from_config(dict(model.checkpoint.scheduler)),
-        transformer=model.experts["high"],
-        transformer_2=model.experts["low"],
-        boundary_ratio=0.875,
+        transformer=next(iter(model.experts.values())),
+        transformer_2=model.experts.get("low"),
+        boundary_ratio=model.checkpoint.boundary,
+        expand_timesteps=model.checkpoint.expand_timesteps,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -245,7 +275,7 @@ def pipeline(pipe: WanPipeline, spec: RunSpec, embeds: dict[str, Tensor], kernel
             num_frames=spec.frames,
             num_inference_steps=spec.steps,
             guidance_scale=spec.guidance[1],
-            guidance_scale_2=spec.guidance[0],
+            guidance_scale_2=spec.guidance[0] if pipe.config.boundary_ratio else None,
             generator=torch.Generator().manual_seed(spec.seed),
             output_type="latent",
         ).frames
@@ -299,7 +329,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, help="20, and 4 with --ranks")
     parser.add_argument("--frames", type=int, default=49)
-    parser.add_argument("--layers", type=int, default=40)
+    parser.add_argument("--model", choices=MODELS, default="Wan2.2-T2V-A14B")
+    parser.add_argument("--layers", type=int, help="of an expert; as published")
     parser.add_argument("--seconds", type=float, default=math.inf, help="leave out what would take longer")
     parser.add_argument("--start", action="store_true", help="only the way from loaded to the first step")
     parser.add_argument("--fp8", action="store_true", help="only WanPipeline, exact mode and 8-bit products beside it")
@@ -320,8 +351,8 @@ def main() -> None:
         follow(ranks.here())
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        model = folder / "Wan2.2-T2V-A14B"
-        write_checkpoint(model, args.layers)
+        model = folder / args.model
+        args.layers = write_checkpoint(model, args.model, args.layers)
         spec = RunSpec(
             prompt="a large red circle moving right on a black background",
             model=str(model),
@@ -329,7 +360,7 @@ def main() -> None:
             height=height,
             frames=args.frames,
             steps=args.steps,
-            guidance=(3.0, 4.0),
+            guidance=(3.0, 4.0) if "A14B" in args.model else (5.0, 5.0),
             precision="reference",
             memory="resident",
             parallel="none",
@@ -610,7 +641,7 @@ def compiled_blocks(bench: Bench, pipe: WanPipeline, embeds: dict[str, Tensor], 
     """Seconds of a pass of WanPipeline with its blocks compiled, which they stay; 0 where there is no time for it."""
     if not bench.room(theirs * 0.4 + 90):
         return 0.0
-    for expert in (pipe.transformer, pipe.transformer_2):
+    for expert in filter(None, (pipe.transformer, pipe.transformer_2)):
         expert.compile_repeated_blocks()
     try:
         pipeline(pipe, replace(bench.spec, steps=3), embeds)  # the third is the low-noise expert's

@@ -4,7 +4,8 @@
     python -m benchmarks.caches --prompts 2 --seeds 1 --costs 0.6   # does it run?
 
 The methods are those of builtin:caches; DBCache computes two blocks in front, of its eight that many would be all that
-`tiny` has. The runs lie under --out, in float32 on a GPU too: what bfloat16 rounds would be among the differences.
+`tiny` has. The prompts are others than its calibration was made with. The runs lie under --out, in float32 on a GPU
+too: what bfloat16 rounds would be among the differences.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def main() -> None:
     result = wanlab.compare(
         list(methods.values()),
         at_cost=[float(cost) for cost in args.costs.split(",")],
-        prompts=design.suite_prompts("builtin")[: args.prompts],
+        prompts=design.suite_prompts("held-out")[: args.prompts],
         seeds=range(args.seeds),
         model=args.model,
         out=args.out,

@@ -5,7 +5,8 @@
 
 All but `prune`, whose cost is decided while it runs and which has its own control, compute half of the tokens from the
 expert's fifth step on; merged tokens attend to fewer keys, so that `tome` has more of them for the same operations. The
-runs lie under --out; `wanlab report OUT` decides H5 from them.
+runs lie under --out, in float32 on a GPU too: what bfloat16 rounds would be among the differences. `wanlab report OUT`
+decides H5 from them.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ def main() -> None:
         frames=args.frames,
         steps=args.steps,
         out=args.out,
+        dtype="float32",
     )
     print(result.description, markdown(rows(result.comparison)), *result.remarks, sep="\n\n")
 
