@@ -565,7 +565,7 @@ def measure(bench: Bench, layers: int, fp8_alone: bool, brief: bool) -> None:
     model = bench.loaded.load(run.resolve(spec, found), found)
     pipe = pipeline_of(model)
     embeds = {"cond": model.encode(spec.prompt), "uncond": model.encode("")}
-    pipeline(pipe, replace(spec, steps=2), embeds)
+    pipeline(pipe, replace(spec, steps=1 if brief else 2), embeds)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     theirs, expected = pipeline(pipe, spec, embeds)

@@ -21,6 +21,12 @@ from wanlab.study import design
 from wanlab.study.text import markdown
 
 
+def some(suite: str, count: int) -> list[str]:
+    """So many prompts of a suite, spread evenly over it."""
+    prompts = design.suite_prompts(suite)
+    return prompts[:: max(len(prompts) // count, 1)][:count]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=16)
@@ -34,7 +40,7 @@ def main() -> None:
     result = wanlab.compare(
         list(methods.values()),
         at_cost=[float(cost) for cost in args.costs.split(",")],
-        prompts=design.suite_prompts("held-out")[: args.prompts],
+        prompts=some("held-out", args.prompts),
         seeds=range(args.seeds),
         model=args.model,
         out=args.out,

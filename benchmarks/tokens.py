@@ -15,8 +15,8 @@ import argparse
 from pathlib import Path
 
 import wanlab
+from benchmarks.caches import some
 from wanlab.analysis.table import rows
-from wanlab.study import design
 from wanlab.study.text import markdown
 
 METHODS = (
@@ -49,7 +49,7 @@ def main() -> None:
     args = parser.parse_args()
     result = wanlab.compare(
         METHODS,
-        prompts=design.suite_prompts("builtin")[: args.prompts],
+        prompts=some("builtin", args.prompts),
         seeds=range(args.seeds),
         model=args.model,
         size=args.size,
