@@ -81,18 +81,30 @@ class TokenSplit:
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def to_heads(self, *every: Tensor) -> tuple[Tensor, ...]:
         """Some tokens of all heads [B,n,heads,D] to the Ulysses group's tokens of this rank's heads, of each tensor."""
-        return tuple(map(self._to_heads, every)) if self.ulysses > 1 else every
+        if self.ulysses == 1:
+            return every
+        under_way = [self._to_heads(x) for x in every]  # one is on its way while the next is put in order
+        return tuple(arrive() for arrive in under_way)
 
-    def _to_heads(self, x: Tensor) -> Tensor:
+    def _to_heads(self, x: Tensor) -> Callable[[], Tensor]:
         batch, own, heads, width = x.shape
         tokens, shares = self._of_ulysses(), parts(heads, self.ulysses)
         mine = shares[self._place]
-        sent = torch.cat([h.reshape(-1) for h in torch.split(x.transpose(0, 1), shares, 2)])
         sends = [own * batch * h * width for h in shares]
+        sent = x.new_empty(x.numel())
+        for piece, some in zip(torch.split(sent, sends), torch.split(x.transpose(0, 1), shares, 2), strict=True):
+            piece.view(some.shape).copy_(some)
+        received = x.new_empty(sum(tokens) * batch * mine * width)
         receives = [n * batch * mine * width for n in tokens]
-        received = x.new_empty(sum(receives))
-        self._exchange(received, sent, receives, sends)
-        return received.view(sum(tokens), batch, mine, width).transpose(0, 1)
+        work = dist.all_to_all_single(received, sent, receives, sends, group=self.ulysses_group, async_op=True)
+        held = _Held([sent])
+
+        def arrive() -> Tensor:
+            for request in (work, held):
+                request.wait()
+            return received.view(sum(tokens), batch, mine, width).transpose(0, 1)
+
+        return arrive
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def to_tokens(self, x: Tensor, heads: int) -> Tensor:
@@ -105,7 +117,8 @@ class TokenSplit:
         sent = x.transpose(0, 1).reshape(-1)
         counts = [own * batch * h * width for h in shares]
         received = x.new_empty(sum(counts))
-        self._exchange(received, sent, counts, [n * batch * mine * width for n in tokens])
+        sends = [n * batch * mine * width for n in tokens]
+        dist.all_to_all_single(received, sent, counts, sends, group=self.ulysses_group)
         by_rank = [r.view(own, batch, -1, width) for r in torch.split(received, counts)]
         return torch.cat(by_rank, dim=2).transpose(0, 1)
 
@@ -148,9 +161,6 @@ class TokenSplit:
         """Tokens of each Ulysses group along the ring."""
         sizes = self._sizes(self.tokens)
         return [sum(sizes[k : k + self.ulysses]) for k in range(0, self.size, self.ulysses)]
-
-    def _exchange(self, received: Tensor, sent: Tensor, receives: list[int], sends: list[int]) -> None:
-        dist.all_to_all_single(received, sent, receives, sends, group=self.ulysses_group)
 
     def _pass_on(self, key: Tensor, value: Tensor, coming: int) -> tuple[Tensor, Tensor, list[Any]]:
         """Keys and values sent to the next rank of the ring, and those that come from the one before."""
