@@ -259,9 +259,10 @@ def test_ctrl_c_is_one_line_and_the_help_and_an_error_end_every_rank(tmp_path):
 @pytest.mark.parametrize(("count", "layout"), [(4, "cfg=2,ring=2"), (3, "ulysses=3")])
 def test_more_ranks_on_the_embedded_model_are_within_rounding(tmp_path, count, layout):
     files = []
-    for processes in (count, 1):
+    for processes, parallel in ((count, layout), (1, "none")):
         files.append(tmp_path / f"{processes}.h5")
-        job = torchrun(processes, "--steps", "6", "--policy", "cfg:last=2", "--out", str(files[-1]))
+        arguments = ["--steps", "6", "--policy", "cfg:last=2", "--parallel", parallel, "--out", str(files[-1])]
+        job = torchrun(processes, *arguments)
         assert job.wait(timeout=300) == 0, job.communicate()
     with Run(files[0]) as opened:
         assert opened.spec.parallel == layout

@@ -15,6 +15,7 @@ from wanlab.spec import MethodSpec, RunSpec
 from wanlab.study import atcost
 from wanlab.study.atcost import TOLERANCE, Costs, Knob, every_value, find, nearest, parse_costs, search
 from wanlab.study.design import builtin_methods, read_methods
+from wanlab.study.runners.groups import Shard
 from wanlab.study.runners.local import Watcher
 
 SPECS = [RunSpec(prompt=p, seed=s, steps=20) for p in ("a red ball", "a blue ball") for s in (0, 1)]
@@ -52,6 +53,13 @@ def test_a_step_that_jumps_over_the_cost_ends_at_the_nearer_side() -> None:
         tried = search(knob, lambda v: 0.8 if v < 0.3 else 0.5, target, 12)
         assert tried[nearest(tried, target)] == cost and len(tried) <= 12
         assert max(v for v, c in tried.items() if c == 0.8) == pytest.approx(0.3, rel=0.01)
+
+
+def test_a_floor_above_the_cost_is_seen_at_the_end_of_the_knob_and_not_on_the_way() -> None:
+    """Never less than .65: .05 and .2 cost that, so the end is asked; where nothing is saved yet the way goes on."""
+    knob = Knob("threshold", 0.0, 100.0, False, 0.05)
+    assert list(search(knob, lambda v: 0.65, 0.5, 8)) == [0.05, 0.2, 100.0]
+    assert list(search(knob, lambda v: 1.0 if v < 1 else 0.5, 0.5, 8)) == [0.05, 0.2, 0.8, 3.2]
 
 
 def test_the_knob_can_fall_and_its_end_can_be_refused() -> None:
@@ -130,6 +138,24 @@ def test_a_few_prompts_first_then_all(tmp_path: Path, monkeypatch: pytest.Monkey
     assert 1 / (1 + threshold) + bias == pytest.approx(0.6, abs=2 * TOLERANCE)
     assert [n for _, n in asked if n > 4] == [10] * (2 if bias else 1)
     assert {n for _, n in asked} == {4, 10} and len({v for v, n in asked if n == 4}) <= 2 * atcost.SAMPLED
+
+
+def test_shards_begin_with_different_methods_and_find_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two controls, known beforehand, and two rules at two costs are eight to find: the fourth of eight shards begins
+    with the second rule."""
+    asked: list[str] = []
+
+    def sampled(self: Costs, method: MethodSpec, given: list[RunSpec]) -> float:
+        asked.append(method.policies[0].name)
+        return 1 / (1 + float(method.policies[0].options["threshold"]))
+
+    monkeypatch.setattr(Costs, "sampled", sampled)
+    rules = [MethodSpec.parse("easycache"), MethodSpec.parse("sencache")]
+    found = [find(rules, [0.75, 0.6], costs_of(tmp_path), shard=shard) for shard in (None, Shard(4, 8))]
+    assert found[0] == found[1]
+    assert [v.setting["at_cost"] for v in found[0][0]] == [0.75] * 4 + [0.6] * 4
+    half = len(asked) // 2
+    assert asked[0] == "easycache" and asked[half] == "sencache" and sorted(asked[:half]) == sorted(asked[half:])
 
 
 def test_a_dry_run_says_what_it_cannot_know(tmp_path: Path) -> None:

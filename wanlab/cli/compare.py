@@ -24,6 +24,7 @@ from wanlab.study.requests import check_names, check_place, parse_seeds
 if TYPE_CHECKING:
     from wanlab.study.compare import Asked
     from wanlab.study.results import ComparisonResult
+    from wanlab.study.runners.groups import Shard
 
 MANY_RUNS = 1000  # more new runs than this ask for --yes
 _WHAT, _HOW, _OUTPUT = "What is compared", "How", "Output"
@@ -195,7 +196,9 @@ def compare(
         check_names(method.apply(specs[0]))
     check_place(out / "comparison.json")
     asked = judging.asked(bool(subject.sweep))  # imports what measures: after what is wrong without it
-    variants, said = _variants(subject, methods, specs, baseline, out, force=force, dry_run=dry_run, yes=yes)
+    variants, said = _variants(
+        subject, methods, specs, baseline, out, force=force, dry_run=dry_run, yes=yes, shard=workers.shard
+    )
     asked = replace(asked, remarks=said)
     design = designs.arrange(specs, baseline, variants, floors, out)
     from wanlab.study import compare as study
@@ -261,6 +264,7 @@ def _variants(
     force: bool,
     dry_run: bool,
     yes: bool,
+    shard: Shard,
 ) -> tuple[list[Variant], list[str]]:
     """The methods as they are compared, and what there is to say of the choice. Raises UsageError."""
     from wanlab.study import compare as study
@@ -278,4 +282,4 @@ def _variants(
     if least > MANY_RUNS and not (yes or dry_run):
         raise UsageError(f"{least} runs or more", "add --yes to go ahead, or take fewer costs, prompts or seeds")
     costs = atcost.Costs(specs, baseline, out, force, Watcher())
-    return atcost.find(methods, targets, costs, sample=not dry_run)
+    return atcost.find(methods, targets, costs, sample=not dry_run, shard=shard)

@@ -17,6 +17,7 @@ from wanlab.errors import UsageError, WanlabError
 from wanlab.spec import MethodSpec, PolicySpec, RunSpec
 from wanlab.spec.run import short
 from wanlab.study.design import Variant, arrange, builtin_methods
+from wanlab.study.runners.groups import Shard
 from wanlab.study.runners.local import Watcher, run_all
 
 if TYPE_CHECKING:
@@ -99,7 +100,11 @@ def search(knob: Knob, cost: Callable[[float], float], target: float, most: int)
         else:
             if abs(costs[value] - target) <= TOLERANCE:
                 break
+            floor = dear is not None and costs[value] == costs[knob.at(dear)] < 1  # it may cost no less than this
             dear, cheap = (distance, cheap) if costs[value] > target else (dear, distance)
+            if floor and cheap is None and distance != knob.span:
+                distance = knob.span
+                continue
         distance = knob.between(dear, cheap)
     if not costs:
         raise refusal
@@ -216,25 +221,39 @@ def _operations(path: Path) -> float:
 
 
 def find(
-    methods: Sequence[MethodSpec], targets: Sequence[float], costs: Costs, *, sample: bool = True
+    methods: Sequence[MethodSpec],
+    targets: Sequence[float],
+    costs: Costs,
+    *,
+    sample: bool = True,
+    shard: Shard | None = None,
 ) -> tuple[list[Variant], list[str]]:
     """Every method and the controls at each cost, and what there is to say: who is left out, and why.
 
     sample  False: those that have to be sampled are left out, and said
+    shard   which of several processes this is: each begins with other methods, and finds the runs of the others there
 
     Raises UsageError for a method without such a knob, and when no method can have any of the costs.
     """
     every: dict[tuple[Any, ...], MethodSpec] = {}
     for method in (*controls(), *methods):
         every.setdefault((method.policies, method.settings), method)
+    wanted = [(target, method) for target in targets for method in every.values()]
+    turn = (shard.number - 1) * len(wanted) // shard.count if shard else 0
+    found: dict[int, Variant | UsageError] = {}
+    for place in (*range(turn, len(wanted)), *range(turn)):
+        target, method = wanted[place]
+        try:
+            found[place] = _at(method, target, costs, sample=sample)
+        except UsageError as reason:
+            found[place] = reason
     variants: list[Variant] = []
     out: dict[str, list[float]] = {}
-    for target in targets:
-        for method in every.values():
-            try:
-                variants.append(_at(method, target, costs, sample=sample))
-            except UsageError as reason:
-                out.setdefault(f"{method.label}: {reason}", []).append(target)
+    for place, (target, method) in enumerate(wanted):
+        if isinstance(made := found[place], Variant):
+            variants.append(made)
+        else:
+            out.setdefault(f"{method.label}: {made}", []).append(target)
     said = [f"left out at {', '.join(f'{t:g}' for t in at)} of the operations, {why}" for why, at in out.items()]
     asked = {m.label for m in methods}
     if sample and not any(v.setting["rule"] in asked for v in variants):
