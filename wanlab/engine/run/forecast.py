@@ -284,8 +284,10 @@ def _memory(spec: RunSpec, checkpoint: Checkpoint, env: Env, counted: Mapping[st
     return held | {
         "activations": batch * own * per_token,
         # Where the decoder is widest: a block's input, its norm, a convolution's result, the cache, and three times as
-        # much for cuDNN's workspaces (measured: benchmarks/a14b.md).
-        "decoding": 16 * decoder * vae.widest(checkpoint.vae, height, columns),
+        # much for cuDNN's workspaces; less where that block makes it half as wide (both measured: benchmarks/a14b.md).
+        "decoding": int(
+            (12.4 if checkpoint.vae.is_residual else 16) * decoder * vae.widest(checkpoint.vae, height, columns)
+        ),
     }
 
 
