@@ -1,4 +1,5 @@
-"""Every call by which a command reaches the disk fails in turn, or the command ends there: nothing is lost.
+"""Calls by which a command reaches the disk fail, or the command ends there: nothing is lost. Of each kind of call the
+first, one in the middle and the last (the harness alone takes every one, with --all).
 
 The faults come from a library in C that is loaded before Python (tests/faults/shim.c), so that HDF5's own calls fail
 too; `tests/faults/harness.py` says what has to hold after each.

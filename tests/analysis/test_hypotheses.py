@@ -346,7 +346,7 @@ def test_other_lengths_are_not_pooled(tmp_path: Path) -> None:
         )
     back = [c for c in h.judge(h.collect([tmp_path]), h.Thresholds())[1].claims if c.quantity == "share recovered"]
     assert [(c.value.n, c.value.mean) for c in back] == [(1, 1.0), (1, 1.0), (1, 0.0)]  # of at most 7 steps; once each
-    assert back[2].says.startswith("on `tiny`, 1 steps, 9 frames: ")
+    assert back[2].says.startswith("on tiny, 1 steps, 9 frames: ")
 
 
 def test_a_pair_counts_once(tmp_path: Path) -> None:
@@ -377,10 +377,10 @@ def test_the_guides_figures_are_of_one_kind_of_runs_each(tmp_path: Path) -> None
         (tmp_path / f"{steps}" / "continuity_statistics.json").write_text(json.dumps(content))
     measured = {f.what: f.measured for f in h.reproduce(h.collect([tmp_path]))}
     saved = measured["saving of 5 truncated steps of 40"]
-    assert "cfg:high=3,last=5 on `m`, 20 steps, 49 frames: 20.0% of passes" in saved
-    assert "on `m`, 40 steps, 49 frames: 10.0% of passes" in saved
+    assert "cfg:high=3,last=5 on m, 20 steps, 49 frames: 20.0% of passes" in saved
+    assert "on m, 40 steps, 49 frames: 10.0% of passes" in saved
     back = measured["H2: 7 steps after step 13 recover continuity"]
-    assert "`m`, 20 steps, 49 frames: median 2; 0 of 1 never" in back and "40 steps, 49 frames: median 4" in back
+    assert "m, 20 steps, 49 frames: median 2; 0 of 1 never" in back and "40 steps, 49 frames: median 4" in back
 
 
 def test_what_cannot_be_read_is_named(tmp_path: Path, sampled: Path) -> None:
@@ -404,12 +404,12 @@ def test_runs_that_were_sampled_differently_are_not_pooled() -> None:
     judged = h.judge(h.Evidence(runs=(*six, *seven)), h.Thresholds())[3]
     found = {c.says.split(":")[0]: (c.value.mean, c.verdict) for c in judged.claims if c.quantity == "first over rest"}
     assert found == {
-        "on `m`, 6 steps, 49 frames": (pytest.approx(4.0), h.SUPPORTED),
-        "on `m`, 7 steps, 49 frames": (pytest.approx(0.5), h.REFUTED),
+        "on m, 6 steps, 49 frames": (pytest.approx(4.0), h.SUPPORTED),
+        "on m, 7 steps, 49 frames": (pytest.approx(0.5), h.REFUTED),
     }
     other = [replace(r, key=replace(r.key, shift=3.0)) for r in six]
     says = {c.says.split(":")[0] for c in h.judge(h.Evidence(runs=(*six, *other)), h.Thresholds())[2].claims}
-    assert says == {"on `m`, 6 steps, 49 frames, shift 12.0", "on `m`, 6 steps, 49 frames, shift 3.0"}
+    assert says == {"on m, 6 steps, 49 frames, shift 12.0", "on m, 6 steps, 49 frames, shift 3.0"}
 
 
 KEYS: dict[str, Any] = {
@@ -463,7 +463,7 @@ def test_runs_that_differ_in_a_key_share_no_verdict(tmp_path: Path, name: str) -
     judged = h.judge(replace(h.collect([tmp_path]), runs=runs), h.Thresholds())
     of = [c for x in judged for c in x.claims if c.quantity in ("psnr", "share recovered", "first over rest")]
     assert [c.value.n for c in of] == [6] * 6 and len({(c.quantity, c.on) for c in of}) == 6
-    assert all(c.says.startswith(f"on `{c.on.split('`')[1]}`, ") for c in of)
+    assert all(c.says.startswith(f"on {c.on.removeprefix('on ')}: ") for c in of)
     if name not in ("model", "steps", "frames"):
         assert all(name in c.on for c in of)
 

@@ -141,6 +141,7 @@ def test_the_page_names_nothing_outside_and_escapes_prompts(
 ) -> None:
     wanlab(results, "--out", tmp_path / "r")
     page = (tmp_path / "r" / "report.html").read_text()
+    assert "`" not in (tmp_path / "r" / "report.md").read_text().split("To decide it")[0]
     assert "<script>document.title" not in page and "<img src=x" not in page and "<b>other</b>" not in page
     assert "{{7*7}}" in page
     assert not re.search(r"(src|href)=[\"']?(https?:|//|file:)", page)
@@ -385,8 +386,8 @@ def claim(verdict: str, mean: float, low: float, high: float, **more: Any) -> h.
 
 def test_a_hypothesis_is_answered_in_one_sentence() -> None:
     """The decided ones first: what fails says why it is refuted, whatever else holds."""
-    good, bad = claim("supported", 40.0, 39.5, 41.0), claim("refuted", 28.46, 27.0, 30.0, on="`tiny`")
-    mse = claim("refuted", 0.02, 0.015, 0.03, quantity="mse", relation="<=", threshold=0.01, on="`tiny`")
+    good, bad = claim("supported", 40.0, 39.5, 41.0), claim("refuted", 28.46, 27.0, 30.0, on="tiny")
+    mse = claim("refuted", 0.02, 0.015, 0.03, quantity="mse", relation="<=", threshold=0.01, on="tiny")
     wide = claim("not enough data", 38.0, 30.0, 45.0, needs="about 9 prompts would decide it")
     none = claim("not enough data", math.nan, math.nan, math.nan)
     none = dataclasses.replace(none, value=Interval(math.nan, math.nan, math.nan, 0))

@@ -54,11 +54,11 @@ def test_an_open_world_s_shadow_and_details_are_no_things() -> None:
 
 @pytest.mark.slow
 def test_speed() -> None:
-    videos = [draw(s, k) for k, s in enumerate(islice(world.scenes(3, drawn=0), 12))]
-    observe(videos[0])
+    videos = [verify_rate.draw(s, k, version=OPEN) for k, s in enumerate(islice(world.scenes(3, drawn=0), 12))]
+    observe(videos[0], OPEN)
     start = time.process_time()
     for video in videos:
-        observe(video)
+        observe(video, OPEN)
     assert (time.process_time() - start) / len(videos) < 0.3
 
 

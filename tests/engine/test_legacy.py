@@ -15,6 +15,7 @@ from wanlab.engine.run import execute
 from wanlab.errors import UsageError, WanlabError
 from wanlab.runfile import Run
 from wanlab.spec import RecordSpec
+from wanlab.study.continuity import Source, analyse
 
 from .helpers import make_spec
 
@@ -61,10 +62,21 @@ def test_what_is_written_is_read_again_under_the_same_names(tmp_path, loaded, ch
         made = legacy.write(run, tmp_path / "debug_latents")
         assert [p.name for p in made] == [f"latent_step_0{k}.pt" for k in (1, 2, 3, 4)]
         for k, s in enumerate(legacy.read(tmp_path / "debug_latents")):
-            assert not s.notes and s.sigma == run["sigma"][k]
+            assert not s.notes and s.sigma == run["sigma"][k] and s.expert == run["expert"][k]
             for name in ("x_t", "x0_pred", "eps_pred", "velocity"):
                 assert np.array_equal(s.arrays[name], run[name][k])
         assert np.allclose(s.arrays["latent"], run["latent"][...], atol=1e-5)  # the last prediction is the result
+
+
+def test_the_expert_is_the_one_that_a_file_names_and_else_told_by_the_timestep(tmp_path):
+    """Timesteps 1000, 800, 500: from 875 on high-noise as in the A14B, or two high-noise steps as these files say."""
+    folder = guides_files(tmp_path / "l")
+    told = analyse(Source(folder))
+    assert told.switch == 1 and any("told by the timestep" in n for n in told.notes)
+    for path, expert in zip(legacy.files(folder), ("high", "high", "low"), strict=True):
+        torch.save(torch.load(path) | {"expert": expert}, path)
+    said = analyse(Source(folder))
+    assert said.switch == 2 and not any("told by" in n for n in said.notes)
 
 
 def test_files_are_in_the_order_of_their_numbers(tmp_path):

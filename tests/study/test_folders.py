@@ -210,11 +210,11 @@ def test_unlike_runs_of_a_folder_are_not_pooled() -> None:
     assert [r.label for r in by_key("a", pairs((six, six)))] == ["a"] == [r.label for r in by_key("a", pairs(None))]
     own = by_key("a", pairs((six, six), (three, three)))
     assert [(r.label, len(r.pairs)) for r in own] == [
-        ("a, `tiny`, 6 steps, 9 frames", 2),
-        ("a, `tiny`, 3 steps, 9 frames", 2),
+        ("a, tiny, 6 steps, 9 frames", 2),
+        ("a, tiny, 3 steps, 9 frames", 2),
     ]
     other = by_key("a", pairs((six, six), (six, free)))
     assert [r.label for r in other] == [
-        "a, `tiny`, 6 steps, 9 frames, against `tiny`, 6 steps, 9 frames, guidance ",
-        "a, `tiny`, 6 steps, 9 frames, against `tiny`, 6 steps, 9 frames, guidance 1",
+        "a, tiny, 6 steps, 9 frames, against tiny, 6 steps, 9 frames, guidance ",
+        "a, tiny, 6 steps, 9 frames, against tiny, 6 steps, 9 frames, guidance 1",
     ]

@@ -41,7 +41,7 @@ class Key:
         )
 
     def __str__(self) -> str:
-        return f"`{self.model}`, {self.steps} steps, {self.frames} frames"
+        return f"{self.model}, {self.steps} steps, {self.frames} frames"
 
 
 def titles(keys: Iterable[Key]) -> dict[Key, str]:

@@ -51,7 +51,7 @@ def calibrate(
 ) -> int:
     """Measure what step caches need to know of a model, or what they would save in recorded runs.
 
-    wanlab calibrate --seed 0:2 --out mine.json; wanlab generate --policy magcache:calibration=mine.json
+    wanlab calibrate --seed 0:2 --out mine.json; wanlab compare --a magcache:calibration=mine.json
     """
     shown_as = form.choose()
     if what_if or runs:

@@ -1,7 +1,7 @@
 """Folders of `latent_step_XX.pt`, one file a step, as the experiment guide's own scripts write them.
 
-A file is a dictionary: step, timestep, sigma (may be missing), x_t, x0_pred, eps_pred; tensors [C,F,H,W] or
-[1,C,F,H,W]. In the guide's files `x0_pred` is the solver's next latent and `eps_pred` the velocity. Files whose names
+A file is a dictionary: step, timestep, sigma (may be missing), x_t, x0_pred, eps_pred, and in those that `write` makes
+the expert; tensors [C,F,H,W] or [1,C,F,H,W]. In the guide's files `x0_pred` is the solver's next latent and `eps_pred` the velocity. Files whose names
 mean what they say, such as those that `write` makes, are told by x_t = (1-σ) x0_pred + σ eps_pred.
 """
 
@@ -42,6 +42,8 @@ class SavedStep:
 
     timestep: float
     sigma: float
+    expert: str | None
+    """high, low or single; None where the file does not say."""
     arrays: dict[str, np.ndarray]
     notes: tuple[str, ...]
 
@@ -95,7 +97,14 @@ def read(folder: Path) -> Iterator[SavedStep]:
                 }
             else:
                 arrays["latent"] = arrays["x0_pred"]  # where σ goes to 0 next, every solver's last step ends there
-        yield SavedStep(timestep=timestep, sigma=sigma, arrays=arrays, notes=tuple(notes))
+        expert = saved.get("expert")
+        yield SavedStep(
+            timestep=timestep,
+            sigma=sigma,
+            expert=expert if isinstance(expert, str) and expert in ("high", "low", "single") else None,
+            arrays=arrays,
+            notes=tuple(notes),
+        )
 
 
 def write(run: Run, folder: Path) -> list[Path]:
@@ -109,6 +118,7 @@ def write(run: Run, folder: Path) -> list[Path]:
             continue
         saved: dict[str, Any] = {n: torch.from_numpy(np.array(run[n][k])) for n in names}
         saved |= {"step": k + 1, "timestep": float(run["timestep"][k]), "sigma": float(run["sigma"][k])}
+        saved["expert"] = str(run["expert"][k])
         path = folder / f"latent_step_{k + 1:02d}.pt"
         try:
             with replacing(path) as part:

@@ -131,12 +131,14 @@ def _folder(folder: Path) -> Continuity:
     def steps() -> Iterator[Step]:
         for saved in legacy.read(folder):
             notes.update(dict.fromkeys(saved.notes))
+            if saved.expert is None:
+                notes[f"the expert is told by the timestep: high-noise from {BOUNDARY} on, as in the A14B"] = None
             newest.clear()
             newest.update(saved.arrays)
             yield Step(
                 timestep=saved.timestep,
                 sigma=saved.sigma,
-                expert="high" if saved.timestep >= BOUNDARY else "low",
+                expert=saved.expert or ("high" if saved.timestep >= BOUNDARY else "low"),
                 stride=None,
                 values=saved.arrays["x_t"][:, 0].size,
                 spaces={n: list(a.swapaxes(0, 1)) for n, a in saved.arrays.items() if n in SPACES},
@@ -149,8 +151,7 @@ def _folder(folder: Path) -> Continuity:
     about = dict(
         source=str(folder), prompt="", seed=None, model="", method=folder.resolve().name, settings="", lifted=None
     )
-    analysis = measure(steps(), final(), about)
-    return replace(analysis, notes=(*notes, f"the expert is told by the timestep: high-noise from {BOUNDARY} on"))
+    return replace(measure(steps(), final(), about), notes=tuple(notes))
 
 
 # --- the whole ---------------------------------------------------------------------------------------------------

@@ -159,7 +159,7 @@ def answer(x: Hypothesis) -> str:
     claims = _deciding(x)
     if not any(c.value.n for c in claims):
         return "Open: nothing was measured that would tell."
-    on = f" on {x.on}".replace("`", "") if x.on else ""
+    on = f" on {x.on}" if x.on else ""
     rest = len([c for c in claims if c.verdict == x.verdict]) - 1
     first = claims[0]
     spread = ""
@@ -182,7 +182,7 @@ def counted_claims(count: int, several: str = "hold", one: str = "holds") -> str
 
 def _claim(c: Claim, alone: bool) -> dict[str, Any]:
     return {
-        "says": (c.says.removeprefix(f"on {c.on}: ") if alone else c.says).replace("`", ""),
+        "says": c.says.removeprefix(f"on {c.on}: ") if alone else c.says,
         "method": c.method,
         "decides": c.decides,
         "needs": c.needs,

@@ -33,7 +33,7 @@ class Thresholds:
     psnr: float = 39.0
     """H1: PSNR in dB, at least."""
     margin: float = 0.05
-    """H1: by how much less often a truncated run may show what was asked (non-inferiority)."""
+    """H1, H5: by how much less often a run may show what was asked (non-inferiority)."""
     ssim: float = 0.95
     """H2: SSIM of a half-frame run against its baseline, at least."""
     warping: float = 1.1

@@ -47,7 +47,7 @@ class Checkpoint:
     scheduler: Mapping[str, Any] = field(repr=False)
     """The scheduler's configuration."""
     boundary: float | None
-    """Noise level at which the high-noise expert takes over (.875), None with one expert."""
+    """Noise level from which upwards the high-noise expert works: .875 in the A14B, None with one expert."""
     layout: str = "diffusers"
     """"diffusers" or "original"."""
     expand_timesteps: bool = False
