@@ -149,6 +149,9 @@ def test_policy_parse():
     assert spec.name == "cfg" and spec.options == {"last": 5, "keep": "cond", "scale": 1.5, "flag": True}
     assert PolicySpec.parse(str(spec)) == spec
     assert PolicySpec.parse("paired") == PolicySpec("paired") and str(PolicySpec("paired")) == "paired"
+    with pytest.raises(UsageError) as told:
+        PolicySpec.parse("examples/mine.py")
+    assert told.value.hint == "add the name that it registers: examples/mine.py:NAME"
     assert PolicySpec("cfg", {"b": 1, "a": 2}) == PolicySpec("cfg", (("a", 2), ("b", 1)))
 
 

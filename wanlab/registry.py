@@ -1,8 +1,8 @@
 """Names for the things that can be chosen: policies, guiders, solvers, metrics.
 
-A new one is one file with one `@register` line: in this package, in another one that names it as an entry point
-(`wanlab.policies`, `wanlab.guiders`, `wanlab.solvers`, `wanlab.metrics`), or in a file named on the command line. An
-unknown name is answered with the nearest known ones.
+A new one is one file with one `@register` line: in this package (imported beside its like), in another one that names
+it as an entry point (`wanlab.policies`, `wanlab.guiders`, `wanlab.solvers`, `wanlab.metrics`), or in a file named on
+the command line. An unknown name is answered with the nearest known ones.
 """
 
 from __future__ import annotations

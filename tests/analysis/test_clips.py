@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -111,7 +112,21 @@ def test_what_is_said_of_pairs(pairs: list) -> None:
     assert (counts["judged"], counts["not_judged"]) == (4, 1)
     assert counts["all"] == {"broke": 1, "better": 0, "mcnemar": 1} and counts["size"]["broke"] == 0
     assert clips.changed(result) == [f"broke       colour, shape, direction, background: {PROMPTS[3]!r}, seed 0"]
-    assert "followed in 3 of 4 pairs, by the baseline in 4; 1 broke (colour 1, shape 1" in clips.reading(result)
+    said = clips.reading(result)
+    assert "followed in 3 of 4 pairs, by the baseline in 4; 1 broke, 0 got better" in said
+    assert said.endswith("; worse in colour 1, shape 1, direction 1, background 1")
+
+
+def test_what_breaks_where_neither_clip_follows_its_prompt_is_said(pairs: list) -> None:
+    """The baseline had the direction wrong; A has the colour wrong too, and the direction right."""
+    change = {"adherence": 0.0, "adherence_baseline": 0.0, "adherence_change": 0.0}
+    change |= {"adherence_colour_change": -1.0, "adherence_direction_change": 1.0}
+    pair = replace(pairs[0], figures=pairs[0].figures | change)
+    result = Result(label="A", pairs=(pair,))
+    assert "0 broke, 0 got better" in clips.reading(result)
+    assert clips.reading(result).endswith("; worse in colour 1; better in direction 1")
+    name = clips.NAMES.get(pair.prompt) or repr(pair.prompt)
+    assert clips.changed(result) == [f"worse       colour: {name}, seed 0", f"better      direction: {name}, seed 0"]
 
 
 def test_it_is_in_every_export(pairs: list) -> None:

@@ -605,7 +605,7 @@ def test_readings_claim_only_what_is_there() -> None:
     said = continuity.reading(group([bare])[0])
     assert said == ["Neighbouring latent frames of x_t differ by 2.00 (mse) at step 1 and by 2.00 at step 2."]
     said = " ".join(continuity.reading(group([plain_run()])[0]))
-    assert "at the expert switch 99.2% of it is noise" in said  # 2 x .64 of .04 x .25 + 2 x .64
+    assert "at the expert switch 99.2% of that difference is noise" in said  # 2 x .64 of .04 x .25 + 2 x .64
     assert "independent at the 4 of 5 steps that can tell" not in said and "independent at every step" in said
     assert re.search(r"of x_t by -0\.33\d \(the schedule alone: -0\.33\d\)", said)
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from wanlab import __version__
 from wanlab.cli.app import main
 from wanlab.spec import MethodSpec
 from wanlab.study.design import swept
@@ -47,6 +48,9 @@ def test_a_mode_with_nothing_else(wanlab, tmp_path):
     for name in ("per_frame.png", "divergence.png", "worst_frame.png", "side_by_side.mp4"):
         assert (folder / "cfg_truncated" / name).stat().st_size > 500, name
     assert len(list((folder / "baseline").glob("*.h5"))) == 2
+    title = (folder / "comparison.md").read_text().partition("\n")[0]
+    assert "6 steps" in title and title.endswith(f"against baseline; wanlab {__version__}")
+    assert json.loads((folder / "comparison.json").read_text())["wanlab"] == __version__
     text = (folder / "error_comparison.txt").read_text()
     for name in ("absolute error, mean", "relative error, max", "MSE", "PSNR, dB", "SSIM", "warping error", "verdict"):
         assert name in text

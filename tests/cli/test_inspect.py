@@ -13,6 +13,7 @@ from wanlab import runfile
 from wanlab.cli import inspect
 from wanlab.cli.app import main
 from wanlab.errors import WanlabError
+from wanlab.spec import PolicySpec, RunSpec
 
 Inspect = Callable[..., tuple[int, str, str]]
 
@@ -32,7 +33,6 @@ def run_inspect(capsys: pytest.CaptureFixture[str]) -> Inspect:
 def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run file whose every text is an attack."""
     from wanlab.runfile import Field, RunWriter
-    from wanlab.spec import RunSpec
 
     path = tmp_path_factory.mktemp("inspect") / "r\x1b[31m.h5"
     spec = RunSpec(prompt="a ball", steps=1)
@@ -47,6 +47,16 @@ def test_hostile_text_is_shown_without_its_escapes(run_inspect: Inspect, sound: 
     code, out, err = run_inspect(str(sound), "--verify")
     assert code == 0 and err == "" and "sound" in out and "a ball" in out
     assert out.replace("\n", "").isprintable()
+
+
+def test_a_policy_is_shown_as_it_is_typed() -> None:
+    """Knobs, the file that registers it, and a guider with its own; what another version may have written besides."""
+    spec = RunSpec(prompt="a", policies=(PolicySpec.parse("cfg:last=2,keep=cond"), PolicySpec.parse("paired")))
+    assert inspect._described(json.loads(spec.to_json())).endswith("guidance 4.0,4.0, cfg:keep=cond,last=2 paired")
+    file = {"name": "every", "knobs": {"every": 3}, "file": "/somewhere/skip.py"}
+    said = inspect._described({"policies": [file], "guider": {"name": "cfgzero", "knobs": {"start": 1}}})
+    assert said.endswith("skip.py:every:every=3 guider=cfgzero:start=1")
+    assert inspect._described({"policies": [{"name": "x", "knobs": 3}]}).endswith("unknown, x")
 
 
 def test_a_cell_of_csv_is_no_formula_and_of_markdown_no_html(run_inspect: Inspect, sound: Path) -> None:

@@ -395,17 +395,18 @@ def test_a_hypothesis_is_answered_in_one_sentence() -> None:
     def answer(verdict: str, *claims: h.Claim) -> str:
         return page.answer(h.Hypothesis(name="H1", says="", verdict=verdict, claims=claims))
 
-    assert page.against(bad) == "PSNR 28.5 dB, needs 39" and page.against(mse) == "MSE 0.02, needs at most 0.01"
-    assert page.against(none) == "PSNR not measured, needs 39"
-    no = "No on tiny: PSNR 28.5 dB (95 % interval 27 to 30), needs 39"
+    assert page.against(bad) == "PSNR 28.5 dB, needs at least 39"
+    assert page.against(mse) == "MSE 0.02, needs at most 0.01"
+    assert page.against(none) == "PSNR not measured, needs at least 39"
+    no = "No on tiny: PSNR 28.5 dB (95 % interval 27 to 30), needs at least 39"
     assert answer("refuted", wide, bad) == no + "."
     assert answer("refuted", bad, mse) == no + ", and 1 more claim fails as well."
-    assert answer("supported", good, good, good).endswith("needs 39, and 2 more claims hold as well.")
+    assert answer("supported", good, good, good).endswith("needs at least 39, and 2 more claims hold as well.")
     assert answer("supported", good).startswith("Yes: PSNR 40 dB (95 % interval 39.5 to 41)")
     assert answer("in part", good, bad) == (
-        "In part on tiny: it holds for PSNR 40 dB, needs 39; not for PSNR 28.5 dB, needs 39."
+        "In part on tiny: it holds for PSNR 40 dB, needs at least 39; not for PSNR 28.5 dB, needs at least 39."
     )
     assert answer("not enough data", none, wide) == (
-        "Open: PSNR 38 dB (95 % interval 30 to 45), needs 39; about 9 prompts would decide it."
+        "Open: PSNR 38 dB (95 % interval 30 to 45), needs at least 39; about 9 prompts would decide it."
     )
     assert answer("not enough data", none) == "Open: nothing was measured that would tell."

@@ -119,11 +119,12 @@ def test_a_comparisons_name_follows_what_is_compared() -> None:
 
 def test_a_file_does_not_change_what_a_method_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    for name in ("half", "film", "half.mp4", "R.H5", "r.hdf5"):
+    for name in ("half", "film", "half.mp4", "R.H5", "r.hdf5", "mine.py"):
         Path(name).write_bytes(b"")
     Path("clips").mkdir()
     assert not is_source("half") and not is_source("half+cfg:last=5") and not is_source("guidance=3")
     assert is_source(f".{os.sep}half") and is_source("half.mp4") and is_source("film") and is_source("clips")
+    assert not is_source("mine.py")  # a method whose name is missing
     assert is_source("R.H5") and is_source("r.hdf5") and not is_source("R.H5", {"R.H5": MethodSpec("x")})
 
 

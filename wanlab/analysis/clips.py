@@ -37,24 +37,30 @@ def reading(result: Result) -> str:
         return ""
     a, b = (int(np.nansum(result.values(name))) for name in ("adherence", "adherence" + BASELINE))
     every = counts["all"]
-    why = ", ".join(f"{n} {counts[n]['broke']}" for n in ATTRIBUTES[1:] if counts[n]["broke"])
+    changes = (("worse", "broke"), ("better", "better"))  # of pairs, too, that follow their prompts neither way
+    single = "".join(
+        f"; {says} in {', '.join(f'{n} {counts[n][kind]}' for n in ATTRIBUTES[1:] if counts[n][kind])}"
+        for says, kind in changes
+        if any(counts[n][kind] for n in ATTRIBUTES[1:])
+    )
     return (
         f"{result.label}: prompt followed in {a} of {counts['judged']} pairs, by the baseline in {b}; "
-        f"{every['broke']} broke{f' ({why})' * bool(why and every['broke'])}, {every['better']} got better; "
-        f"McNemar's exact p {every['mcnemar']:.2g}"
+        f"{every['broke']} broke, {every['better']} got better; McNemar's exact p {every['mcnemar']:.2g}{single}"
     )
 
 
 def changed(result: Result) -> list[str]:
-    """The pairs that broke and those that got better, and by which attributes, a line each."""
+    """The pairs in which an attribute broke or got better, and which, a line each: "broke" and "got better" where the
+    whole prompt is followed by one of both clips alone, else "worse" and "better"."""
     lines = []
     for pair in result.pairs:
-        f = pair.figures
-        if (change := f.get("adherence_change", math.nan)) not in (-1.0, 1.0):
-            continue
-        by = [a for a in ATTRIBUTES[1:] if f[f"adherence_{a}_change"] == change]
-        what = "broke" if change < 0 else "got better"
-        lines.append(f"{what:<10}  {', '.join(by)}: {NAMES.get(pair.prompt) or repr(pair.prompt)}, seed {pair.seed}")
+        whole = pair.figures.get("adherence_change", math.nan)
+        for change, all_of_it, some in ((-1.0, "broke", "worse"), (1.0, "got better", "better")):
+            by = [a for a in ATTRIBUTES[1:] if pair.figures.get(f"adherence_{a}_change") == change]
+            if by or whole == change:
+                what = all_of_it if whole == change else some
+                name = NAMES.get(pair.prompt) or repr(pair.prompt)
+                lines.append(f"{what:<10}  {', '.join(by)}: {name}, seed {pair.seed}")
     return lines
 
 

@@ -99,9 +99,17 @@ def _described(spec: Mapping[str, Any]) -> str:
     known = {k: spec.get(k, "unknown") for k in ("model", "seed", "width", "height", "frames", "steps", "solver")}
     guidance, policies = spec.get("guidance"), spec.get("policies")
     scales = ",".join(map(str, guidance)) if isinstance(guidance, list) else "unknown"
-    names = [str(p.get("name")) for p in policies if isinstance(p, dict)] if isinstance(policies, list) else []
+    names = [_typed(p) for p in policies if isinstance(p, dict)] if isinstance(policies, list) else []
     guider = spec.get("guider")
     if isinstance(guider, dict) and guider.get("name", "cfg") != "cfg":
-        names.append(f"guider {guider['name']}")
+        names.append(f"guider={_typed(guider)}")
     said = "{model}, seed {seed}, {width}x{height}, {frames} frames, {steps} steps, {solver}".format(**known)
     return f"{said}, guidance {scales}, {' '.join(names) or 'no policy'}"
+
+
+def _typed(policy: Mapping[str, Any]) -> str:
+    """A policy or guider as it is given on the command line."""
+    knobs = policy.get("knobs")
+    given = ",".join(f"{k}={v}" for k, v in knobs.items()) if isinstance(knobs, dict) else ""
+    file = f"{Path(str(policy['file'])).name}:" if policy.get("file") else ""
+    return f"{file}{policy.get('name')}{f':{given}' if given else ''}"

@@ -1,8 +1,9 @@
 """Folders of `latent_step_XX.pt`, one file a step, as the experiment guide's own scripts write them.
 
 A file is a dictionary: step, timestep, sigma (may be missing), x_t, x0_pred, eps_pred, and in those that `write` makes
-the expert; tensors [C,F,H,W] or [1,C,F,H,W]. In the guide's files `x0_pred` is the solver's next latent and `eps_pred` the velocity. Files whose names
-mean what they say, such as those that `write` makes, are told by x_t = (1-σ) x0_pred + σ eps_pred.
+the expert; tensors [C,F,H,W] or [1,C,F,H,W]. In the guide's files `x0_pred` is the solver's next latent and `eps_pred`
+the velocity. Files whose names mean what they say, such as those that `write` makes, are told by
+x_t = (1-σ) x0_pred + σ eps_pred.
 """
 
 from __future__ import annotations

@@ -100,7 +100,8 @@ class PolicySpec:
         pairs = self.knobs.items() if isinstance(self.knobs, Mapping) else self.knobs
         object.__setattr__(self, "knobs", tuple(sorted((str(k), v) for k, v in pairs)))
         if not re.fullmatch(r"[a-z][a-z0-9_-]*", self.name):
-            raise UsageError(f"'{short(self.name)}' is no policy name", "write name:knob=value,knob=value")
+            hint = f"add the name that it registers: {self.name}:NAME" if self.name.endswith(".py") else ""
+            raise UsageError(f"'{short(self.name)}' is no policy name", hint or "write name:knob=value,knob=value")
         for key, value in self.options.items():
             if not re.fullmatch(r"[a-z][a-z0-9_]*", key):
                 raise UsageError(f"'{short(key)}' is no knob of a policy", "write name:knob=value,knob=value")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from wanlab import __version__
 from wanlab.errors import UsageError, WanlabError
 from wanlab.files import make_folder, write_text
 from wanlab.spec import MethodSpec, PolicySpec, RunSpec
@@ -376,10 +377,12 @@ def conclude(
     answer = against_controls(comparison.results) + (table.answer(comparison, asked.loss) if asked.loss else [])
     missed = failures((*comparison.results, *comparison.confirmed), asked.conditions)
     content = comparison.to_dict() | {"compared": description, "remarks": said, "answer": answer, "missed": missed}
+    content["wanlab"] = __version__
+    title = f"{description or 'Videos'}; against {comparison.baseline}; wanlab {__version__}\n"
     texts = {
         "json": json.dumps(finite(content), ensure_ascii=True) + "\n",
         "csv": comma_separated(table.pairs(comparison)),
-        "md": "\n".join([*map(markdown, table.tables(comparison)), *(f"{line}\n" for line in [*answer, *said])]),
+        "md": "\n".join([title, *map(markdown, table.tables(comparison)), *(f"{line}\n" for line in [*answer, *said])]),
         "txt": table.report(comparison, description, [*answer, *said]),
     }
     every = make_folder(make_folder(out) / "comparisons")

@@ -181,6 +181,8 @@ def is_source(text: str | None, named: Mapping[str, MethodSpec] = {}) -> bool:
         return False
     if is_run_file(text) or Path(text).suffix.lower() in VIDEOS:
         return True
+    if text.endswith(".py"):  # a method whose name is missing, which is said as such
+        return False
     separated = os.sep in text or (os.altsep is not None and os.altsep in text)
     name = text.partition(":")[0].partition("+")[0].strip()
     if not separated and (name in ("baseline", *known("policy")) or "=" in name):

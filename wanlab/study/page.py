@@ -32,7 +32,7 @@ CLIPS = 6_700_000  # bytes of clips in the page …
 FIGURES = 2_000_000  # … and of figures before base64: under 10 MiB together
 CARD = 4  # figures on a hypothesis' card
 KINDS = {"supported": "good", "refuted": "bad"}
-NEEDS = {">=": "", ">": "more than ", "<=": "at most ", "<": "less than "}
+NEEDS = {">=": "at least ", ">": "more than ", "<=": "at most ", "<": "less than "}
 VOID = ("–", "", None)
 
 

@@ -21,7 +21,7 @@ def reading(g: Group) -> list[str]:
         line = f"Neighbouring latent frames of x_t differ by {x_t[0]:#.3g} (mse) at step 1 and by {x_t[-1]:#.3g}"
         line += f" at step {c.steps}"
         known = s is not None and np.isfinite(share[s])
-        said.append(line + (f"; at the expert switch {share[s]:.1%} of it is noise." if known else "."))
+        said.append(line + (f"; at the expert switch {share[s]:.1%} of that difference is noise." if known else "."))
     if np.isfinite(rho).any():
         said.append(_noise(g, rho))
     if np.isfinite(residual).any():

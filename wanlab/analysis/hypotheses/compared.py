@@ -29,6 +29,8 @@ class Compared:
     """Model, steps and frames, and what else tells its runs from others."""
     sigma: tuple[float, ...] = ()
     """Of each step; () where the run files are gone."""
+    steps: int = 0
+    """Of the baseline; 0 where nothing says."""
 
     def knob(self, policy: str, name: str, default: Any) -> Any:
         return next((p.options.get(name, default) for p in self.policies if p.name == policy), default)
@@ -66,7 +68,15 @@ def compared(evidence: Evidence, policy: str) -> list[Compared]:
                     pairs[pair.get("prompt"), pair.get("seed")] = (pair, str(comparison.path))
     named = titles(key for *_, key in methods if isinstance(key, Key))
     return [
-        Compared(label, policies, settings, tuple(pairs.values()), named.get(key) or str(key), sigma[key])
+        Compared(
+            label,
+            policies,
+            settings,
+            tuple(pairs.values()),
+            named.get(key) or str(key),
+            sigma[key],
+            key.steps if isinstance(key, Key) else 0,
+        )
         for (label, policies, settings, _, key), pairs in methods.items()
     ]
 
