@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 
 CLIPS = 6_700_000  # bytes of clips in the page …
 FIGURES = 2_000_000  # … and of figures before base64: under 10 MiB together
-CARD = 4  # figures on a hypothesis' card
+CARD = 5  # figures on a hypothesis' card
+MARKS = {"supported": "✓", "refuted": "✗"}  # a claim's verdict on the card
 KINDS = {"supported": "good", "refuted": "bad"}
 NEEDS = {">=": "at least ", ">": "more than ", "<=": "at most ", "<": "less than "}
 VOID = ("–", "", None)
@@ -129,7 +130,9 @@ def _hypothesis(x: Hypothesis) -> dict[str, Any]:
         "says": x.says,
         "verdict": x.verdict,
         "answer": answer(x),
-        "figures": [against(c) for c in deciding][:CARD] if measured else ["nothing measured"],
+        "figures": [f"{MARKS.get(c.verdict, '?')} {against(c)}" for c in deciding][:CARD]
+        if measured
+        else ["nothing measured"],
         "kind": KINDS.get(x.verdict, "open"),
         "claims": claims,
         "void": [name for name in ("interval", "n", "sources") if all(c[name] in VOID for c in claims)],
@@ -143,7 +146,7 @@ def _deciding(x: Hypothesis) -> list[Claim]:
 
 
 def against(c: Claim) -> str:
-    """A claim's value and what it was held against, as "PSNR 28.5 dB, needs 39"."""
+    """A claim's value and what it was held against, as "PSNR 28.5 dB, needs at least 39"."""
     name = c.quantity.upper() if c.quantity in ("psnr", "ssim", "mse") else c.quantity
     unit = " dB" if c.quantity == "psnr" else ""
     value = "not measured" if math.isnan(c.value.mean) else _short(c.value.mean) + unit
