@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
 from wanlab import __version__
+from wanlab.cli import comparison, render
 from wanlab.cli.app import main
 from wanlab.spec import MethodSpec
 from wanlab.study.design import swept
@@ -56,6 +58,16 @@ def test_a_mode_with_nothing_else(wanlab, tmp_path):
         assert name in text
     rows = list(csv.DictReader(io.StringIO((folder / "comparison.csv").read_text())))
     assert [r["prompt"] for r in rows] == ["a red ball", "a blue ball"] and float(rows[0]["psnr"]) > 0
+
+
+def test_a_table_that_does_not_fit_goes_without_some_columns(monkeypatch):
+    """By what it needs itself, not by what the widest table would."""
+    rows = [{"method": "m" * 10, "end to end": "1.25x", "PSNR": "p" * 10, "verdict": "v" * 17}]
+    needs = Console(width=200).measure(render.table(rows)).maximum
+    for width, gone in ((needs, []), (needs - 1, ["end to end", "verdict"])):
+        monkeypatch.setattr(render, "output", lambda width=width: Console(width=width))
+        shown, left_out = comparison._fitting(rows)
+        assert left_out == gone and len(shown.columns) == 4 - len(gone)
 
 
 def test_json_follows_its_schema(wanlab, tmp_path):

@@ -73,7 +73,7 @@ def test_a_dry_run_finds_what_is_known_beforehand(wanlab, tmp_path):
     code, out, err = wanlab("--a", "interval", "--a", "adaptive", "--at-cost", "0.75,0.667", "--dry-run")
     assert code == 0 and not (tmp_path / "out").exists()
     assert "interval:stop=0.5" in out and "evenly spaced, keep=4" in out
-    assert "note: left out at 0.75, 0.667 of the operations, adaptive: it decides while it runs" in err
+    assert "note: not known before sampling at 0.75, 0.667 of the operations, adaptive: it decides while it runs" in err
 
 
 @pytest.mark.parametrize(

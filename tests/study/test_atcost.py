@@ -188,7 +188,10 @@ def test_shares_of_tokens_are_forecast(tmp_path: Path) -> None:
         name: pytest.approx(0.8, abs=TOLERANCE)
         for name in ("evenly spaced", "random", "random tokens", "ras", "topk", "tome")
     }
-    assert any("left out at 0.8, 0.5 of the operations, prune: it decides while it runs: its thresh" in s for s in said)
+    assert any(
+        "not known before sampling at 0.8, 0.5 of the operations, prune: it decides while it runs: its thresh" in s
+        for s in said
+    )
     assert any("left out at 0.5 of the operations, topk: ratio=0.25" in s and "the least of" in s for s in said)
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
 from wanlab.cli import render
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from wanlab.study.results import ComparisonResult
 
-WIDE = 125  # columns that the whole table needs
-NARROW = ("end to end", "verdict", "contrast", "sharpness")  # left out where there are fewer
+NARROW = ("end to end", "verdict", "contrast", "sharpness")  # columns left out of a table wider than the terminal
 CLIPS = "What the clips show, and look like beside the baseline's"
 
 
@@ -48,14 +50,25 @@ def _show(result: ComparisonResult) -> None:
         for k, (folder, names) in enumerate(folders.items())
     ]
     styles = [_style(str(r["verdict"])) for r in rows]
-    if render.output().width < WIDE:  # a narrow terminal: what decides stays, the verdicts go below
+    shown, gone = _fitting(rows, left=("method", "verdict"), styles=styles)
+    clips, more_gone = _fitting(looks, title=CLIPS, left=("method",))
+    if "verdict" in gone:
         lines = [*(f"{r['method']}: {r['verdict']}" for r in rows if r["verdict"]), *lines]
-        rows, looks = ([{k: v for k, v in r.items() if k not in NARROW} for r in t] for t in (rows, looks))
-    shown = render.table(rows, left=("method", "verdict"), styles=styles)
-    clips = render.table(looks, title=CLIPS, left=("method",))
+    if names := [n for n in (*gone, *more_gone) if n != "verdict"]:
+        lines.append(f"no room here for {', '.join(names)}: they are in the files")
     more = [render.table(t, left=("convention", "who prints it")) for t in [table.conventions(comparison)] if t]
     above = (Text(""), Text(title, style="bold"), Text(result.description), shown, clips)
     render.show(*above, *(x for t in more for x in (Text(""), t)), Text("\n".join(lines)))
+
+
+def _fitting(rows: Sequence[Mapping[str, Any]], **given: Any) -> tuple[Table, list[str]]:
+    """The table, without some of its columns where it is wider than the terminal, and the names of these."""
+    console, whole = render.output(), render.table(rows, **given)
+    anywhere = console.options.update(max_width=render.PIPE_WIDTH)  # or it would need no more than there is
+    if not rows or console.measure(whole, options=anywhere).maximum <= console.width:
+        return whole, []
+    narrow = [{k: v for k, v in row.items() if k not in NARROW} for row in rows]
+    return render.table(narrow, **given), [name for name in NARROW if name in rows[0]]
 
 
 def _style(verdict: str) -> str:

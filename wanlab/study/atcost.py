@@ -27,6 +27,7 @@ TOLERANCE = 0.01  # of the baseline's operations: nearer than this is not search
 FEW = 4  # prompts on which a knob is looked for before all are sampled
 SAMPLED = 8  # values of a knob that are sampled on the few prompts, for one cost
 PLANNED = 40  # values that are forecast
+RUNNING = "it decides while it runs"
 
 
 @dataclass(frozen=True)
@@ -254,7 +255,11 @@ def find(
             variants.append(made)
         else:
             out.setdefault(f"{method.label}: {made}", []).append(target)
-    said = [f"left out at {', '.join(f'{t:g}' for t in at)} of the operations, {why}" for why, at in out.items()]
+    said = [
+        f"{'left out' if sample or RUNNING not in why else 'not known before sampling'} at "
+        f"{', '.join(f'{t:g}' for t in at)} of the operations, {why}"
+        for why, at in out.items()
+    ]
     asked = {m.label for m in methods}
     if sample and not any(v.setting["rule"] in asked for v in variants):
         raise UsageError("; ".join(said))
@@ -276,7 +281,7 @@ def _at(method: MethodSpec, target: float, costs: Costs, *, sample: bool) -> Var
         known = costs.forecast(turned(value))
         if known is None and not sample:
             raise UsageError(
-                f"it decides while it runs: its {knob.name} will be looked for by sampling {len(specs)} "
+                f"{RUNNING}: its {knob.name} will be looked for by sampling {len(specs)} "
                 f"prompt{'s' * (len(specs) > 1)}, "
                 f"{SAMPLED} times at most, then all",
                 "leave out --dry-run",
