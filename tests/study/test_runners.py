@@ -308,7 +308,9 @@ def program(args: list[str], **environment: str) -> subprocess.Popen[str]:
 
 def runs(out: Path) -> dict[str, tuple[int, int]]:
     """The run files in a folder, and what tells each from another of its name."""
-    found = {str(p.relative_to(out)): p.stat() for p in sorted(out.rglob("*.h5"))}
+    # Not by rglob, which fails on a folder of unfinished steps that goes while it looks.
+    walked = (Path(folder) / name for folder, _, names in os.walk(out) for name in names)
+    found = {str(p.relative_to(out)): p.stat() for p in sorted(walked) if p.suffix == ".h5"}
     return {name: (status.st_ino, status.st_mtime_ns) for name, status in found.items()}
 
 
