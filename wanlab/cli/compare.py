@@ -196,9 +196,8 @@ def compare(
         check_names(method.apply(specs[0]))
     check_place(out / "comparison.json")
     asked = judging.asked(bool(subject.sweep))  # imports what measures: after what is wrong without it
-    variants, said = _variants(
-        subject, methods, specs, baseline, out, force=force, dry_run=dry_run, yes=yes, shard=workers.shard
-    )
+    how = {"force": force, "dry_run": dry_run, "yes": yes}
+    variants, said = _variants(subject, methods, specs, baseline, out, workers.shard, **how)
     asked = replace(asked, remarks=said)
     design = designs.arrange(specs, baseline, variants, floors, out)
     from wanlab.study import compare as study
@@ -260,11 +259,11 @@ def _variants(
     specs: list[RunSpec],
     baseline: MethodSpec,
     out: Path,
+    shard: Shard,
     *,
     force: bool,
     dry_run: bool,
     yes: bool,
-    shard: Shard,
 ) -> tuple[list[Variant], list[str]]:
     """The methods as they are compared, and what there is to say of the choice. Raises UsageError."""
     from wanlab.study import compare as study
