@@ -57,6 +57,9 @@ def test_a_policy_is_shown_as_it_is_typed() -> None:
     said = inspect._described({"policies": [file], "guider": {"name": "cfgzero", "knobs": {"start": 1}}})
     assert said.endswith("skip.py:every:every=3 guider=cfgzero:start=1")
     assert inspect._described({"policies": [{"name": "x", "knobs": 3}]}).endswith("unknown, x")
+    assert inspect._described({"policies": [{"name": "prune", "knobs": {"corrector": False}}]}).endswith(
+        "prune:corrector=false"
+    )
 
 
 def test_a_cell_of_csv_is_no_formula_and_of_markdown_no_html(run_inspect: Inspect, sound: Path) -> None:

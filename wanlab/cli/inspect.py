@@ -13,6 +13,7 @@ from wanlab.cli.grouping import with_options
 from wanlab.cli.options import Form
 from wanlab.errors import WanlabError
 from wanlab.files import check_regular
+from wanlab.spec import PolicySpec
 from wanlab.study.text import plain
 
 MEMORY = 2**30  # bytes and …
@@ -108,8 +109,9 @@ def _described(spec: Mapping[str, Any]) -> str:
 
 
 def _typed(policy: Mapping[str, Any]) -> str:
-    """A policy or guider as it is given on the command line."""
-    knobs = policy.get("knobs")
-    given = ",".join(f"{k}={v}" for k, v in knobs.items()) if isinstance(knobs, dict) else ""
-    file = f"{Path(str(policy['file'])).name}:" if policy.get("file") else ""
-    return f"{file}{policy.get('name')}{f':{given}' if given else ''}"
+    """A policy or guider as it is given on the command line; its name alone where it is none of this version."""
+    try:
+        file = Path(policy.get("file") or "").name
+        return str(PolicySpec.from_dict({**policy, "file": file}))
+    except (WanlabError, KeyError, TypeError, ValueError):
+        return str(policy.get("name"))

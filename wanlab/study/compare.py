@@ -376,8 +376,8 @@ def conclude(
     said = [*asked.remarks, *remarks, *comparison.remarks()]
     answer = against_controls(comparison.results) + (table.answer(comparison, asked.loss) if asked.loss else [])
     missed = failures((*comparison.results, *comparison.confirmed), asked.conditions)
-    content = comparison.to_dict() | {"compared": description, "remarks": said, "answer": answer, "missed": missed}
-    content["wanlab"] = __version__
+    content = comparison.to_dict() | {"compared": description, "wanlab": __version__}
+    content |= {"remarks": said, "answer": answer, "missed": missed}
     title = f"{description or 'Videos'}; against {comparison.baseline}; wanlab {__version__}\n"
     texts = {
         "json": json.dumps(finite(content), ensure_ascii=True) + "\n",
