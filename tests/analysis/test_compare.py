@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from wanlab.analysis import table, verdict
-from wanlab.analysis.compare import Comparison, Result, apart, failures, measure, pareto, parse_condition, parse_loss
+from wanlab.analysis.compare import Comparison, Result, apart, failures, measure, pareto, parse_condition, parse_losses
 from wanlab.analysis.verdict import at_equal_cost, check_conditions, standing, where_time_went
 from wanlab.errors import UsageError, WanlabError
 from wanlab.runfile import Field, RunWriter
@@ -210,7 +210,7 @@ def test_below_four_prompts_only_these_are_spoken_of(tmp_path):
     assert "these prompts only" in said and "%" not in said
     seeds = many(tmp_path, [0.51, 0.511] * 4, prompts=["x", "y"] * 4)  # eight pairs of two prompts: still two prompts
     only = Comparison(baseline="baseline", results=(seeds,))
-    assert only.verdict(seeds).startswith("these prompts only") and only.cheapest("psnr", 35) == (None, seeds)
+    assert only.verdict(seeds).startswith("these prompts only") and only.cheapest(("psnr", 35)) == (None, seeds)
     assert "%" not in " ".join(only.remarks())
     low, mixed = many(tmp_path, [0.505] * 3), many(tmp_path, [0.505, 0.52, 0.505])
     assert [standing(three, f) for f in (low, mixed, three)] == ["above", "not told apart", "not told apart"]
@@ -224,7 +224,7 @@ def test_what_is_not_a_number_meets_nothing(tmp_path):
     comparison = Comparison(baseline="baseline", results=(hurt,))
     assert comparison.verdict(hurt) == "not a number" and not hurt.identical
     assert hurt.worst.seed == 1 and "not finite" in " ".join(comparison.remarks())
-    assert comparison.cheapest("psnr", 1) == (None, None)
+    assert comparison.cheapest(("psnr", 1)) == (None, None)
     for text in ("psnr<1", "psnr>1", "mse<1", "ssim<=-1"):
         assert failures([hurt], [parse_condition(text)]), text
     both_alike = measure(hurt.pairs[1].a, hurt.pairs[1].a)
@@ -368,10 +368,19 @@ def test_the_cheapest_within_a_loss(tmp_path):
     near = many(tmp_path, [0.51, 0.511, 0.51, 0.51], passes=(2, 2, 1, 1))
     far = many(tmp_path, [0.6, 0.6, 0.6, 0.61], passes=(1, 1, 1, 1))
     both = Comparison(baseline="baseline", results=(near, far))
-    assert both.cheapest("psnr", 35) == (near, near)
-    assert both.cheapest("psnr", 15) == (far, far)
-    assert both.cheapest("psnr", 45) == (None, None)
-    assert both.cheapest("mse", 0.001) == (near, near)  # of an error less is better
+    assert both.cheapest(("psnr", 35)) == (near, near)
+    assert both.cheapest(("psnr", 15)) == (far, far)
+    assert both.cheapest(("psnr", 45)) == (None, None)
+    assert both.cheapest(("mse", 0.001)) == (near, near)  # of an error less is better
+    assert both.cheapest(("psnr", 15), ("mse", 0.001)) == (near, near)  # all bounds are kept
+    assert both.cheapest(("psnr", 45), ("mse", 0.1)) == (None, None)
+    (line,) = table.answer(both, [("psnr", 15), ("mse", 0.001)])
+    assert line.startswith("cheapest that keeps above PSNR 15 dB and below MSE 0.001: by 0.51, PSNR 39.78")
+    assert ", MSE 0.000105" in line and line.endswith(" at 0.750 of the operations")
+    (line,) = table.answer(both, [("psnr", 15), ("mse", 1e-5)])
+    assert line.startswith(
+        "no method of this sweep keeps above PSNR 15 dB and below MSE 1e-05; the nearest is by 0.51, PSNR 39"
+    )
 
 
 def test_methods_of_equal_cost_are_compared_within_pairs(tmp_path):
@@ -427,10 +436,12 @@ def test_a_figure_of_runs_is_refused_where_videos_are_given(tmp_path):
 
 
 def test_bounds_of_a_loss():
-    assert parse_loss("ssim=.98") == ("ssim", 0.98) and parse_loss("mse=1e-4") == ("mse", 1e-4)
+    assert parse_losses(["ssim=.98", "mse=1e-4"]) == [("ssim", 0.98), ("mse", 1e-4)]
     for text in ("psnr", "psnr=much", "psnr=nan", "difference=1", "psn=3"):
         with pytest.raises(UsageError):
-            parse_loss(text)
+            parse_losses([text])
+    with pytest.raises(UsageError, match="psnr twice"):
+        parse_losses(["psnr=35", "psnr=30"])
 
 
 def test_intervals_stay_within_what_a_figure_can_be(tmp_path):
@@ -450,14 +461,14 @@ def test_an_answer_is_walked_to_from_the_baseline(tmp_path):
     costs = [(2, 2, 2, 1), (2, 2, 1, 1), (1, 1, 1, 1)]
     values = ([0.51, 0.511, 0.51, 0.51], [0.6, 0.6, 0.6, 0.61], [0.509, 0.51, 0.51, 0.51])
     near, far, lucky = (many(tmp_path, v, passes=c) for v, c in zip(values, costs, strict=True))
-    assert verdict.cheapest([lucky, far, near], "psnr", 35) == (near, lucky)
+    assert verdict.cheapest([lucky, far, near], ("psnr", 35)) == (near, lucky)
     words = [
         replace(r, setting={"cfg.keep": k}) for r, k in zip((near, far, lucky), ("cond", "uncond", "cond"), strict=True)
     ]
-    assert verdict.cheapest(words, "psnr", 35) == (words[2], words[2])
+    assert verdict.cheapest(words, ("psnr", 35)) == (words[2], words[2])
     own = near.summary["psnr"].low - 0.01
-    assert verdict.cheapest([near], "psnr", own)[0] is near
-    assert verdict.cheapest([words[0], words[1]], "psnr", own)[0] is None
+    assert verdict.cheapest([near], ("psnr", own))[0] is near
+    assert verdict.cheapest([words[0], words[1]], ("psnr", own))[0] is None
 
 
 def test_a_floor_is_held_against_in_latents(tmp_path):

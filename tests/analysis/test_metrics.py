@@ -12,7 +12,7 @@ import pytest
 
 from tests.analysis.test_compare import write
 from wanlab.analysis import metrics, table
-from wanlab.analysis.compare import Comparison, Result, failures, measure, parse_condition, parse_loss
+from wanlab.analysis.compare import Comparison, Result, failures, measure, parse_condition, parse_losses
 from wanlab.analysis.metrics import metric
 from wanlab.errors import UsageError
 from wanlab.study.text import comma_separated
@@ -46,7 +46,7 @@ def test_a_measure_of_a_file_shows_up_everywhere(tmp_path):
     plain = comparison.to_dict()["methods"][0]
     assert plain["summary"]["edge_error"]["mean"] == plain["pairs"][0]["edge_error"] == pair.figures["edge_error"]
     assert failures(comparison.results, [parse_condition("edge_error>0.001")])
-    assert table.answer(comparison, parse_loss("edge_error=0.1"))
+    assert table.answer(comparison, parse_losses(["edge_error=0.1"]))
     assert "edge_error" in metrics.schema()
     assert "| `edge_error` | Mean absolute difference of the Sobel edges, in grey." in metrics.table()
 

@@ -79,7 +79,7 @@ def sure_of_some(count, n, shared, draws, rng):
         x *= 0.5 / math.sqrt(1 + shared**2)
         errors = np.exp(x - 0.125)  # of a logarithm's deviation .5
         settings = [Setting(e, k, "abc"[k % min(3, count)]) for k, e in enumerate(errors)]
-        wrong += verdict.cheapest(settings, "mse", 1.0)[0] is not None
+        wrong += verdict.cheapest(settings, ("mse", 1.0))[0] is not None
     return wrong / draws
 
 

@@ -36,6 +36,7 @@ MIXED = [
     "steps:keep=9",
     "steps:keep=9,choose=random,reuse=linear,seed=3",
     "steps:keep=9,reuse=residual",
+    "steps:keep=9,first=4",
     "teacache:threshold=0.3,calibration=FILE",
     f"magcache:threshold=0.12,consecutive=4,calibration={A14B}",
     "easycache:first=2,threshold=0.3",
@@ -541,11 +542,34 @@ def test_evenly_spaced_steps(stretches, data):
         start += n
 
 
+@given(stretches=st.lists(st.integers(1, 40), min_size=1, max_size=2), data=st.data())
+def test_first_steps_are_among_those_that_are_kept(stretches, data):
+    keep = data.draw(st.integers(len(stretches), sum(stretches)))
+    first = data.draw(st.integers(1, max(1, min(keep - len(stretches) + 1, stretches[0]))))
+    kept = steps.evenly(stretches, keep, first)
+    assert len(set(kept)) == keep and kept == sorted(kept)
+    assert kept[:first] == [*range(first)] and set(np.cumsum([0, *stretches[:-1]])) <= set(kept)
+    gaps = np.diff([*(k for k in kept if first - 1 <= k < stretches[0]), stretches[0]])
+    assert gaps.max() - gaps.min() <= 1
+
+
 def test_steps_left_out_by_hand():
     """10 of 13 + 7 steps: 6.5 and 3.5 of them, the first remainder rounded up."""
     env, _ = toy_env()
     kept = sorted(set(range(20)) - set(planned(steps.Steps(keep=10), env)))
     assert kept == [0, 1, 3, 5, 7, 9, 11, 13, 15, 17]
+
+
+def test_first_steps_are_kept_by_hand():
+    """10 of 13 + 7 steps, the first 3 among them: of 10 + 7 others 4.1 and 2.9, rounded to 4 and 3. The 4 of 10 lie at
+    floor(11 i / 5) - 1."""
+    env, _ = toy_env()
+    kept = sorted(set(range(20)) - set(planned(steps.Steps(keep=10, first=3), env)))
+    assert kept == [0, 1, 2, 4, 6, 8, 10, 13, 15, 17]
+    drawn = [planned(steps.Steps(keep=8, choose="random", first=3, seed=seed), env) for seed in range(20)]
+    assert all(len(d) == 12 and {0, 1, 2, 13}.isdisjoint(d) for d in drawn) and len(set(map(tuple, drawn))) > 10
+    assert planned(steps.Steps(keep=14, first=13), env) == [*range(14, 20)]
+    assert not planned(steps.Steps(keep=20, first=13), env)
 
 
 def test_random_steps_are_the_seeds():
@@ -570,6 +594,8 @@ def test_random_steps_are_the_seeds():
         ("steps:skip=13", "step 13 is the first of the low expert; leave it out, or use step 14"),
         ("steps:keep=1", "use 2 to 20"),
         ("steps:keep=21", "use 2 to 20"),
+        ("steps:keep=5,first=5", "steps:first=5 of keep=5; use 0 to 4"),
+        ("steps:keep=20,first=14", "use 0 to 13"),
         ("teacache", "in the package; make one: wanlab calibrate"),
         (f"teacache:calibration={A14B}", "no TeaCache fit for the high expert"),
         ("teacache:calibration=wan2.1-t2v-14b", "no TeaCache fit for the high expert"),

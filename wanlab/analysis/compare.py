@@ -27,7 +27,7 @@ from wanlab.analysis.metrics.clip import Clip, Floats
 from wanlab.analysis.metrics.cost import Cost
 from wanlab.analysis.metrics.latent import Divergence, apart, are_finite, divergence
 from wanlab.analysis.stats import Interval, geometric, grouped, units
-from wanlab.analysis.verdict import THRESHOLDS, failures, parse_condition, parse_loss
+from wanlab.analysis.verdict import THRESHOLDS, Bound, failures, parse_condition, parse_losses
 from wanlab.embedded.suite import NAMES
 from wanlab.runfile import Run
 from wanlab.spec.paths import is_run_file
@@ -49,7 +49,7 @@ __all__ = [
     "measure",
     "pareto",
     "parse_condition",
-    "parse_loss",
+    "parse_losses",
 ]
 
 FORMAT = "wanlab-comparison/1"
@@ -294,9 +294,9 @@ class Comparison:
         """What to bear in mind when reading the table, in sentences."""
         return [*verdict.remarks(self.results, self.floors), *clips.remarks((*self.floors, *self.results))]
 
-    def cheapest(self, metric: str, bound: float) -> tuple[Result | None, Result | None]:
-        """The cheapest method that keeps within `bound` for certain, and the cheapest of which only the mean does."""
-        return verdict.cheapest(self.results, metric, bound)
+    def cheapest(self, *bounds: Bound) -> tuple[Result | None, Result | None]:
+        """The cheapest method that keeps within all bounds for certain, and the cheapest of which only the means do."""
+        return verdict.cheapest(self.results, *bounds)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON; docs/comparison.schema.json describes them."""

@@ -6,9 +6,10 @@ Which figures there are, what they are called and how they are written says the 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
-from wanlab.analysis import clips, metrics
+from wanlab.analysis import clips, metrics, verdict
 from wanlab.analysis.compare import Comparison, Result
 from wanlab.analysis.metrics import BASELINE, Metric
 from wanlab.analysis.metrics.conventions import PUBLISHED
@@ -178,47 +179,61 @@ def _line(name: str, value: Interval, result: Result) -> str:
     return f"  {title:<32}{m.text(value.mean):>14}{spread}"
 
 
-def answer(comparison: Comparison, loss: tuple[str, float]) -> list[str]:
-    """The cheapest method of a sweep that keeps within the stated loss, in words."""
-    name, bound = loss
-    m = metrics.get(name)
-    side, other = ("above", "below") if m.better == "higher" else ("below", "above")
-    limit = f"{m.title} {bound:g}{f' {m.unit}' if m.unit not in ('', 'x') else ''}"
+SIDES = {"higher": ("above", "below"), "lower": ("below", "above")}  # of a bound, the good one first
+
+
+def answer(comparison: Comparison, loss: Sequence[verdict.Bound]) -> list[str]:
+    """The cheapest method of a sweep that keeps within the stated losses, in words."""
+    of = {name: metrics.get(name) for name, _ in loss}
+    limits = {
+        n: f"{m.title} {b:g}{f' {m.unit}' if m.unit not in ('', 'x') else ''}"
+        for (n, b), m in zip(loss, of.values(), strict=True)
+    }
+    kept = " and ".join(f"{SIDES[of[n].better][0]} {limit}" for n, limit in limits.items())
+    lost = " or ".join(f"{SIDES[of[n].better][1]} {limit}" for n, limit in limits.items())
 
     def shown(result: Result) -> str:
         s = result.summary
-        share = 1 / s["speedup_predicted"].mean
-        return (
-            f"{result.label}, {m.title} {cell(s[name], m, form=m.format, lines=False)} at {share:.3f} of the operations"
-        )
+        figures = ", ".join(f"{m.title} {cell(s[n], m, form=m.format, lines=False)}" for n, m in of.items())
+        return f"{result.label}, {figures} at {1 / s['speedup_predicted'].mean:.3f} of the operations"
 
-    sure, likely = comparison.cheapest(name, bound)
+    sure, likely = comparison.cheapest(*loss)
     if likely is None:
+        # Held against the first bound that nobody keeps.
+        name, m = next(
+            ((n, of[n]) for n, b in loss if comparison.cheapest((n, b))[1] is None), (loss[0][0], of[loss[0][0]])
+        )
         known = [r for r in comparison.results if not math.isnan(r.summary[name].mean)]
         if not known:
             return [f"no method of this sweep has a {m.title}"]
         best = (max if m.better == "higher" else min)(known, key=lambda r: r.summary[name].mean)
-        return [f"no method of this sweep keeps {side} {limit}; the nearest is {shown(best)}"]
-    said = [f"cheapest that keeps {side} {limit}: {shown(sure)}"] if sure else []
+        return [f"no method of this sweep keeps {kept}; the nearest is {shown(best)}"]
+    said = [f"cheapest that keeps {kept}: {shown(sure)}"] if sure else []
     if likely is not sure:
-        why = f"its interval, or that of a method nearer the baseline, reaches {other} {limit}"
+        why = f"its interval, or that of a method nearer the baseline, reaches {lost}"
         if len(set(likely.prompts)) < 4:
             why = "these prompts are too few to be sure"
         said.append(f"by its mean alone {shown(likely)} would do, but {why}")
     if not comparison.confirmed:
         return said
     (again,) = comparison.confirmed
-    value = again.summary[name]
-    ends = (value.low, value.high) if m.better == "higher" else (value.high, value.low)
-    within = [end > bound if m.better == "higher" else end < bound for end in ends]
-    stands = f"its whole interval is {side}" if within[0] else f"its interval reaches {other}"
-    if not value.known or len(set(again.prompts)) < 4:
-        stands = "too few prompts to be sure that it keeps"
-    elif not any(within):
-        stands = f"its whole interval is {other}"
+    stands = "; ".join(_stands(again, n, b, limits[n]) for n, b in loss)
     seeds = len({p.seed for p in again.pairs})
-    measured = f"measured again on {seeds} fresh seed{'s' * (seeds > 1)}: {shown(again)}; {stands} {limit}"
+    measured = f"measured again on {seeds} fresh seed{'s' * (seeds > 1)}: {shown(again)}; {stands}"
     return [measured, *(f"in the sweep, {line}" for line in said)]
+
+
+def _stands(again: Result, name: str, bound: float, limit: str) -> str:
+    """On which side of a bound the interval lies of what a sweep chose and was measured again."""
+    value, better = again.summary[name], metrics.get(name).better
+    side, other = SIDES[better]
+    if not value.known or len(set(again.prompts)) < 4:
+        return f"too few prompts to be sure that it keeps {limit}"
+    near, far = (value.low, value.high) if better == "higher" else (value.high, value.low)
+    if verdict.within(name, near, bound):
+        return f"its whole interval is {side} {limit}"
+    reaches = "its interval reaches" if verdict.within(name, far, bound) else "its whole interval is"
+    return f"{reaches} {other} {limit}"
 
 
 def reading(comparison: Comparison) -> list[str]:

@@ -6,6 +6,7 @@ number meets no condition.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -37,6 +38,7 @@ NOTES = 4  # remarks on single pairs that are said
 SLOW = 2  # times the usual
 ABOVE, BELOW, NEAR = "above", "below", "not told apart"
 Condition = tuple[str, str, float]
+Bound = tuple[str, float]
 
 
 def verdict(result: Result, floors: Sequence[Result], thresholds: Mapping[str, float]) -> str:
@@ -203,19 +205,31 @@ def decibels(ratio: float) -> float:
     return 10 * math.log10(ratio) if ratio > 0 else -math.inf if ratio == 0 else math.nan
 
 
-def cheapest(results: Sequence[Result], name: str, bound: float) -> tuple[Result | None, Result | None]:
-    """The cheapest method whose figure keeps within `bound` for certain, and the cheapest one of which only the mean
-    does.
+def within(name: str, value: float, bound: float) -> bool:
+    """Whether a figure is on the better side of a bound."""
+    return value > bound if metrics.get(name).better == "higher" else value < bound
 
-    Certain: the methods are walked from the baseline outward in cost, and the walk stops at the first whose interval
-    does not keep within the bound. Tests in an order that was fixed before need no correction for their number (W.
-    Maurer, L. A. Hothorn, W. Lehmacher, 1995). Methods that differ in more than numbers (what a truncated step keeps)
-    have a walk each, and the intervals hold for all walks together (Bonferroni). Below four prompts nothing is certain.
+
+def cheapest(results: Sequence[Result], *bounds: Bound) -> tuple[Result | None, Result | None]:
+    """The cheapest method whose figures keep within all `bounds` for certain, and the cheapest one of which only the
+    means do.
+
+    Certain: the methods are walked from the baseline outward in cost, and the walk stops at the first of which an
+    interval does not keep within its bound. Tests in an order that was fixed before need no correction for their number
+    (W. Maurer, L. A. Hothorn, W. Lehmacher, 1995), and none where all must pass (R. L. Berger, 1982). Methods that
+    differ in more than numbers (what a truncated step keeps) have a walk each, and the intervals hold for all walks
+    together (Bonferroni). Below four prompts nothing is certain.
     """
-    better = metrics.get(name).better
 
-    def keeps(value: float) -> bool:
-        return value > bound if better == "higher" else value < bound
+    def sure_of(result: Result, walks: int) -> bool:
+        prompts = len(set(result.prompts))
+        for name, bound in bounds:
+            value = result.mean(name, quantile(prompts, walks)) if prompts >= ENOUGH else None
+            if value is None or not value.known:
+                return False
+            if not within(name, value.low if metrics.get(name).better == "higher" else value.high, bound):
+                return False
+        return True
 
     ordered = sorted(
         (r for r in results if math.isfinite(r.summary["speedup_predicted"].mean)),
@@ -225,15 +239,10 @@ def cheapest(results: Sequence[Result], name: str, bound: float) -> tuple[Result
     for result in ordered:
         words = tuple(v for v in result.setting.items() if isinstance(v[1], str | bool))
         walks.setdefault(words, []).append(result)
-    sure = []
+    sure: list[Result] = []
     for walk in walks.values():
-        for result in walk:
-            prompts = len(set(result.prompts))
-            value = result.mean(name, quantile(prompts, len(walks))) if prompts >= ENOUGH else None
-            if value is None or not value.known or not keeps(value.low if better == "higher" else value.high):
-                break
-            sure.append(result)
-    likely = [r for r in ordered if keeps(r.summary[name].mean)]
+        sure += itertools.takewhile(lambda result: sure_of(result, len(walks)), walk)
+    likely = [r for r in ordered if all(within(n, r.summary[n].mean, bound) for n, bound in bounds)]
     return max(sure, key=ordered.index, default=None), (likely[-1] if likely else None)
 
 
@@ -261,8 +270,16 @@ def parse_condition(text: str) -> Condition:
     raise UsageError(f"'{text[:60]}' is no condition", 'write --fail-if "psnr<35"')
 
 
-def parse_loss(text: str) -> tuple[str, float]:
-    """`psnr=35` as ("psnr", 35.0). Raises UsageError."""
+def parse_losses(given: Sequence[str]) -> list[Bound]:
+    """`psnr=35` as ("psnr", 35.0), each figure once. Raises UsageError."""
+    losses = [_loss(text) for text in given]
+    for name in {name for name, _ in losses}:
+        if [n for n, _ in losses].count(name) > 1:
+            raise UsageError(f"--max-loss says {name} twice", "give each figure one bound")
+    return losses
+
+
+def _loss(text: str) -> Bound:
     name, found, value = text.partition("=")
     if not found:
         raise UsageError(f"--max-loss '{text[:40]}' is no bound", "write --max-loss psnr=35")

@@ -113,8 +113,12 @@ class Judging:
         ),
     ] = None
     max_loss: Annotated[
-        str | None,
-        option("--max-loss", panel=_HOW, help="The loss that a sweep may cost, as ssim=.98.  [default: psnr=35]"),
+        list[str] | None,
+        option(
+            "--max-loss",
+            panel=_HOW,
+            help="The loss that a sweep may cost, as ssim=.98. Repeat for several, all to be kept.  [default: psnr=35]",
+        ),
     ] = None
     confirm: Annotated[
         list[str] | None,
@@ -133,7 +137,7 @@ class Judging:
 
     def asked(self, is_sweep: bool) -> Asked:
         """The same for a study. Raises UsageError."""
-        from wanlab.analysis.compare import parse_condition, parse_loss
+        from wanlab.analysis.compare import parse_condition, parse_losses
         from wanlab.analysis.metrics import chosen
         from wanlab.analysis.metrics.conventions import PUBLISHED
         from wanlab.study.compare import Asked
@@ -148,10 +152,10 @@ class Judging:
             raise UsageError("--confirm is for what a sweep chose", "give --sweep, or other seeds with --seed")
         metrics = [*(self.metric or []), *["vmaf"] * self.vmaf, *(PUBLISHED if self.conventions else [])]
         chosen(metrics)  # files register theirs before conditions name them
-        loss = parse_loss(self.max_loss or "psnr=35")
+        loss = parse_losses(self.max_loss or ["psnr=35"])
         conditions = [parse_condition(c) for c in self.fail_if or []]
         drawn = Drawn.parse(self.figures)
-        return Asked(conditions=conditions, loss=loss if is_sweep else None, metrics=metrics, drawn=drawn)
+        return Asked(conditions=conditions, loss=loss if is_sweep else (), metrics=metrics, drawn=drawn)
 
 
 @with_options

@@ -108,7 +108,7 @@ def compare(
     seeds: int | Iterable[int] = 0,
     noise_floor: bool = False,
     metrics: Sequence[str] = (),
-    max_loss: str = "psnr=35",
+    max_loss: str | Sequence[str] = "psnr=35",
     confirm: Iterable[int] = (),
     out: Place = "comparison_outputs",
     force: bool = False,
@@ -121,7 +121,7 @@ def compare(
     sweep        as ["cfg.last=0:10", "guidance=1:8:1"]: every combination, laid over `a`
     at_cost      shares of the baseline's operations at which each method and the controls are compared
     prompts      three of the package's by default
-    max_loss     the loss that a sweep may cost, as "ssim=.98"
+    max_loss     the loss that a sweep may cost, as "ssim=.98", or several, all to be kept
     confirm      fresh seeds on which what a sweep chose is measured again
     metrics      measures beyond the usual, as ["vmaf"], or files that register some
     noise_floor  also `b` itself, computed other ways
@@ -129,14 +129,15 @@ def compare(
 
     Raises UsageError and WanlabError.
     """
-    from wanlab.analysis.compare import parse_loss
+    from wanlab.analysis.compare import parse_losses
     from wanlab.analysis.metrics import chosen
     from wanlab.study import atcost
     from wanlab.study import compare as study
 
     folder, watcher = Path(out), _watcher(progress)
     chosen(metrics)  # what a file registers is known from here on
-    asked = study.Asked(loss=parse_loss(max_loss) if sweep else None, metrics=metrics)
+    losses = parse_losses([max_loss] if isinstance(max_loss, str) else max_loss)
+    asked = study.Asked(loss=losses if sweep else (), metrics=metrics)
     if not (a or sweep):
         raise UsageError("there is nothing to compare", 'give a="cfg:last=5", or a sweep')
     if sweep and (at_cost or not isinstance(a, str | MethodSpec | None)):

@@ -39,8 +39,8 @@ class Asked:
 
     conditions: Sequence[tuple[str, str, float]] = ()
     """Conditions that a method fails, as ("psnr", "<", 35)."""
-    loss: tuple[str, float] | None = None
-    """The loss that a sweep may cost, as ("psnr", 35.0); None without a sweep."""
+    loss: Sequence[tuple[str, float]] = ()
+    """The losses that a sweep may cost, as ("psnr", 35.0); none without a sweep."""
     metrics: Sequence[str] = ()
     """Measures beyond those that always are: names, or files that register some."""
     remarks: Sequence[str] = ()
@@ -52,8 +52,8 @@ class Asked:
 
     @property
     def bounds(self) -> list[tuple[str, ...] | tuple[str, str, float]]:
-        """The conditions, and the loss by its name."""
-        return [*self.conditions, *([(self.loss[0],)] if self.loss else [])]
+        """The conditions, and the losses by their names."""
+        return [*self.conditions, *((name,) for name, _ in self.loss)]
 
 
 NOTHING = Asked()

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 
 from wanlab.engine.model.modules import instead_of_blocks, unviewed
 
-# Parameters of an expert whose passes are replayed; a larger one keeps a GPU busy by itself. 0: none, until
-# `python -m benchmarks.tiny_gpu` has shown on a GPU that the results are equal.
-SMALL = 0
+# Parameters of an expert whose passes are replayed, at most: a larger one keeps a GPU busy by itself.
+SMALL = 100_000_000
 MOST = 32  # forwards that are kept
 
 

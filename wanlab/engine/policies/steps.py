@@ -25,6 +25,7 @@ class Steps(Policy):
     skip    steps to leave out, counted from 0, such as 3/4/7-9; or
     keep    how many to compute, chosen by `choose`
     choose  "even": spaced evenly, each expert having its share; "random": drawn by `seed`
+    first   of those to keep, so many at the beginning of the run; the others are chosen among the steps after them
     seed    of the random choice
     reuse   "velocity"; "residual": what the blocks added to the hidden states; "linear": the velocity, extrapolated
             from the last two computed
@@ -36,6 +37,7 @@ class Steps(Policy):
     skip: str = ""
     keep: int = 0
     choose: Literal["even", "random"] = "even"
+    first: int = 0
     seed: int = 0
     reuse: Literal["velocity", "residual", "linear"] = "velocity"
 
@@ -54,17 +56,21 @@ class Steps(Policy):
             least = len(stretches)
             if not least <= self.keep <= env.total:
                 raise UsageError(f"steps:keep={self.keep} of {env.total} steps", f"use {least} to {env.total}")
-            kept = evenly(stretches, self.keep) if self.choose == "even" else self._drawn(stretches)
+            most = min(self.keep - least + 1, stretches[0])
+            if not 0 <= self.first <= most:
+                raise UsageError(f"steps:first={self.first} of keep={self.keep}", f"use 0 to {most}")
+            even = self.choose == "even"
+            kept = evenly(stretches, self.keep, self.first) if even else self._drawn(stretches)
             skipped = set(range(env.total)) - set(kept)
         kind: type[StepCache] = ResidualCache if self.reuse == "residual" else VelocityCache
         return kind(env, skipped, order=1 if self.reuse == "linear" else 0)
 
     def _drawn(self, stretches: Sequence[int]) -> list[int]:
-        """Each stretch's first step, and others at random."""
-        first = np.cumsum([0, *stretches[:-1]])
-        others = np.setdiff1d(np.arange(sum(stretches)), first)
-        drawn = np.random.default_rng(self.seed).choice(others, self.keep - len(first), replace=False)
-        return sorted(map(int, [*first, *drawn]))
+        """Each stretch's first step, the run's first ones, and others at random."""
+        always = np.union1d(np.cumsum([0, *stretches[:-1]]), np.arange(self.first))
+        others = np.setdiff1d(np.arange(sum(stretches)), always)
+        drawn = np.random.default_rng(self.seed).choice(others, self.keep - len(always), replace=False)
+        return sorted(map(int, [*always, *drawn]))
 
 
 def lengths(env: Env) -> list[int]:
@@ -73,17 +79,24 @@ def lengths(env: Env) -> list[int]:
     return [experts.count(e) for e in dict.fromkeys(experts)]
 
 
-def evenly(stretches: Sequence[int], keep: int) -> list[int]:
-    """`keep` steps: of each stretch its share, rounded by the largest remainder and one at least; within it the steps
-    floor(i length / number)."""
-    shares = [max(1.0, keep * n / sum(stretches)) for n in stretches]
+def evenly(stretches: Sequence[int], keep: int, first: int = 0) -> list[int]:
+    """`keep` steps, the first `first` of all among them: of each stretch its share of the others, rounded by the
+    largest remainder and one at least; within it the steps floor(i length / number), and behind the first ones, which
+    it need not begin with, floor((i + 1) (length + 1) / (number + 1)) - 1."""
+    rest, others = [stretches[0] - first, *stretches[1:]], keep - first
+    least = [float(k > 0 or not first) for k in range(len(rest))]
+    shares = [max(at_least, others * n / max(1, sum(rest))) for at_least, n in zip(least, rest, strict=True)]
     counts = [int(share) for share in shares]
-    for at in sorted(range(len(shares)), key=lambda i: counts[i] - shares[i])[: max(0, keep - sum(counts))]:
+    for at in sorted(range(len(shares)), key=lambda i: counts[i] - shares[i])[: max(0, others - sum(counts))]:
         counts[at] += 1
-    while sum(counts) > keep:  # a short stretch was given its one
+    while sum(counts) > others:  # a short stretch was given its one
         counts[counts.index(max(counts))] -= 1
-    starts = np.cumsum([0, *stretches[:-1]])
-    return [int(s) + i * n // k for s, n, k in zip(starts, stretches, counts, strict=True) for i in range(k)]
+    starts = [int(s) for s in np.cumsum([first, *rest[:-1]])]
+    kept = [*range(first)]
+    for stretch, (start, n, k) in enumerate(zip(starts, rest, counts, strict=True)):
+        behind = first and not stretch
+        kept += [start + ((i + 1) * (n + 1) // (k + 1) - 1 if behind else i * n // k) for i in range(k)]
+    return kept
 
 
 def listed(text: str, env: Env) -> list[int]:
