@@ -20,8 +20,8 @@ BETTER, NEAR, WORSE = "less is lost than by", "not told apart from", "more is lo
 
 def against_controls(results: Sequence[Result]) -> list[str]:
     """For each cost that was asked for, which methods lose less than evenly spaced steps, which cannot be told from
-    them, and which lose more: a line each; the same of tokens drawn by lot, where they are among the methods; and one
-    that names those whose cost is another.
+    them, and which lose more: a line each; the same of the random steps, which are one draw; of tokens drawn by lot,
+    where they are among the methods; and one line that names those whose cost is another.
 
     By the ratio of squared errors within pairs, with intervals that hold for all methods of a cost together; below four
     prompts by the means alone, and said so.
@@ -29,7 +29,7 @@ def against_controls(results: Sequence[Result]) -> list[str]:
     said: list[str] = []
     for target in dict.fromkeys(r.setting["at_cost"] for r in results if "at_cost" in r.setting):
         own = [r for r in results if r.setting.get("at_cost") == target]
-        for name, besides in ((EVEN, ()), (TOKENS, (EVEN, RANDOM))):
+        for name, besides in ((EVEN, ()), (RANDOM, (EVEN, TOKENS)), (TOKENS, (EVEN, RANDOM))):
             control = next((r for r in own if r.setting["rule"] == name), None)
             others = [r for r in own if r.setting["rule"] not in (name, *besides)]
             if control is not None and others:
