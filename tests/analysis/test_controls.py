@@ -69,7 +69,8 @@ def test_tokens_drawn_by_lot_are_a_control_too() -> None:
         "half the error (+3.01 dB, +3.01 to +3.01)",
         "at 0.6 of the operations not told apart from evenly spaced, keep=12 (0.600): "
         "random tokens, ratio=0.5 (+0.00 dB, +0.00 to +0.00), random, keep=12 (+0.00 dB, +0.00 to +0.00)",
-        "at 0.6 of the operations less is lost than by random, keep=12 (0.600): half the error (+3.01 dB, +3.01 to +3.01)",
+        "at 0.6 of the operations less is lost than by random, keep=12 (0.600): "
+        "half the error (+3.01 dB, +3.01 to +3.01)",
         "at 0.6 of the operations less is lost than by random tokens, ratio=0.5 (0.600): "
         "half the error (+3.01 dB, +3.01 to +3.01)",
     ]
