@@ -107,15 +107,14 @@ def record_passes(recorded: bool) -> None:
 def mps(folder: Path) -> Iterator[str]:
     """Processes that are started inside share the GPU by MPS where it is installed; what to call it."""
     control = shutil.which("nvidia-cuda-mps-control")
-    if control is None:
+    os.environ |= {name: str(folder) for name in ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")}
+    if control is None or subprocess.run([control, "-d"], check=False).returncode:
         yield "taking turns"
         return
-    os.environ |= {name: str(folder) for name in ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")}
-    subprocess.run([control, "-d"], check=True)
     try:
         yield "through MPS"
     finally:
-        subprocess.run([control], input=b"quit", check=True)
+        subprocess.run([control], input=b"quit -t 10", check=False)
 
 
 def together(jobs: Jobs, processes: int) -> float:

@@ -25,7 +25,10 @@ import wanlab
 from benchmarks.caches import some
 from wanlab.analysis.table import cell
 from wanlab.engine import calibration
+from wanlab.engine.run import plan
 from wanlab.runfile import Run
+from wanlab.spec import MethodSpec
+from wanlab.study.api import specify
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
@@ -174,25 +177,23 @@ def losses(
     own: Path, a14b: Path, prompts: list[str], seeds: range, out: Path, settings: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """What each method loses, and what fewer steps of the same cost lose; with calibrations of its `own` and the
-    A14B's."""
-
-    def measured(method: str) -> Any:
-        compared = wanlab.compare(method, prompts=prompts, seeds=seeds, out=out, progress=False, **settings)
-        (result,) = compared.comparison.results
-        return result
-
+    A14B's. All their schedules are known beforehand, and so is what they cost."""
+    methods = {name: MethodSpec.parse(m.format(own=own, a14b=a14b)) for name, (m, _) in METHODS.items()}
+    worth = {name: steps_worth(method, prompts[:1], settings) for name, method in methods.items()}
+    fewer = {name: MethodSpec.parse(f"steps={round(steps)}") for name, steps in worth.items()}
+    every = {str(m): m for m in (*methods.values(), *fewer.values())}
+    compared = wanlab.compare([*every.values()], prompts=prompts, seeds=seeds, out=out, progress=False, **settings)
+    made = {result.method: result for result in compared.comparison.results}
     rows = []
-    for name, (method, published) in METHODS.items():
-        result = measured(method.format(own=own, a14b=a14b))
-        cost = result.summary["pass_equivalents"].mean / 2
-        equal = result if method.startswith("steps=") else measured(f"steps={round(cost)}")
+    for name, (_, published) in METHODS.items():
+        result, equal = made[str(methods[name])], made[str(fewer[name])]
         rows.append(
             {
                 "method": name,
-                "steps_worth": cost,
+                "steps_worth": worth[name],
                 "psnr": result.summary["psnr"].to_dict(),
                 "shown": cell(result.summary["psnr"], result.metrics["psnr"], lines=False),
-                "equal_steps": round(cost),
+                "equal_steps": round(worth[name]),
                 "fewer_steps": cell(equal.summary["psnr"], equal.metrics["psnr"], lines=False),
                 "fewer_steps_psnr": equal.summary["psnr"].to_dict(),
                 "adherence": cell(result.summary.get("adherence"), result.metrics["adherence"], lines=False),
@@ -202,6 +203,12 @@ def losses(
             }
         )
     return rows
+
+
+def steps_worth(method: MethodSpec, prompts: list[str], settings: dict[str, Any]) -> float:
+    """How many whole steps a method's operations are."""
+    (spec,) = specify(prompts, **settings)
+    return STEPS * plan(method.apply(spec)).flops / plan(spec).flops
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

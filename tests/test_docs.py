@@ -22,6 +22,11 @@ def test_files_that_a_page_names_exist(page: str) -> None:
     assert {name for name in names if not (ROOT / name).exists()} == set()
 
 
+def test_names_and_links_are_found_at_all() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert len(set(FILE.findall(text))) > 5 and len(set(LINK.findall(text))) > 5
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_relative_links_lead_to_files(page: str) -> None:
     links = set(LINK.findall((ROOT / page).read_text(encoding="utf-8")))

@@ -383,6 +383,27 @@ def test_the_cheapest_within_a_loss(tmp_path):
     )
 
 
+def test_an_answer_names_the_bounds_that_are_in_doubt(tmp_path):
+    """Of 39.78 dB (38.75 to 40.36); an mse of .000105 (.000092 to .000133)."""
+    near = many(tmp_path, [0.51, 0.511, 0.51, 0.51], passes=(2, 2, 1, 1))
+    far = many(tmp_path, [0.6, 0.6, 0.6, 0.61], passes=(1, 1, 1, 1))
+    one = Comparison(baseline="baseline", results=(near,))
+    (line,) = table.answer(one, [("psnr", 39), ("mse", 1e-3)])
+    assert line.startswith("by the means alone by 0.51, PSNR 39.78 (38.75–40.36), MSE 0.000105")
+    assert line.endswith("reaches below PSNR 39 dB")
+    (line,) = table.answer(one, [("psnr", 39)])
+    assert line.startswith("by its mean alone by 0.51")
+    said, *_ = table.answer(replace(one, confirmed=(far,)), [("psnr", 15), ("mse", 1e-3)])
+    assert said.startswith("measured again on 4 fresh seeds: by 0.6, PSNR")
+    assert said.endswith("; its whole interval is above PSNR 15 dB; its whole interval is above MSE 0.001")
+    said, *_ = table.answer(replace(one, confirmed=(near,)), [("psnr", 39)])
+    assert said.endswith("; its interval reaches below PSNR 39 dB")
+    dear = Comparison(baseline="baseline", results=(replace(near, label="near"), replace(far, label="far")))
+    assert table.answer(dear, [("psnr", 35), ("passes", 5)]) == [
+        "no method of this sweep keeps above PSNR 35 dB and below passes 5: each is kept by some, together by none"
+    ]
+
+
 def test_methods_of_equal_cost_are_compared_within_pairs(tmp_path):
     """Offsets of .01 and .02 are 40 and 33.98 dB, 6.02 apart, in every pair; one of 20 dB costs less and is left
     out."""
@@ -440,8 +461,14 @@ def test_bounds_of_a_loss():
     for text in ("psnr", "psnr=much", "psnr=nan", "difference=1", "psn=3"):
         with pytest.raises(UsageError):
             parse_losses([text])
-    with pytest.raises(UsageError, match="psnr twice"):
-        parse_losses(["psnr=35", "psnr=30"])
+    for texts, says in (
+        (["psnr=35", "psnr=30"], "psnr twice"),
+        ([], "no loss that it may cost"),
+        (["speedup_predicted=1.2"], "nothing that is lost"),
+        (["psnr=1,ssim=.9"], "is no bound"),
+    ):
+        with pytest.raises(UsageError, match=says):
+            parse_losses(texts)
 
 
 def test_intervals_stay_within_what_a_figure_can_be(tmp_path):

@@ -545,7 +545,7 @@ def test_evenly_spaced_steps(stretches, data):
 @given(stretches=st.lists(st.integers(1, 40), min_size=1, max_size=2), data=st.data())
 def test_first_steps_are_among_those_that_are_kept(stretches, data):
     keep = data.draw(st.integers(len(stretches), sum(stretches)))
-    first = data.draw(st.integers(1, max(1, min(keep - len(stretches) + 1, stretches[0]))))
+    first = data.draw(st.integers(1, min(keep - len(stretches) + 1, stretches[0])))
     kept = steps.evenly(stretches, keep, first)
     assert len(set(kept)) == keep and kept == sorted(kept)
     assert kept[:first] == [*range(first)] and set(np.cumsum([0, *stretches[:-1]])) <= set(kept)
@@ -595,7 +595,8 @@ def test_random_steps_are_the_seeds():
         ("steps:keep=1", "use 2 to 20"),
         ("steps:keep=21", "use 2 to 20"),
         ("steps:keep=5,first=5", "steps:first=5 of keep=5; use 0 to 4"),
-        ("steps:keep=20,first=14", "use 0 to 13"),
+        ("steps:keep=20,first=14", "steps:first=14 of the first expert's 13 steps; use 0 to 13"),
+        ("steps:skip=3,first=2", "steps:first goes with keep"),
         ("teacache", "in the package; make one: wanlab calibrate"),
         (f"teacache:calibration={A14B}", "no TeaCache fit for the high expert"),
         ("teacache:calibration=wan2.1-t2v-14b", "no TeaCache fit for the high expert"),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from wanlab.engine import run
 from wanlab.engine.model import loading
+from wanlab.engine.model.graphs import launch_bound
 from wanlab.engine.model.transformer import Blocks
 from wanlab.runfile import Run
 from wanlab.spec import PolicySpec, RunSpec
@@ -47,6 +48,11 @@ def test_replayed_blocks_are_those_asked_for_and_counted() -> None:
     assert counted == [(1, 6, 6)] * 6
     again = blocks[:1](hidden + 5)
     assert float(first.max()) == 1 and float(again.max()) == 6  # what was given out before is not overwritten
+
+
+def test_small_clips_wait_for_launches() -> None:
+    """13 x 5 x 9 tokens of `tiny`'s own clip, 21 x 30 x 52 of 81 frames at 832x480."""
+    assert launch_bound(torch.empty(2, 16, 13, 10, 18)) and not launch_bound(torch.empty(1, 16, 21, 60, 104))
 
 
 POLICIES = ["", "half", "half:rope=strided", "cfg:last=2", "firstblock:threshold=0.5", "random_tokens:start=1", "tome"]

@@ -282,6 +282,10 @@ def test_warm_up_runs_each_kind_of_forward_once(model, checkpoint):
     assert model.placement._here == "high"  # the first step waits for no weights
     warm_up(denoiser, planned, env, 19, model.device, set(), Branches())
     assert calls == [("low", 5, ("uncond",))]
+    calls.clear()
+    euler = Solver("euler", "diffusers", 20, 12.0, model.checkpoint.scheduler, model.device)  # of timesteps in floats
+    warm_up(denoiser, planned, make_env(planned.spec, model.checkpoint, euler), 19, model.device, warm, Branches())
+    assert calls == [("low", 5, ("uncond",))]
 
 
 def test_attention_kernels_agree_and_the_absent_are_refused(checkpoint, tmp_path):

@@ -184,51 +184,61 @@ SIDES = {"higher": ("above", "below"), "lower": ("below", "above")}  # of a boun
 
 def answer(comparison: Comparison, loss: Sequence[verdict.Bound]) -> list[str]:
     """The cheapest method of a sweep that keeps within the stated losses, in words."""
-    of = {name: metrics.get(name) for name, _ in loss}
-    limits = {
-        n: f"{m.title} {b:g}{f' {m.unit}' if m.unit not in ('', 'x') else ''}"
-        for (n, b), m in zip(loss, of.values(), strict=True)
-    }
-    kept = " and ".join(f"{SIDES[of[n].better][0]} {limit}" for n, limit in limits.items())
-    lost = " or ".join(f"{SIDES[of[n].better][1]} {limit}" for n, limit in limits.items())
+    kept = " and ".join(f"{SIDES[metrics.get(n).better][0]} {_limit(n, b)}" for n, b in loss)
 
     def shown(result: Result) -> str:
         s = result.summary
+        of = {name: metrics.get(name) for name, _ in loss}
         figures = ", ".join(f"{m.title} {cell(s[n], m, form=m.format, lines=False)}" for n, m in of.items())
         return f"{result.label}, {figures} at {1 / s['speedup_predicted'].mean:.3f} of the operations"
 
     sure, likely = comparison.cheapest(*loss)
     if likely is None:
-        # Held against the first bound that nobody keeps.
-        name, m = next(
-            ((n, of[n]) for n, b in loss if comparison.cheapest((n, b))[1] is None), (loss[0][0], of[loss[0][0]])
-        )
+        name = next((n for n, b in loss if comparison.cheapest((n, b))[1] is None), "")
+        if not name:
+            return [f"no method of this sweep keeps {kept}: each is kept by some, together by none"]
+        m = metrics.get(name)
         known = [r for r in comparison.results if not math.isnan(r.summary[name].mean)]
         if not known:
-            return [f"no method of this sweep has a {m.title}"]
+            return [f"{m.title} is known of no method of this sweep"]
         best = (max if m.better == "higher" else min)(known, key=lambda r: r.summary[name].mean)
         return [f"no method of this sweep keeps {kept}; the nearest is {shown(best)}"]
     said = [f"cheapest that keeps {kept}: {shown(sure)}"] if sure else []
     if likely is not sure:
-        why = f"its interval, or that of a method nearer the baseline, reaches {lost}"
-        if len(set(likely.prompts)) < 4:
-            why = "these prompts are too few to be sure"
-        said.append(f"by its mean alone {shown(likely)} would do, but {why}")
+        alone = "its mean alone" if len(loss) == 1 else "the means alone"
+        said.append(f"by {alone} {shown(likely)} would do, but {_doubt(comparison, likely, loss)}")
     if not comparison.confirmed:
         return said
     (again,) = comparison.confirmed
-    stands = "; ".join(_stands(again, n, b, limits[n]) for n, b in loss)
+    few = len(set(again.prompts)) < ENOUGH
+    stands = f"too few prompts to be sure that it keeps {kept}" if few else "; ".join(_stands(again, *b) for b in loss)
     seeds = len({p.seed for p in again.pairs})
     measured = f"measured again on {seeds} fresh seed{'s' * (seeds > 1)}: {shown(again)}; {stands}"
     return [measured, *(f"in the sweep, {line}" for line in said)]
 
 
-def _stands(again: Result, name: str, bound: float, limit: str) -> str:
+def _limit(name: str, bound: float) -> str:
+    m = metrics.get(name)
+    return f"{m.title} {bound:g}{f' {m.unit}' if m.unit not in ('', 'x') else ''}"
+
+
+def _doubt(comparison: Comparison, likely: Result, loss: Sequence[verdict.Bound]) -> str:
+    """Why it is not certain of a method that it keeps within the losses, which by its means it does."""
+    if len(set(likely.prompts)) < ENOUGH:
+        return "these prompts are too few to be sure"
+    unsure = [b for b in loss if not any(r is likely for r in verdict.certain(comparison.results, b))]
+    if few := [metrics.get(n).title for n, _ in unsure if not likely.summary[n].known]:
+        return f"too few prompts have {' and '.join(few)} to be sure"
+    lost = " or ".join(f"{SIDES[metrics.get(n).better][1]} {_limit(n, b)}" for n, b in unsure or loss)
+    return f"its interval, or that of a method nearer the baseline, reaches {lost}"
+
+
+def _stands(again: Result, name: str, bound: float) -> str:
     """On which side of a bound the interval lies of what a sweep chose and was measured again."""
-    value, better = again.summary[name], metrics.get(name).better
+    value, better, limit = again.summary[name], metrics.get(name).better, _limit(name, bound)
     side, other = SIDES[better]
-    if not value.known or len(set(again.prompts)) < 4:
-        return f"too few prompts to be sure that it keeps {limit}"
+    if not value.known:
+        return f"too few prompts to be sure that it keeps {side} {limit}"
     near, far = (value.low, value.high) if better == "higher" else (value.high, value.low)
     if verdict.within(name, near, bound):
         return f"its whole interval is {side} {limit}"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +40,7 @@ SLOW = 2  # times the usual
 ABOVE, BELOW, NEAR = "above", "below", "not told apart"
 Condition = tuple[str, str, float]
 Bound = tuple[str, float]
+LOSS = "write --max-loss psnr=35, and repeat it for several"
 
 
 def verdict(result: Result, floors: Sequence[Result], thresholds: Mapping[str, float]) -> str:
@@ -212,38 +214,43 @@ def within(name: str, value: float, bound: float) -> bool:
 
 def cheapest(results: Sequence[Result], *bounds: Bound) -> tuple[Result | None, Result | None]:
     """The cheapest method whose figures keep within all `bounds` for certain, and the cheapest one of which only the
-    means do.
+    means do."""
+    ordered = _by_cost(results)
+    likely = [r for r in ordered if all(within(name, r.summary[name].mean, bound) for name, bound in bounds)]
+    return max(certain(results, *bounds), key=ordered.index, default=None), (likely[-1] if likely else None)
 
-    Certain: the methods are walked from the baseline outward in cost, and the walk stops at the first of which an
-    interval does not keep within its bound. Tests in an order that was fixed before need no correction for their number
-    (W. Maurer, L. A. Hothorn, W. Lehmacher, 1995), and none where all must pass (R. L. Berger, 1982). Methods that
-    differ in more than numbers (what a truncated step keeps) have a walk each, and the intervals hold for all walks
-    together (Bonferroni). Below four prompts nothing is certain.
+
+def certain(results: Sequence[Result], *bounds: Bound) -> list[Result]:
+    """The methods whose figures keep within all `bounds` for certain.
+
+    The methods are walked from the baseline outward in cost, and the walk stops at the first of which an interval does
+    not keep within its bound. Tests in an order that was fixed before need no correction for their number (W. Maurer,
+    L. A. Hothorn, W. Lehmacher, 1995), and none where all must pass (R. L. Berger, 1982). Methods that differ in more
+    than numbers (what a truncated step keeps) have a walk each, and the intervals hold for all walks together
+    (Bonferroni). Below four prompts nothing is certain.
     """
+    walks: dict[tuple[Any, ...], list[Result]] = {}
+    for result in _by_cost(results):
+        words = tuple(v for v in result.setting.items() if isinstance(v[1], str | bool))
+        walks.setdefault(words, []).append(result)
 
-    def sure_of(result: Result, walks: int) -> bool:
-        prompts = len(set(result.prompts))
+    def keeps(result: Result) -> bool:
         for name, bound in bounds:
-            value = result.mean(name, quantile(prompts, walks)) if prompts >= ENOUGH else None
+            prompts = min(len(set(result.prompts)), result.summary[name].n)  # some have no value of some figures
+            value = result.mean(name, quantile(prompts, len(walks))) if prompts >= ENOUGH else None
             if value is None or not value.known:
                 return False
             if not within(name, value.low if metrics.get(name).better == "higher" else value.high, bound):
                 return False
         return True
 
-    ordered = sorted(
-        (r for r in results if math.isfinite(r.summary["speedup_predicted"].mean)),
-        key=lambda r: r.summary["speedup_predicted"].mean,
-    )
-    walks: dict[tuple[Any, ...], list[Result]] = {}
-    for result in ordered:
-        words = tuple(v for v in result.setting.items() if isinstance(v[1], str | bool))
-        walks.setdefault(words, []).append(result)
-    sure: list[Result] = []
-    for walk in walks.values():
-        sure += itertools.takewhile(lambda result: sure_of(result, len(walks)), walk)
-    likely = [r for r in ordered if all(within(n, r.summary[n].mean, bound) for n, bound in bounds)]
-    return max(sure, key=ordered.index, default=None), (likely[-1] if likely else None)
+    return [result for walk in walks.values() for result in itertools.takewhile(keeps, walk)]
+
+
+def _by_cost(results: Sequence[Result]) -> list[Result]:
+    """Dearest first; methods whose operations are not known are left out."""
+    known = [r for r in results if math.isfinite(r.summary["speedup_predicted"].mean)]
+    return sorted(known, key=lambda r: r.summary["speedup_predicted"].mean)
 
 
 def failures(results: Iterable[Result], conditions: Sequence[Condition]) -> list[str]:
@@ -266,27 +273,29 @@ def parse_condition(text: str) -> Condition:
     for sign in ("<=", ">=", "<", ">"):
         name, found, value = text.partition(sign)
         if found:
-            return _figure(name), sign, _number(value, text, 'write --fail-if "psnr<35"')
+            return _figure(name), sign, _number(value, text, "condition", 'write --fail-if "psnr<35"')
     raise UsageError(f"'{text[:60]}' is no condition", 'write --fail-if "psnr<35"')
 
 
 def parse_losses(given: Sequence[str]) -> list[Bound]:
-    """`psnr=35` as ("psnr", 35.0), each figure once. Raises UsageError."""
+    """`psnr=35` as ("psnr", 35.0), each figure once, one at least. Raises UsageError."""
+    if not given:
+        raise UsageError("a sweep has no loss that it may cost", LOSS)
     losses = [_loss(text) for text in given]
-    for name in {name for name, _ in losses}:
-        if [n for n, _ in losses].count(name) > 1:
-            raise UsageError(f"--max-loss says {name} twice", "give each figure one bound")
+    (name, times), *_ = Counter(name for name, _ in losses).most_common()
+    if times > 1:
+        raise UsageError(f"--max-loss says {name} twice", "give each figure one bound")
     return losses
 
 
 def _loss(text: str) -> Bound:
     name, found, value = text.partition("=")
     if not found:
-        raise UsageError(f"--max-loss '{text[:40]}' is no bound", "write --max-loss psnr=35")
+        raise UsageError(f"--max-loss '{text[:40]}' is no bound", LOSS)
     name = _figure(name)
-    if not metrics.get(name).better:
-        raise UsageError(f"--max-loss: no value of {name} is better than another", "write --max-loss psnr=35")
-    return name, _number(value, text, "write --max-loss psnr=35")
+    if not metrics.get(name).better or name.startswith("speedup"):
+        raise UsageError(f"--max-loss: {name} is nothing that is lost", LOSS)
+    return name, _number(value, text, "bound", LOSS)
 
 
 def check_conditions(
@@ -310,11 +319,11 @@ def _figure(text: str) -> str:
     return name
 
 
-def _number(value: str, text: str, hint: str) -> float:
+def _number(value: str, text: str, what: str, hint: str) -> float:
     try:
         number = float(value)
     except ValueError:
         number = math.nan
     if not math.isfinite(number):
-        raise UsageError(f"'{text[:60]}' is no condition", hint)
+        raise UsageError(f"'{text[:60]}' is no {what}", hint)
     return number

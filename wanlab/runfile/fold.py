@@ -24,7 +24,9 @@ from wanlab.runfile.fields import FORMAT_VERSION, MAX_ATTRIBUTES, MIB, NAME, STE
 from wanlab.runfile.shards import load_shard, shapes_in
 
 _CHUNK_BYTES = 16 * MIB  # the most a chunk written here holds
-_SAMPLE_BYTES = MIB // 8  # what is tried of an array
+_SAMPLE_BYTES = (
+    MIB // 8
+)  # what is tried of an array, in pieces: trying took a quarter of the time of folding `tiny`'s runs
 _GZIP_PAYS = 0.75  # noise-like latents deflate to .86 of their size at 1/15 of the disk's speed: not worth it
 ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)  # what may end a program: by the last a first one is repeated
 SEAL = re.compile(rb"\nwanlab-seal sha256:([0-9a-f]{64}) bytes:([0-9a-f]{16})\n\Z")
@@ -47,7 +49,8 @@ def _chunk(dims: Sequence[str], shape: Sequence[int], itemsize: int) -> tuple[in
 
 
 def _gzip_pays(sample: Array) -> bool:
-    flat = np.ascontiguousarray(sample).reshape(-1)[: _SAMPLE_BYTES // sample.itemsize]
+    pieces = np.array_split(np.ascontiguousarray(sample).reshape(-1), 8)
+    flat = np.concatenate([piece[: _SAMPLE_BYTES // 8 // sample.itemsize] for piece in pieces])
     shuffled = flat.view("u1").reshape(-1, sample.itemsize).T.tobytes()
     return len(zlib.compress(shuffled, 1)) < _GZIP_PAYS * len(shuffled)
 

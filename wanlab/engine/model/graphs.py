@@ -22,7 +22,13 @@ from wanlab.engine.model.modules import instead_of_blocks, unviewed
 
 # Parameters of an expert whose passes are replayed, at most: a larger one keeps a GPU busy by itself.
 SMALL = 100_000_000
+TOKENS = 8192  # of a forward, at most: with more, too, a GPU is busy, and what is kept would take much of its memory
 MOST = 32  # forwards that are kept
+
+
+def launch_bound(x: Tensor) -> bool:
+    """Whether a small model's forward of latents x [B,C,F,H,W] waits for its kernels to be launched."""
+    return x.shape[0] * x.shape[2] * (x.shape[3] // 2) * (x.shape[4] // 2) <= TOKENS
 
 
 class Graphs:

@@ -114,7 +114,7 @@ def load(
         wan_vae.optimize(vae)
     placement.add("vae", vae)
     small = all(sum(p.numel() for p in e.parameters()) <= SMALL for e in experts.values())
-    replays = small and precision != "reference" and device.type == "cuda" and memory == "resident"
+    replays = small and precision == "exact" and device.type == "cuda" and memory == "resident"
     graphs = Graphs(device) if replays else None
     return Model(found, tokenizer, text_encoder, vae, experts, device, dtype, placement, text, graphs)
 

@@ -17,7 +17,7 @@ from diffusers import WanTransformer3DModel
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from wanlab.engine.model.graphs import Block
+from wanlab.engine.model.graphs import Block, launch_bound
 from wanlab.engine.model.kernels import KEPT, SelfAttention, set_self_attention
 from wanlab.engine.model.loading import Model
 from wanlab.engine.model.modules import instead_of_blocks, unviewed
@@ -78,7 +78,7 @@ class Denoiser:
             text = self.model.short_text.cut(text, torch.tensor(own), min(max(own) + 1, text.shape[1]))
         split, graphs = self._splits[call.together], self.model.graphs
         with frame_positions(expert, call.positions), attention(self._kernel):
-            if graphs is None or split is not None:
+            if graphs is None or split is not None or not launch_bound(x):
                 return forward(expert, call, x, t, text, split)
             key = (call.ctx.expert, self._asked, call.positions, x.shape, t.shape, t.dtype, text.shape)
             recorded = graphs.find(key)

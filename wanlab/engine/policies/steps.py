@@ -25,7 +25,8 @@ class Steps(Policy):
     skip    steps to leave out, counted from 0, such as 3/4/7-9; or
     keep    how many to compute, chosen by `choose`
     choose  "even": spaced evenly, each expert having its share; "random": drawn by `seed`
-    first   of those to keep, so many at the beginning of the run; the others are chosen among the steps after them
+    first   of those to keep, so many at the beginning of the run; the others are chosen among the steps after them, of
+            which each expert has its share
     seed    of the random choice
     reuse   "velocity"; "residual": what the blocks added to the hidden states; "linear": the velocity, extrapolated
             from the last two computed
@@ -49,6 +50,8 @@ class Steps(Policy):
             raise UsageError(
                 "steps needs one of skip and keep", "such as steps:skip=3/4/7 or steps:keep=10, or leave it out"
             )
+        if self.skip and self.first:
+            raise UsageError("steps:first goes with keep", "leave it out: skip says every step")
         stretches = lengths(env)
         if self.skip:
             skipped = set(listed(self.skip, env))
@@ -58,7 +61,8 @@ class Steps(Policy):
                 raise UsageError(f"steps:keep={self.keep} of {env.total} steps", f"use {least} to {env.total}")
             most = min(self.keep - least + 1, stretches[0])
             if not 0 <= self.first <= most:
-                raise UsageError(f"steps:first={self.first} of keep={self.keep}", f"use 0 to {most}")
+                which = f" of keep={self.keep}" if most < stretches[0] else f" of the first expert's {most} steps"
+                raise UsageError(f"steps:first={self.first}{which}", f"use 0 to {most}")
             even = self.choose == "even"
             kept = evenly(stretches, self.keep, self.first) if even else self._drawn(stretches)
             skipped = set(range(env.total)) - set(kept)
@@ -84,8 +88,8 @@ def evenly(stretches: Sequence[int], keep: int, first: int = 0) -> list[int]:
     largest remainder and one at least; within it the steps floor(i length / number), and behind the first ones, which
     it need not begin with, floor((i + 1) (length + 1) / (number + 1)) - 1."""
     rest, others = [stretches[0] - first, *stretches[1:]], keep - first
-    least = [float(k > 0 or not first) for k in range(len(rest))]
-    shares = [max(at_least, others * n / max(1, sum(rest))) for at_least, n in zip(least, rest, strict=True)]
+    forced = [1.0 if k or not first else 0.0 for k in range(len(rest))]  # an expert's first step is computed
+    shares = [max(one, others * n / max(1, sum(rest))) for one, n in zip(forced, rest, strict=True)]
     counts = [int(share) for share in shares]
     for at in sorted(range(len(shares)), key=lambda i: counts[i] - shares[i])[: max(0, others - sum(counts))]:
         counts[at] += 1
@@ -94,7 +98,7 @@ def evenly(stretches: Sequence[int], keep: int, first: int = 0) -> list[int]:
     starts = [int(s) for s in np.cumsum([first, *rest[:-1]])]
     kept = [*range(first)]
     for stretch, (start, n, k) in enumerate(zip(starts, rest, counts, strict=True)):
-        behind = first and not stretch
+        behind = first > 0 and stretch == 0
         kept += [start + ((i + 1) * (n + 1) // (k + 1) - 1 if behind else i * n // k) for i in range(k)]
     return kept
 

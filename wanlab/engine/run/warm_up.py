@@ -50,6 +50,7 @@ def warm_up(
             "" if turns else ctx.expert,
             len(group),
             shape,
+            ctx.t.dtype,
             expected.spec.attention,
             expected.spec.parallel,
             together,
