@@ -11,16 +11,11 @@ process and in several that share the GPU, through NVIDIA's MPS where it is inst
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import multiprocessing
-import os
-import shutil
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import tiny_clip
+from benchmarks.tables import mps
 from wanlab.embedded.suite import SUITE
 from wanlab.engine import run
 from wanlab.engine.model.graphs import SMALL
@@ -103,20 +99,6 @@ def record_passes(recorded: bool) -> None:
     loading.SMALL = SMALL if recorded else 0
 
 
-@contextlib.contextmanager
-def mps(folder: Path) -> Iterator[str]:
-    """Processes that are started inside share the GPU by MPS where it is installed; what to call it."""
-    control = shutil.which("nvidia-cuda-mps-control")
-    os.environ |= {name: str(folder) for name in ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")}
-    if control is None or subprocess.run([control, "-d"], check=False).returncode:
-        yield "taking turns"
-        return
-    try:
-        yield "through MPS"
-    finally:
-        subprocess.run([control], input=b"quit -t 10", check=False)
-
-
 def together(jobs: Jobs, processes: int) -> float:
     """Seconds a clip of processes that share the GPU, each with the model loaded and compiled."""
     context = multiprocessing.get_context("spawn")
@@ -172,7 +154,7 @@ def main() -> None:
         ours = (time.perf_counter() - began) / len(jobs)
         print(f"wanlab, a process: {ours * 1e3:.0f} ms a clip, {theirs / ours:.2f} x (bar 5 x)")
         print({part: f"{seconds * 1e3:.1f} ms" for part, seconds in bench(*jobs[0])[1].items()}, flush=True)
-    with tempfile.TemporaryDirectory() as name, mps(Path(name)) as way:
+    with mps() as way:
         for processes in (4, 8, 16) if len(jobs) >= 16 else ():
             ours = together(jobs, processes)
             said = f"wanlab, {processes} processes {way}: {ours * 1e3:.0f} ms a clip, {theirs / ours:.2f} x (bar 5 x)"

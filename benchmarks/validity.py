@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 import wanlab
-from benchmarks.caches import some
+from benchmarks.tables import some
 from wanlab.analysis.table import cell
 from wanlab.engine import calibration
 from wanlab.engine.run import plan
