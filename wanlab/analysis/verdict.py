@@ -277,11 +277,11 @@ def parse_condition(text: str) -> Condition:
     raise UsageError(f"'{text[:60]}' is no condition", 'write --fail-if "psnr<35"')
 
 
-def parse_losses(given: Sequence[str]) -> list[Bound]:
-    """`psnr=35` as ("psnr", 35.0), each figure once, one at least. Raises UsageError."""
+def parse_losses(given: str | Sequence[str]) -> list[Bound]:
+    """`psnr=35` as ("psnr", 35.0), or several, each figure once. Raises UsageError."""
     if not given:
         raise UsageError("a sweep has no loss that it may cost", LOSS)
-    losses = [_loss(text) for text in given]
+    losses = [_loss(text) for text in ([given] if isinstance(given, str) else given)]
     (name, times), *_ = Counter(name for name, _ in losses).most_common()
     if times > 1:
         raise UsageError(f"--max-loss says {name} twice", "give each figure one bound")

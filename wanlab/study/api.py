@@ -136,8 +136,7 @@ def compare(
 
     folder, watcher = Path(out), _watcher(progress)
     chosen(metrics)  # what a file registers is known from here on
-    losses = parse_losses([max_loss] if isinstance(max_loss, str) else max_loss)
-    asked = study.Asked(loss=losses if sweep else (), metrics=metrics)
+    asked = study.Asked(loss=parse_losses(max_loss) if sweep else (), metrics=metrics)
     if not (a or sweep):
         raise UsageError("there is nothing to compare", 'give a="cfg:last=5", or a sweep')
     if sweep and (at_cost or not isinstance(a, str | MethodSpec | None)):
