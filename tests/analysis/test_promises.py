@@ -65,7 +65,8 @@ class Setting:
     def __init__(self, errors, cost, words):
         self.errors, self.setting = errors, {"keep": words}
         self.prompts = list(range(len(errors)))
-        self.summary = {"speedup_predicted": SimpleNamespace(mean=cost), "mse": SimpleNamespace(mean=errors.mean())}
+        mse = SimpleNamespace(mean=errors.mean(), n=len(errors))
+        self.summary = {"speedup_predicted": SimpleNamespace(mean=cost), "mse": mse}
 
     def mean(self, name, factor):
         return interval(self.errors, (0, math.inf), factor=factor)
