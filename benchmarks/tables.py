@@ -34,18 +34,10 @@ from pathlib import Path
 
 from wanlab.study import design
 
-CACHES = """
-[methods]
-teacache.policies = ["teacache"]
-magcache.policies = ["magcache"]
-easycache.policies = ["easycache:first=4"]
-sencache.policies = ["sencache"]
-"first block".policies = ["firstblock"]
-dbcache.policies = ["firstblock:front=2,warmup=2"]
-seacache.policies = ["seacache"]
-taylorseer.policies = ["taylorseer"]
-dpcache.policies = ["dpcache"]
-"""
+CACHES = (
+    *("teacache", "magcache", "easycache:first=4", "sencache", "firstblock", "firstblock:front=2,warmup=2", "seacache"),
+    *("taylorseer", "dpcache"),
+)
 TOKENS = (
     *("prune", "prune:choice=lot", "prune:update=step", "prune:update=step,choice=lot"),
     *("prune:keep=x0", "prune:keep=hold", "prune:keys=absent", "prune:corrector=false"),
@@ -80,7 +72,7 @@ TABLES = {
     ),
     "paired": Table(("--mode", "improved_vs_baseline")),
     "fp8": Table(("--a", "precision=fp8", "--device", "cpu"), seeds=1, folder="cpu"),
-    "caches": Table(("--methods", "caches.toml", "--at-cost", "0.75,0.6,0.45"), "held-out", 16, 4),
+    "caches": Table((*methods(*CACHES), "--at-cost", "0.75,0.6,0.45"), "held-out", 16, 4),
     "spared": Table(methods(*SPARED), "held-out", 16, 1),
     "tokens": Table(methods(*TOKENS), "builtin", 16, 4),
 }
@@ -96,29 +88,26 @@ def some(suite: str, count: int) -> list[str]:
 def mps() -> Iterator[str]:
     """Processes that are started inside share a GPU by MPS where it is installed; how they share it."""
     control = shutil.which("nvidia-cuda-mps-control")
+    names = ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")
     with tempfile.TemporaryDirectory() as folder:
-        names = ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")
         os.environ |= dict.fromkeys(names, folder)
-        if control is not None and not subprocess.run([control, "-d"], check=False).returncode:
-            try:
-                yield "through MPS"
-            finally:
+        started = control is not None and not subprocess.run([control, "-d"], check=False).returncode
+        try:
+            yield "through MPS" if started else "taking turns"
+        finally:
+            if control is not None and started:
                 subprocess.run([control], input=b"quit -t 10", check=False)
-        else:
-            yield "taking turns"
-        for name in names:
-            del os.environ[name]
+            for name in names:
+                del os.environ[name]
 
 
 def command(table: Table, out: Path, prompts: int | None, seeds: int | None) -> list[str]:
-    """The command that makes a table, with the files that it reads."""
+    """The command that makes a table, and the file of prompts that it reads."""
     chosen = some(table.suite, prompts or table.prompts)
     file = out / f"{table.suite}-{len(chosen)}.txt"
     file.write_text("\n".join(chosen) + "\n")
-    (out / "caches.toml").write_text(CACHES)
-    arguments = [str(out / word) if word == "caches.toml" else word for word in table.arguments]
     settings = ["--prompts", str(file), "--seed", f"0:{seeds or table.seeds}", "--dtype", "float32"]
-    return ["compare", *arguments, *settings, "--out", str(out / table.folder), "--yes"]
+    return ["compare", *table.arguments, *settings, "--out", str(out / table.folder), "--yes"]
 
 
 def make(name: str, words: list[str], out: Path, processes: int) -> None:
