@@ -85,20 +85,38 @@ def some(suite: str, count: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def mps() -> Iterator[str]:
-    """Processes that are started inside share a GPU by MPS where it is installed; how they share it."""
-    control = shutil.which("nvidia-cuda-mps-control")
-    names = ("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY")
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ |= dict.fromkeys(names, folder)
-        started = control is not None and not subprocess.run([control, "-d"], check=False).returncode
-        try:
-            yield "through MPS" if started else "taking turns"
-        finally:
-            if control is not None and started:
-                subprocess.run([control], input=b"quit -t 10", check=False)
-            for name in names:
+def environment(given: dict[str, str]) -> Iterator[None]:
+    """Variables of processes that are started inside."""
+    before = {name: os.environ.get(name) for name in given}
+    os.environ |= given
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
                 del os.environ[name]
+            else:
+                os.environ[name] = value
+
+
+@contextlib.contextmanager
+def shared(processes: int) -> Iterator[str]:
+    """So many processes that are started inside share the cores, and a GPU by MPS where it is installed; how they share
+    the GPU."""
+    if processes == 1:
+        yield "alone"
+        return
+    control = shutil.which("nvidia-cuda-mps-control")
+    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    with tempfile.TemporaryDirectory() as folder:
+        places = dict.fromkeys(("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"), folder)
+        with environment({"OMP_NUM_THREADS": threads} | places):
+            started = control is not None and not subprocess.run([control, "-d"], check=False).returncode
+            try:
+                yield "through MPS" if started else "taking turns"
+            finally:
+                if control is not None and started:
+                    subprocess.run([control], input=b"quit -t 10", check=False)
 
 
 def command(table: Table, out: Path, prompts: int | None, seeds: int | None) -> list[str]:
@@ -110,18 +128,22 @@ def command(table: Table, out: Path, prompts: int | None, seeds: int | None) -> 
     return ["compare", *table.arguments, *settings, "--out", str(out / table.folder), "--yes"]
 
 
-def make(name: str, words: list[str], out: Path, processes: int) -> None:
-    """Run a command, by several processes that each do a slice; the last one prints the table. What they say besides is
-    in files beside it."""
-    print(f"\n## {name}\n\nwanlab {shlex.join(words)}\n", flush=True)
+def run_all(name: str, commands: list[list[str]], out: Path, *, shown: bool = False) -> None:
+    """Run commands of `wanlab` side by side. What each says is in a file NAME.NUMBER.log, but its table where that is
+    to be shown."""
     started = []
-    for number in range(1, processes + 1):
-        own = [sys.executable, "-m", "wanlab", *words, "--format", "md", "--shard", f"{number}/{processes}"]
+    for number, words in enumerate(commands, 1):
         with open(out / f"{name}.{number}.log", "w") as log:
-            started.append(subprocess.Popen(own, stderr=log))
+            full = [sys.executable, "-m", "wanlab", *words, "--format", "md"]
+            started.append(subprocess.Popen(full, stdout=None if shown else log, stderr=log))
     failed = [process.wait() for process in started]
     if any(failed):
         print(f"{name}: processes ended with {failed}; see {out / name}.*.log", flush=True)
+
+
+def in_shards(words: list[str], processes: int) -> list[list[str]]:
+    """A command by several processes that each do a slice; the last one prints the table."""
+    return [[*words, "--shard", f"{number}/{processes}"] for number in range(1, processes + 1)]
 
 
 def main() -> None:
@@ -135,10 +157,11 @@ def main() -> None:
     if unknown := set(args.tables) - set(TABLES):
         parser.error(f"no table {', '.join(sorted(unknown))}; there are {', '.join(TABLES)}")
     args.out.mkdir(parents=True, exist_ok=True)
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // args.processes)))
-    with mps() if args.processes > 1 else contextlib.nullcontext():
+    with shared(args.processes):
         for name in args.tables or TABLES:
-            make(name, command(TABLES[name], args.out, args.prompts, args.seeds), args.out, args.processes)
+            words = command(TABLES[name], args.out, args.prompts, args.seeds)
+            print(f"\n## {name}\n\nwanlab {shlex.join(words)}\n", flush=True)
+            run_all(name, in_shards(words, args.processes), args.out, shown=True)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import tiny_clip
-from benchmarks.tables import mps
+from benchmarks.tables import shared
 from wanlab.embedded.suite import SUITE
 from wanlab.engine import run
 from wanlab.engine.model.graphs import SMALL
@@ -154,11 +154,11 @@ def main() -> None:
         ours = (time.perf_counter() - began) / len(jobs)
         print(f"wanlab, a process: {ours * 1e3:.0f} ms a clip, {theirs / ours:.2f} x (bar 5 x)")
         print({part: f"{seconds * 1e3:.1f} ms" for part, seconds in bench(*jobs[0])[1].items()}, flush=True)
-    with mps() as way:
-        for processes in (4, 8, 16) if len(jobs) >= 16 else ():
+    for processes in (4, 8, 16) if len(jobs) >= 16 else ():
+        with shared(processes) as way:
             ours = together(jobs, processes)
-            said = f"wanlab, {processes} processes {way}: {ours * 1e3:.0f} ms a clip, {theirs / ours:.2f} x (bar 5 x)"
-            print(said, flush=True)
+        said = f"wanlab, {processes} processes {way}: {ours * 1e3:.0f} ms a clip, {theirs / ours:.2f} x (bar 5 x)"
+        print(said, flush=True)
 
 
 if __name__ == "__main__":

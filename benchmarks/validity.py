@@ -1,6 +1,7 @@
 """What `tiny` says about the real model: its step-cache ratios, branches and losses beside published ones.
 
 python -m benchmarks.validity                                          # the embedded model, 16 prompts x 4 seeds
+python -m benchmarks.validity --processes 16                           # on a GPU through NVIDIA's MPS where there is
 python -m benchmarks.validity --model runs/tiny/tiny --prompts 4 --seeds 1 --out runs/validity
 
 It samples with `wanlab calibrate` and `wanlab compare` into OUT, continues what is there, and writes OUT/validity.md
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 import wanlab
-from benchmarks.tables import some
+from benchmarks.tables import in_shards, run_all, shared, some
 from wanlab.analysis.table import cell
 from wanlab.engine import calibration
 from wanlab.engine.run import plan
@@ -173,27 +174,51 @@ def relabelled(shift: float | None, file: Path) -> Path:
     return file.resolve()
 
 
+@dataclass(frozen=True)
+class Asked:
+    """A method of `METHODS`, how many whole steps its operations are, and the method of so few steps, which chooses
+    nothing."""
+
+    method: MethodSpec
+    worth: float
+    fewer: MethodSpec
+
+
+def asked(own: Path, a14b: Path, prompts: list[str], settings: dict[str, Any]) -> dict[str, Asked]:
+    """What is compared, with calibrations of the model's `own` and the A14B's. All schedules are known beforehand, and
+    so is what they cost."""
+    found = {}
+    for name, (text, _) in METHODS.items():
+        method = MethodSpec.parse(text.format(own=own, a14b=a14b))
+        worth = steps_worth(method, prompts[:1], settings)
+        found[name] = Asked(method, worth, MethodSpec.parse(f"steps={round(worth)}"))
+    return found
+
+
+def every(methods: dict[str, Asked]) -> list[str]:
+    """These and those of fewer steps, each once."""
+    return [
+        *dict.fromkeys(str(m) for m in (*(a.method for a in methods.values()), *(a.fewer for a in methods.values())))
+    ]
+
+
 def losses(
-    own: Path, a14b: Path, prompts: list[str], seeds: range, out: Path, settings: dict[str, Any]
+    methods: dict[str, Asked], prompts: list[str], seeds: range, out: Path, settings: dict[str, Any]
 ) -> list[dict[str, Any]]:
-    """What each method loses, and what fewer steps of the same cost lose; with calibrations of its `own` and the
-    A14B's. All their schedules are known beforehand, and so is what they cost."""
-    methods = {name: MethodSpec.parse(m.format(own=own, a14b=a14b)) for name, (m, _) in METHODS.items()}
-    worth = {name: steps_worth(method, prompts[:1], settings) for name, method in methods.items()}
-    fewer = {name: MethodSpec.parse(f"steps={round(steps)}") for name, steps in worth.items()}
-    every = {str(m): m for m in (*methods.values(), *fewer.values())}
-    compared = wanlab.compare([*every.values()], prompts=prompts, seeds=seeds, out=out, progress=False, **settings)
+    """What each method loses, and what fewer steps of the same cost lose."""
+    compared = wanlab.compare(every(methods), prompts=prompts, seeds=seeds, out=out, progress=False, **settings)
     made = {result.method: result for result in compared.comparison.results}
     rows = []
     for name, (_, published) in METHODS.items():
-        result, equal = made[str(methods[name])], made[str(fewer[name])]
+        given = methods[name]
+        result, equal = made[str(given.method)], made[str(given.fewer)]
         rows.append(
             {
                 "method": name,
-                "steps_worth": worth[name],
+                "steps_worth": given.worth,
                 "psnr": result.summary["psnr"].to_dict(),
                 "shown": cell(result.summary["psnr"], result.metrics["psnr"], lines=False),
-                "equal_steps": round(worth[name]),
+                "equal_steps": round(given.worth),
                 "fewer_steps": cell(equal.summary["psnr"], equal.metrics["psnr"], lines=False),
                 "fewer_steps_psnr": equal.summary["psnr"].to_dict(),
                 "adherence": cell(result.summary.get("adherence"), result.metrics["adherence"], lines=False),
@@ -250,35 +275,48 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=16, help="so many of the suite held-out, spread over it")
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--frames", type=int, default=49)
+    parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("runs/validity"))
     args = parser.parse_args()
     prompts, seeds = some("held-out", args.prompts), range(args.seeds)
     settings = {"model": args.model, "frames": args.frames, "steps": STEPS, "guidance": GUIDANCE, "dtype": "float32"}
     args.out.mkdir(parents=True, exist_ok=True)
-    measured = wanlab.calibrate(prompts, seeds, out=args.out / "calibration.json", progress=False, **settings)
+    with shared(args.processes):
+        measure(args.out, args.model, prompts, seeds, settings, args.processes)
+
+
+def measure(out: Path, model: str, prompts: list[str], seeds: range, settings: dict[str, Any], processes: int) -> None:
+    """Everything, into `out`. Where several processes are to share it, they sample and measure first, and what follows
+    finds it made."""
+    (out / "prompts.txt").write_text("\n".join(prompts) + "\n")
+    words = ["--prompts", str(out / "prompts.txt"), "--seed", f"0:{len(seeds)}"]
+    words += ["--guidance", ",".join(map(str, GUIDANCE))]
+    words += [word for name in ("model", "frames", "steps", "dtype") for word in (f"--{name}", str(settings[name]))]
+    file = out / "calibration.json"
+    if processes > 1:
+        run_all("calibrate", [["calibrate", *words, "--out", str(file)]] * processes, out)
+    measured = wanlab.calibrate(prompts, seeds, out=file, progress=False, **settings)
     own = calibration.load(str(measured.path))
     mean, spread = cosines([p for p in measured.runs if p not in measured.failed])
+    methods = asked(measured.path.resolve(), relabelled(own.shift, out / "a14b.json"), prompts, settings)
+    compared = out / "compared"
+    if processes > 1:
+        named = [word for text in every(methods) for word in ("--a", text)]
+        run_all("compare", in_shards(["compare", *named, *words, "--out", str(compared), "--yes"], processes), out)
     content: dict[str, Any] = {
-        "model": args.model,
+        "model": model,
         "prompts": len(prompts),
-        "seeds": args.seeds,
+        "seeds": len(seeds),
         "ratios": ratios(own),
         "cosine": mean.tolist(),
         "cosine_spread": spread.tolist(),
-        "losses": losses(
-            measured.path.resolve(),
-            relabelled(own.shift, args.out / "a14b.json"),
-            prompts,
-            seeds,
-            args.out / "compared",
-            settings,
-        ),
+        "losses": losses(methods, prompts, seeds, compared, settings),
     }
-    draw_ratios(own, args.out / "ratios.png")
-    draw_cosines(mean, spread, own.switch, args.out / "cosine.png")
-    (args.out / "validity.json").write_text(json.dumps(content, indent=1) + "\n")
+    draw_ratios(own, out / "ratios.png")
+    draw_cosines(mean, spread, own.switch, out / "cosine.png")
+    (out / "validity.json").write_text(json.dumps(content, indent=1) + "\n")
     text = markdown(content)
-    (args.out / "validity.md").write_text(text)
+    (out / "validity.md").write_text(text)
     print(text, end="")
 
 

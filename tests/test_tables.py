@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,3 +24,14 @@ def test_the_command_of_a_table_is_one(name: str, tmp_path: Path) -> None:
 def test_prompts_are_spread_over_a_suite() -> None:
     every = tables.some("held-out", 32)
     assert tables.some("held-out", 16) == every[::2] and tables.some("held-out", 3) == every[::10][:3]
+
+
+def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    """16 cores: 8 processes have 2 each, and what was there before is there again whatever happened."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    with pytest.raises(KeyboardInterrupt), tables.shared(8) as way:
+        assert way == "taking turns" and os.environ["OMP_NUM_THREADS"] == "2"
+        raise KeyboardInterrupt
+    assert os.environ["OMP_NUM_THREADS"] == "3" and "CUDA_MPS_PIPE_DIRECTORY" not in os.environ

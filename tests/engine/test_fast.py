@@ -191,10 +191,12 @@ def test_attention_in_8_bits_by_hand():
     their mean 100.5 are -.5 and .5, which e4m3 holds exactly at a scale of .5/448; 100 alone would become 96 or 104."""
     query, key = torch.zeros(1, 1, 1, 2), torch.zeros(1, 2, 1, 2)
     value = torch.tensor([[100.0, -3.0], [101.0, -3.0]]).view(1, 2, 1, 2)
-    assert fast.float8_attention(query, key, value).flatten().tolist() == [100.5, -3.0]
+    one = torch.tensor(1.0)
+    assert fast.float8_attention(query, key, value, (one, one)).flatten().tolist() == [100.5, -3.0]
     # Scores 0 and -ln 10: weights 1 and .1, before rounding; .1 * 256 = 25.6 becomes 26, the nearest of 24, 26 and 28.
     key = torch.tensor([[0.0, 0.0], [-math.log(10) * 2**0.5, 0.0]]).view(1, 2, 1, 2)
-    out = fast.float8_attention(torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), key, value).flatten()
+    bounds = one, key.abs().max()  # exact, then
+    out = fast.float8_attention(torch.tensor([1.0, 0.0]).view(1, 1, 1, 2), key, value, bounds).flatten()
     assert out[0] == pytest.approx(100.5 + (-0.5 * 1 + 0.5 * 26 / 256) / 1.1, abs=1e-5)
 
 
@@ -202,13 +204,27 @@ def test_attention_in_8_bits_is_near_attention():
     """What is common to all values costs nothing: the error is the same with a mean of 8 as without one."""
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, 40, 3, 16) for _ in range(3))
+    bounds = torch.tensor(2 * 48**0.5), torch.tensor(48**0.5)  # as of norms over 48 channels with weights 2 and 1
 
     def error(value):
         whole = torch.nn.functional.scaled_dot_product_attention(*(x.transpose(1, 2) for x in (2 * q, k, value)))
-        return float((fast.float8_attention(2 * q, k, value) - whole.transpose(1, 2)).norm() / v.norm())
+        return float((fast.float8_attention(2 * q, k, value, bounds) - whole.transpose(1, 2)).norm() / v.norm())
 
     assert 0.001 < error(v) < 0.06
     assert error(v + 8) == pytest.approx(error(v), rel=0.02)
+
+
+def test_bound_of_a_norm():
+    """[3,0,0,0] has a root mean square of 1.5 and becomes [2,0,0,0], times the weights; a pair that is turned stays as
+    long. Nothing exceeds it, and one value of one channel reaches it."""
+    norm = torch.nn.RMSNorm(4)
+    norm.weight.data = torch.tensor([-3.0, 0.5, 1.0, 2.0])
+    largest = fast.bound(norm).item()
+    assert largest == 6 and norm(torch.tensor([3.0, 0, 0, 0]))[0].item() == pytest.approx(-6)
+    torch.manual_seed(0)
+    turn = (torch.rand(1, 500, 1, 2) * 6).repeat_interleave(2, -1)
+    x = fast.rotate(norm(torch.randn(1, 500, 4) ** 5)[:, :, None], turn.cos(), turn.sin())
+    assert 4 < x.abs().max().item() <= largest
 
 
 def test_attention_in_8_bits_is_a_setting(checkpoint, tmp_path):

@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.engine.helpers import make_spec
 from wanlab.engine import run
 from wanlab.engine.model import loading
-from wanlab.engine.model.graphs import launch_bound
+from wanlab.engine.model.graphs import Graphs, launch_bound
 from wanlab.engine.model.transformer import Blocks
 from wanlab.runfile import Run
 from wanlab.spec import PolicySpec, RunSpec
@@ -53,6 +56,17 @@ def test_replayed_blocks_are_those_asked_for_and_counted() -> None:
 def test_small_clips_wait_for_launches() -> None:
     """13 x 5 x 9 tokens of `tiny`'s own clip, 21 x 30 x 52 of 81 frames at 832x480."""
     assert launch_bound(torch.empty(2, 16, 13, 10, 18)) and not launch_bound(torch.empty(1, 16, 21, 60, 104))
+
+
+def test_what_is_recorded_goes_between_runs_only(checkpoint: Path) -> None:
+    """Forwards that go while a run samples would be recorded again inside the time of a step."""
+    loaded, found, gone = run.Models(), loading.describe(str(checkpoint)), []
+    spec = run.resolve(make_spec(checkpoint), found)
+    model = loaded.load(spec, found)
+    loaded.warm.add(("high", 1))
+    for full in (False, True):
+        model.graphs = cast(Graphs, SimpleNamespace(full=full, forget=lambda: gone.append(True)))
+        assert loaded.load(spec, found) is model and bool(loaded.warm) is not full and len(gone) == full
 
 
 POLICIES = ["", "half", "half:rope=strided", "cfg:last=2", "firstblock:threshold=0.5", "random_tokens:start=1", "tome"]

@@ -23,7 +23,7 @@ from wanlab.engine.model.modules import instead_of_blocks, unviewed
 # Parameters of an expert whose passes are replayed, at most: a larger one keeps a GPU busy by itself.
 SMALL = 100_000_000
 TOKENS = 8192  # of a forward, at most: with more, too, a GPU is busy, and what is kept would take much of its memory
-MOST = 32  # forwards that are kept
+MOST = 32  # forwards that are kept from run to run
 
 
 def launch_bound(x: Tensor) -> bool:
@@ -47,13 +47,16 @@ class Graphs:
         # there must not write into the same one. New ones: into those that nothing holds nothing can be recorded.
         self._around, self._inside = torch.cuda.graph_pool_handle(), torch.cuda.graph_pool_handle()
 
+    @property
+    def full(self) -> bool:
+        """Whether the next run begins without what is recorded: all of it, since workspaces are shared."""
+        return len(self._forwards) >= MOST
+
     def find(self, key: Hashable) -> Forward | None:
         return self._forwards.get(key)
 
     def record(self, key: Hashable, expert: Any, x: Tensor, t: Tensor, text: Tensor) -> None:
         """Record a forward that has run before as it is, so that all of it is compiled. Its result is given nowhere."""
-        if len(self._forwards) >= MOST:
-            self.forget()  # all at once: they share workspaces
         with torch.cuda.device(self._device):
             self._forwards[key] = Forward(expert, (x, t, text), self._stream, self._around, self._inside)
 

@@ -155,7 +155,7 @@ class SelfAttention:
         if self.split is not None and self.split.ring > 1:
             out = self.split.around(functools.partial(weighed, flash3=self.kernel == "flash3"), query, key, value)
         elif self.kernel == "flash3-fp8":
-            out = float8_attention(query, key, value)
+            out = float8_attention(query, key, value, (bound(attn.norm_q), bound(attn.norm_k)))
         elif self.kernel == "flash3":
             # The package's public function is an autograd one around this operator, which a compiler cannot see
             # through.
@@ -331,38 +331,62 @@ class Float8Linear(nn.Module):
         return y.reshape(*x.shape[:-1], -1)
 
 
-def float8_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def bound(norm: Any) -> Tensor:
+    """What no value is larger than, a scalar, that an RMS norm over D channels gives, rotated or not: of D numbers the
+    largest is at most sqrt(D) of their root mean square, and so is each pair's length."""
+    largest: Tensor = norm.weight.abs().amax().float() * norm.weight.numel() ** 0.5
+    return largest
+
+
+def float8_attention(query: Tensor, key: Tensor, value: Tensor, bounds: tuple[Tensor, Tensor]) -> Tensor:
     """Attention of 8-bit floats (e4m3), [B,n,heads,D/heads] with keys and values [B,N,heads,D/heads]: FlashAttention's
     on a GPU (J. Shah et al., 2024); elsewhere the same roundings in the input's dtype, which save no time.
 
-    Each head has its own scale. Values go in less their mean over tokens, added to the result: a row of the softmax
+    bounds  what queries and keys, each normed, cannot exceed (`bound`): their scales, so that nothing waits for a
+            maximum over tokens. Floats keep their digits below it: what is 2^-14 of it still has all of them
+
+    Values have a scale for each head, and go in less their mean over tokens, added to the result: a row of the softmax
     sums to 1, so this is exact, and what is common to all values is not rounded.
     """
-    mean = value.mean(dim=1, keepdim=True)
-    parts = [heads_to_float8(x) for x in (query, key, value - mean)]
+    v8, v_scale, mean = values_to_float8(value)
+    q_scale, k_scale = ((b.clamp(min=1e-12) * (1 / E4M3_MAX)).expand(v_scale.shape) for b in bounds)
+    q8, k8 = (scaled(x.float(), s) for x, s in ((query, q_scale), (key, k_scale)))
     scale = query.shape[-1] ** -0.5
     if query.is_cuda:
-        (q, q_scale), (k, k_scale), (v, v_scale) = parts
         out: Tensor = torch.ops.fa3_fwd._flash_attn_forward(
-            q, k, v, q_descale=q_scale, k_descale=k_scale, v_descale=v_scale, softmax_scale=scale
+            q8,
+            k8,
+            v8,
+            q_descale=q_scale.contiguous(),
+            k_descale=k_scale.contiguous(),
+            v_descale=v_scale,
+            softmax_scale=scale,
         )[0]
-        return out + mean
-    q, k, v = ((x.float() * s[:, None, :, None]).transpose(1, 2) for x, s in parts)
-    scores = q @ k.mT * scale
-    weights = (scores - scores.amax(-1, keepdim=True)).exp()
-    # The kernel multiplies the weights by 2^8 before it rounds them, so that small ones keep their digits.
-    rounded = (weights * 256).to(torch.float8_e4m3fn).float() / 256
-    out = (rounded @ v) / weights.sum(-1, keepdim=True)
-    small: Tensor = out.transpose(1, 2).to(query.dtype)
-    return small + mean
+    else:
+        every = ((q8, q_scale), (k8, k_scale), (v8, v_scale))
+        q, k, v = ((x.float() * s[:, None, :, None]).transpose(1, 2) for x, s in every)
+        scores = q @ k.mT * scale
+        weights = (scores - scores.amax(-1, keepdim=True)).exp()
+        # The kernel multiplies the weights by 2^8 before it rounds them, so that small ones keep their digits.
+        rounded = (weights * 256).to(torch.float8_e4m3fn).float() / 256
+        out = ((rounded @ v) / weights.sum(-1, keepdim=True)).transpose(1, 2)
+    whole: Tensor = (out.float() + mean).to(query.dtype)
+    return whole
 
 
-def heads_to_float8(x: Tensor) -> tuple[Tensor, Tensor]:
-    """[B,N,heads,D] as e4m3 values of that shape and a float32 scale [B,heads] for each head: its maximum becomes
-    448."""
-    scale = x.abs().amax(dim=(1, 3)).float().clamp(min=1e-12) * (1 / E4M3_MAX)
-    values = (x.float() / scale[:, None, :, None]).clamp(-E4M3_MAX, E4M3_MAX)
-    return values.to(torch.float8_e4m3fn), scale
+def values_to_float8(value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """[B,N,heads,D] less its mean over tokens as e4m3 values of that shape, a float32 scale [B,heads] for each head,
+    whose maximum becomes 448, and that mean [B,1,heads,D] in float32. Tokens are read once for all three."""
+    mean = value.float().mean(dim=1, keepdim=True)
+    most, least = value.amax(dim=1, keepdim=True).float(), value.amin(dim=1, keepdim=True).float()
+    largest = torch.maximum(most - mean, mean - least).amax(dim=(1, 3))
+    scale = largest.clamp(min=1e-12) * (1 / E4M3_MAX)
+    return scaled(value.float() - mean, scale), scale, mean
+
+
+def scaled(x: Tensor, scale: Tensor) -> Tensor:
+    """[B,N,heads,D] over scales [B,heads], as e4m3."""
+    return (x / scale[:, None, :, None]).clamp(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
 
 
 def to_float8(x: Tensor) -> tuple[Tensor, Tensor]:

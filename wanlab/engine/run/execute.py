@@ -111,6 +111,9 @@ class Models:
                 checkpoint, spec.device, dtype, vae_dtype, precision=spec.precision, memory=spec.memory
             )
             self._key, self.warm = key, set()
+        if self._model.graphs is not None and self._model.graphs.full:
+            self._model.graphs.forget()
+            self.warm = set()  # they are recorded again before a step is timed
         return self._model
 
 
