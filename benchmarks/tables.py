@@ -71,7 +71,9 @@ TABLES = {
         ("--a", "half", "--sweep", "half.complete=duplicate,renoise", "--sweep", "half.rope=compact,strided")
     ),
     "paired": Table(("--mode", "improved_vs_baseline")),
-    "fp8": Table(("--a", "precision=fp8", "--device", "cpu"), seeds=1, folder="cpu"),
+    "fp8": Table(
+        (*methods("precision=fp8", "precision=fp8+attention=flash3-fp8"), "--device", "cpu"), seeds=1, folder="cpu"
+    ),
     "caches": Table((*methods(*CACHES), "--at-cost", "0.75,0.6,0.45"), "held-out", 16, 4),
     "spared": Table(methods(*SPARED), "held-out", 16, 1),
     "tokens": Table(methods(*TOKENS), "builtin", 16, 4),
@@ -101,13 +103,13 @@ def environment(given: dict[str, str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def shared(processes: int) -> Iterator[str]:
-    """So many processes that are started inside share the cores, and a GPU by MPS where it is installed; how they share
-    the GPU."""
+    """So many processes that are started inside share the cores (unless OMP_NUM_THREADS says what each has), and a GPU
+    by MPS where it is installed; how they share the GPU."""
     if processes == 1:
         yield "alone"
         return
     control = shutil.which("nvidia-cuda-mps-control")
-    threads = str(max(1, (os.cpu_count() or 1) // processes))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // processes))
     with tempfile.TemporaryDirectory() as folder:
         places = dict.fromkeys(("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"), folder)
         with environment({"OMP_NUM_THREADS": threads} | places):
@@ -128,9 +130,9 @@ def command(table: Table, out: Path, prompts: int | None, seeds: int | None) -> 
     return ["compare", *table.arguments, *settings, "--out", str(out / table.folder), "--yes"]
 
 
-def run_all(name: str, commands: list[list[str]], out: Path, *, shown: bool = False) -> None:
-    """Run commands of `wanlab` side by side. What each says is in a file NAME.NUMBER.log, but its table where that is
-    to be shown."""
+def run_all(name: str, commands: list[list[str]], out: Path, *, shown: bool = False) -> bool:
+    """Run commands of `wanlab` side by side; whether all ended well. What each says is in a file NAME.NUMBER.log, but
+    its table where that is to be shown."""
     started = []
     for number, words in enumerate(commands, 1):
         with open(out / f"{name}.{number}.log", "w") as log:
@@ -139,6 +141,7 @@ def run_all(name: str, commands: list[list[str]], out: Path, *, shown: bool = Fa
     failed = [process.wait() for process in started]
     if any(failed):
         print(f"{name}: processes ended with {failed}; see {out / name}.*.log", flush=True)
+    return not any(failed)
 
 
 def in_shards(words: list[str], processes: int) -> list[list[str]]:
@@ -157,11 +160,13 @@ def main() -> None:
     if unknown := set(args.tables) - set(TABLES):
         parser.error(f"no table {', '.join(sorted(unknown))}; there are {', '.join(TABLES)}")
     args.out.mkdir(parents=True, exist_ok=True)
+    well = True
     with shared(args.processes):
         for name in args.tables or TABLES:
             words = command(TABLES[name], args.out, args.prompts, args.seeds)
             print(f"\n## {name}\n\nwanlab {shlex.join(words)}\n", flush=True)
-            run_all(name, in_shards(words, args.processes), args.out, shown=True)
+            well &= run_all(name, in_shards(words, args.processes), args.out, shown=True)
+    sys.exit(not well)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,15 @@ python -m benchmarks.validity --processes 16                           # on a GP
 python -m benchmarks.validity --model runs/tiny/tiny --prompts 4 --seeds 1 --out runs/validity
 
 It samples with `wanlab calibrate` and `wanlab compare` into OUT, continues what is there, and writes OUT/validity.md
-(the tables of docs/validity.md), OUT/validity.json, OUT/ratios.png and OUT/cosine.png. In float32 on a GPU too: what
-bfloat16 rounds would be among the losses.
+(what docs/validity.md is made from), OUT/validity.json, OUT/ratios.png and OUT/cosine.png. In float32 on a GPU too:
+what bfloat16 rounds would be among the losses.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -281,20 +282,25 @@ def main() -> None:
     prompts, seeds = some("held-out", args.prompts), range(args.seeds)
     settings = {"model": args.model, "frames": args.frames, "steps": STEPS, "guidance": GUIDANCE, "dtype": "float32"}
     args.out.mkdir(parents=True, exist_ok=True)
-    with shared(args.processes):
-        measure(args.out, args.model, prompts, seeds, settings, args.processes)
+    measure(args.out, args.model, prompts, seeds, settings, args.processes)
+
+
+def together(name: str, commands: list[list[str]], out: Path) -> None:
+    """Several processes sample what follows finds made; ends where one of them fails."""
+    with shared(len(commands)):
+        if not run_all(name, commands, out):
+            sys.exit(1)
 
 
 def measure(out: Path, model: str, prompts: list[str], seeds: range, settings: dict[str, Any], processes: int) -> None:
-    """Everything, into `out`. Where several processes are to share it, they sample and measure first, and what follows
-    finds it made."""
+    """Everything, into `out`."""
     (out / "prompts.txt").write_text("\n".join(prompts) + "\n")
     words = ["--prompts", str(out / "prompts.txt"), "--seed", f"0:{len(seeds)}"]
     words += ["--guidance", ",".join(map(str, GUIDANCE))]
     words += [word for name in ("model", "frames", "steps", "dtype") for word in (f"--{name}", str(settings[name]))]
     file = out / "calibration.json"
     if processes > 1:
-        run_all("calibrate", [["calibrate", *words, "--out", str(file)]] * processes, out)
+        together("calibrate", [["calibrate", *words, "--out", str(file)]] * processes, out)
     measured = wanlab.calibrate(prompts, seeds, out=file, progress=False, **settings)
     own = calibration.load(str(measured.path))
     mean, spread = cosines([p for p in measured.runs if p not in measured.failed])
@@ -302,7 +308,8 @@ def measure(out: Path, model: str, prompts: list[str], seeds: range, settings: d
     compared = out / "compared"
     if processes > 1:
         named = [word for text in every(methods) for word in ("--a", text)]
-        run_all("compare", in_shards(["compare", *named, *words, "--out", str(compared), "--yes"], processes), out)
+        words = ["compare", *named, *words, "--out", str(compared), "--yes"]
+        together("compare", in_shards(words, processes), out)
     content: dict[str, Any] = {
         "model": model,
         "prompts": len(prompts),

@@ -6,6 +6,7 @@ import dataclasses
 import importlib.util
 import math
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -212,6 +213,28 @@ def test_attention_in_8_bits_is_near_attention():
 
     assert 0.001 < error(v) < 0.06
     assert error(v + 8) == pytest.approx(error(v), rel=0.02)
+
+
+def test_attention_in_8_bits_as_the_package_is_asked(monkeypatch):
+    """On a GPU the package is given a scale for each sample and head, contiguous; of those, with torch's attention for
+    its own, comes what a CPU makes of the same roundings but for the weights'."""
+    torch.manual_seed(0)
+    q, k, v = (torch.randn(2, 40, 3, 16) for _ in range(3))
+    bounds = torch.tensor(48**0.5), torch.tensor(48**0.5)
+    here = fast.float8_attention(q, k, v + 3, bounds)
+
+    def forward(*given, softmax_scale, **scales):
+        whole = []
+        for x, name in zip(given, ("q_descale", "k_descale", "v_descale"), strict=True):
+            assert x.dtype == torch.float8_e4m3fn and x.shape == (2, 40, 3, 16)
+            assert scales[name].shape == (2, 3) and scales[name].is_contiguous()
+            whole.append((x.float() * scales[name][:, None, :, None]).transpose(1, 2))
+        return (torch.nn.functional.scaled_dot_product_attention(*whole, scale=softmax_scale).transpose(1, 2),)
+
+    monkeypatch.setattr(torch.ops, "fa3_fwd", SimpleNamespace(_flash_attn_forward=forward), raising=False)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda _: True))
+    there = fast.float8_attention(q, k, v + 3, bounds)
+    assert (there - here).norm() / (here - 3).norm() < 0.02
 
 
 def test_bound_of_a_norm():

@@ -23,7 +23,7 @@ from wanlab.engine.model.modules import instead_of_blocks, unviewed
 # Parameters of an expert whose passes are replayed, at most: a larger one keeps a GPU busy by itself.
 SMALL = 100_000_000
 TOKENS = 8192  # of a forward, at most: with more, too, a GPU is busy, and what is kept would take much of its memory
-MOST = 32  # forwards that are kept from run to run
+MOST = 32  # forwards: with so many a run begins without any
 
 
 def launch_bound(x: Tensor) -> bool:

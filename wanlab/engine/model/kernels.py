@@ -340,7 +340,7 @@ def bound(norm: Any) -> Tensor:
 
 def float8_attention(query: Tensor, key: Tensor, value: Tensor, bounds: tuple[Tensor, Tensor]) -> Tensor:
     """Attention of 8-bit floats (e4m3), [B,n,heads,D/heads] with keys and values [B,N,heads,D/heads]: FlashAttention's
-    on a GPU (J. Shah et al., 2024); elsewhere the same roundings in the input's dtype, which save no time.
+    on a GPU (J. Shah et al., 2024); elsewhere the same roundings in float32, which save no time.
 
     bounds  what queries and keys, each normed, cannot exceed (`bound`): their scales, so that nothing waits for a
             maximum over tokens. Floats keep their digits below it: what is 2^-14 of it still has all of them
@@ -376,7 +376,7 @@ def float8_attention(query: Tensor, key: Tensor, value: Tensor, bounds: tuple[Te
 
 def values_to_float8(value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """[B,N,heads,D] less its mean over tokens as e4m3 values of that shape, a float32 scale [B,heads] for each head,
-    whose maximum becomes 448, and that mean [B,1,heads,D] in float32. Tokens are read once for all three."""
+    whose maximum becomes 448, and that mean [B,1,heads,D] in float32. A compiler reads the tokens once for all."""
     mean = value.float().mean(dim=1, keepdim=True)
     most, least = value.amax(dim=1, keepdim=True).float(), value.amin(dim=1, keepdim=True).float()
     largest = torch.maximum(most - mean, mean - least).amax(dim=(1, 3))

@@ -103,6 +103,9 @@ class Models:
         if key != self._key:
             self._model = None  # let go of the old one first, two may not fit; its modules refer to each other
             gc.collect()
+        elif self._model is not None and self._model.graphs is not None and self._model.graphs.full:
+            self._model.graphs.forget()
+            self.warm = set()  # they are recorded again before a step is timed
         if spec.device.startswith("cuda"):
             torch.cuda.reset_peak_memory_stats(spec.device)  # of this run, without the model before
         if self._model is None:
@@ -111,9 +114,6 @@ class Models:
                 checkpoint, spec.device, dtype, vae_dtype, precision=spec.precision, memory=spec.memory
             )
             self._key, self.warm = key, set()
-        if self._model.graphs is not None and self._model.graphs.full:
-            self._model.graphs.forget()
-            self.warm = set()  # they are recorded again before a step is timed
         return self._model
 
 
