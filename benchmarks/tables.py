@@ -31,8 +31,10 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from unittest import mock
 
 from wanlab.study import design
+from wanlab.study.measuring import cores
 
 CACHES = (
     *("teacache", "magcache", "easycache:first=4", "sencache", "firstblock", "firstblock:front=2,warmup=2", "seacache"),
@@ -87,21 +89,6 @@ def some(suite: str, count: int) -> list[str]:
 
 
 @contextlib.contextmanager
-def environment(given: dict[str, str]) -> Iterator[None]:
-    """Variables of processes that are started inside."""
-    before = {name: os.environ.get(name) for name in given}
-    os.environ |= given
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
-
-
-@contextlib.contextmanager
 def shared(processes: int) -> Iterator[str]:
     """So many processes that are started inside share the cores (unless OMP_NUM_THREADS says what each has), and a GPU
     by MPS where it is installed; how they share the GPU."""
@@ -109,10 +96,10 @@ def shared(processes: int) -> Iterator[str]:
         yield "alone"
         return
     control = shutil.which("nvidia-cuda-mps-control")
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, len(os.sched_getaffinity(0)) // processes))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores() // processes))
     with tempfile.TemporaryDirectory() as folder:
         places = dict.fromkeys(("CUDA_MPS_PIPE_DIRECTORY", "CUDA_MPS_LOG_DIRECTORY"), folder)
-        with environment({"OMP_NUM_THREADS": threads} | places):
+        with mock.patch.dict(os.environ, {"OMP_NUM_THREADS": threads} | places):
             started = control is not None and not subprocess.run([control, "-d"], check=False).returncode
             try:
                 yield "through MPS" if started else "taking turns"

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 import wanlab
+from benchmarks import tables
 from benchmarks.tables import in_shards, run_all, shared, some
 from wanlab.analysis.table import cell
 from wanlab.engine import calibration
@@ -282,7 +283,7 @@ def main() -> None:
     prompts, seeds = some("held-out", args.prompts), range(args.seeds)
     settings = {"model": args.model, "frames": args.frames, "steps": STEPS, "guidance": GUIDANCE, "dtype": "float32"}
     args.out.mkdir(parents=True, exist_ok=True)
-    measure(args.out, args.model, prompts, seeds, settings, args.processes)
+    measure(args.out, prompts, seeds, settings, args.processes)
 
 
 def together(name: str, commands: list[list[str]], out: Path) -> None:
@@ -292,7 +293,7 @@ def together(name: str, commands: list[list[str]], out: Path) -> None:
             sys.exit(1)
 
 
-def measure(out: Path, model: str, prompts: list[str], seeds: range, settings: dict[str, Any], processes: int) -> None:
+def measure(out: Path, prompts: list[str], seeds: range, settings: dict[str, Any], processes: int) -> None:
     """Everything, into `out`."""
     (out / "prompts.txt").write_text("\n".join(prompts) + "\n")
     words = ["--prompts", str(out / "prompts.txt"), "--seed", f"0:{len(seeds)}"]
@@ -307,11 +308,10 @@ def measure(out: Path, model: str, prompts: list[str], seeds: range, settings: d
     methods = asked(measured.path.resolve(), relabelled(own.shift, out / "a14b.json"), prompts, settings)
     compared = out / "compared"
     if processes > 1:
-        named = [word for text in every(methods) for word in ("--a", text)]
-        words = ["compare", *named, *words, "--out", str(compared), "--yes"]
+        words = ["compare", *tables.methods(*every(methods)), *words, "--out", str(compared), "--yes"]
         together("compare", in_shards(words, processes), out)
     content: dict[str, Any] = {
-        "model": model,
+        "model": settings["model"],
         "prompts": len(prompts),
         "seeds": len(seeds),
         "ratios": ratios(own),

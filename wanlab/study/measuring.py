@@ -26,6 +26,11 @@ EXBIBYTE = 2**60  # … bytes: our own runs have no limits
 Place = tuple[Path, Path]  # of a run, and of the baseline's
 
 
+def cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def measure_pairs(pairs: Sequence[Place], metrics: Sequence[str], watcher: Watcher) -> dict[Place, Pair]:
     """Every pair of a run and the baseline's, measured. Where there are measures beside the usual, all are measured
     here: they may want the GPU and all the memory, and be known to this process only.
@@ -38,8 +43,7 @@ def measure_pairs(pairs: Sequence[Place], metrics: Sequence[str], watcher: Watch
     for run, baseline in dict.fromkeys(pairs):
         groups.setdefault(baseline, []).append(run)
     total = sum(map(len, groups.values()))
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(cores, len(groups), MOST)
+    count = min(cores(), len(groups), MOST)
     measured: dict[Place, Pair] = {}
     if total > FEW and count > 1 and _are_usual(metrics):
         for baseline, made in _by_processes(groups, count):
