@@ -311,7 +311,8 @@ def test_flash3_is_asked_what_torch_is_asked(checkpoint, monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_the_gpu(tmp_path):
-    spec = make_spec("tiny", width=144, height=80, frames=17, steps=4, device="cuda", dtype="bfloat16")
+    clip = {"prompt": "a large red circle moving right on a black background", "width": 144, "height": 80, "frames": 17}
+    spec = make_spec("tiny", steps=4, device="cuda", dtype="bfloat16", **clip)
     plain, _ = result(dataclasses.replace(spec, precision="reference"), tmp_path / "reference.h5")
     for precision, most in (("exact", 0.05), ("fp8", 0.4)):
         made, _ = result(dataclasses.replace(spec, precision=precision), tmp_path / f"{precision}.h5")

@@ -69,6 +69,8 @@ def test_what_is_recorded_goes_between_runs_only(checkpoint: Path) -> None:
         assert loaded.load(spec, found) is model and bool(loaded.warm) is not full and len(gone) == full
 
 
+# Made where this file is read, so that a specification that is refused is seen without a GPU too.
+SMALL_CLIP = RunSpec(prompt="a red ball", width=48, height=32, frames=17, steps=6, device="cuda", precision="exact")
 POLICIES = ["", "half", "half:rope=strided", "cfg:last=2", "firstblock:threshold=0.5", "random_tokens:start=1", "tome"]
 
 
@@ -79,16 +81,7 @@ def test_recorded_passes_equal_those_that_run(policy: str, tmp_path: Path, monke
     execute = sys.modules["wanlab.engine.run.execute"]
     monkeypatch.setattr(execute, "check_encoder", lambda: None)
     monkeypatch.setattr(execute, "write_mp4", lambda *_: None)
-    spec = RunSpec(
-        prompt="",
-        width=48,
-        height=32,
-        frames=17,
-        steps=6,
-        device="cuda",
-        precision="exact",
-        policies=(PolicySpec.parse(policy),) if policy else (),
-    )
+    spec = dataclasses.replace(SMALL_CLIP, policies=(PolicySpec.parse(policy),) if policy else ())
     latents: dict[tuple[int, int], np.ndarray] = {}
     for small in (0, 10**8):
         monkeypatch.setattr(loading, "SMALL", small)
