@@ -12,12 +12,12 @@ in one run.
                                                     # only exact mode without and with it: the meter beside the clock
     python -m benchmarks.a14b --policy cfg:last=5 --memory swap --size 1280x720 --frames 81 --attention flash3-fp8
     torchrun --standalone --local-addr 127.0.0.1 --nproc-per-node 2 -m benchmarks.a14b --ranks
-                                                    # one GPU, a branch on each, tokens on each; 4 steps, six minutes
+                                                    # one GPU, a branch on each, tokens on each; 4 steps
 
 The checkpoint has the published configurations; its files are holes, and every tensor is drawn on the GPU from its
 name, so that all that loads it has the same weights. Times are of the sampling loop, from wanlab's run files and, for
 the pipeline, of its call for latents with prompts encoded before. The table is Markdown, each line printed when it is
-measured; benchmarks/a14b.md keeps one. With --ranks nothing is decoded. The folder's name is the model's:
+measured; benchmarks/a14b.md keeps one, docs/scaling.md that of --ranks. The folder's name is the model's:
 `--policy magcache` has its published ratios; `--policy teacache:threshold=1.2,calibration=benchmarks/random_a14b.json`
 uses seven of 20 steps again.
 """
@@ -31,7 +31,6 @@ import json
 import math
 import resource
 import shutil
-import sys
 import tempfile
 import time
 import traceback
@@ -131,6 +130,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cuDNN's attention": {"attention": "cudnn"},
 }
 GIB = 2**30
+OVER_ONE = {2: "1.8 x", 4: "3.5 x", 8: "6.4 x"}  # the bar for so many GPUs over one
 FILES = weights.stream, weights.read  # what reads files
 SHARD = 10**9  # parameters a file
 
@@ -288,6 +288,23 @@ def apart(a: Tensor, b: Tensor) -> float:
     return float((a - b).norm() / b.norm())
 
 
+Span = tuple[float, float]
+
+
+def covered(spans: Sequence[Span]) -> float:
+    """How much time lies in at least one of them."""
+    total, reached = 0.0, -math.inf
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, reached))
+        reached = max(reached, end)
+    return total
+
+
+def lasting(spans: Sequence[Span]) -> float:
+    """From the first one's beginning to the last one's end."""
+    return max(end for _, end in spans) - min(begin for begin, _ in spans)
+
+
 class Trace:
     """A profiler over the sampling loop of one run."""
 
@@ -302,13 +319,21 @@ class Trace:
 
     def idle(self) -> float:
         """Share of the time from the first kernel to the last in which the GPU computes nothing."""
-        events = [e.time_range for e in self._profiler.events() if e.device_type.name == "CUDA"]  # type: ignore[no-untyped-call]
-        spans = sorted((float(t.start), float(t.end)) for t in events if t.end > t.start)
-        busy, reached = 0.0, spans[0][0]
-        for begin, end in spans:
-            busy += max(0.0, end - max(begin, reached))
-            reached = max(reached, end)
-        return 1 - busy / (reached - spans[0][0])
+        every = self._spans("")
+        return 1 - covered(every) / lasting(every)
+
+    def communicating(self) -> tuple[float, float]:
+        """Shares of the time from the first kernel to the last in which NCCL's kernels run, which wait for other ranks
+        too: all of it, and what no other kernel runs beside."""
+        every, nccl = self._spans(""), self._spans("nccl")
+        others = [span for span in every if span not in set(nccl)]
+        return covered(nccl) / lasting(every), (covered(every) - covered(others)) / lasting(every)
+
+    def _spans(self, name: str) -> list[Span]:
+        """When each kernel with this in its name ran, in microseconds."""
+        events = [e for e in self._profiler.events() if e.device_type.name == "CUDA"]  # type: ignore[no-untyped-call]
+        found = [(float(e.time_range.start), float(e.time_range.end)) for e in events if name in e.name]
+        return [(begin, end) for begin, end in found if end > begin]
 
     def kernels(self, most: int = 14) -> str:
         """The table of what took longest."""
@@ -351,7 +376,7 @@ def main() -> None:
     args = parser.parse_args()
     args.steps = args.steps or (4 if args.ranks else 20)
     width, height = args.size
-    stand_in(np.zeros((args.frames, height, width, 3), "float32") if args.ranks else None)
+    stand_in()
     if args.ranks and ranks.join().rank:
         follow(ranks.here())
     with tempfile.TemporaryDirectory() as name:
@@ -392,15 +417,11 @@ def main() -> None:
         measure(bench, args.layers, args.fp8, args.brief)
 
 
-def stand_in(film: np.ndarray | None) -> None:
-    """Take random weights for those in the files, which are holes, write no films, and show `film` for whatever would
-    be decoded."""
+def stand_in() -> None:
+    """Take random weights for those in the files, which are holes, and write no films."""
     weights.stream, weights.read = random_weights, random_tensor  # type: ignore[assignment]
     fingerprint.digests = lambda files: [""] * len(list(files))
     tiny_clip.no_films()
-    if film is not None:
-        execute: Any = sys.modules["wanlab.engine.run.execute"]
-        execute.decode = lambda *_: film
 
 
 def plans(bench: Bench) -> None:
@@ -496,8 +517,9 @@ def partial(made: dict[str, Any]) -> None:
 
 
 def shared(bench: Bench, layers: int, precisions: Sequence[str]) -> None:
-    """One GPU, then every way to share a clip that two or more have, in each precision. Nothing is decoded. A step's
-    seconds are those of rank 0, which waits for the others, and the mean over steps."""
+    """One GPU, then every way to share a clip that the ranks have, in each precision. A step's seconds are those of
+    rank 0, which waits for the others, and the mean over steps. What decoding takes, and NCCL's share, is of a second,
+    shorter run."""
     size = ranks.here().size
     layouts = [f"ulysses={size}", f"ring={size}", f"cfg=2,ulysses={size // 2}" if size > 2 else "cfg=2"]
     spec, found = bench.spec, models.describe(bench.spec.model)
@@ -513,20 +535,26 @@ def shared(bench: Bench, layers: int, precisions: Sequence[str]) -> None:
     theirs = pipeline(pipe, spec, embeds)[0] / spec.steps
     row("WanPipeline, one GPU", f"{theirs:.3f} s a step, {theirs / 2:.3f} s a pass")
     del pipe, model, embeds
-    for precision, bar in (("reference", ""), ("exact", "2.3 x"), ("fp8", "3.0 x")):
+    for precision, bar in (
+        ("reference", ""),
+        ("exact", "2.3 x" if size == 2 else ""),
+        ("fp8", "3.0 x" if size == 2 else ""),
+    ):
         if precision not in precisions:
             continue
         given: dict[str, Any] = {"precision": precision} | ({"attention": "cudnn"} if precision == "reference" else {})
         alone = bench.wanlab(**given)
         once = fmean(alone["steps"])
         row(f"{precision}, one GPU", f"{once:.3f} s a step, {once / 2:.3f} s a pass")
-        floor = apart(bench.wanlab(batch_cfg=True, **given)["latent"], alone["latent"])
+        batched = bench.wanlab(batch_cfg=True, **given)
+        floor, decoding = apart(batched["latent"], alone["latent"]), batched["decode"]
         row(f"{precision}, one GPU, both branches in one forward: the noise floor", f"relative error {floor:.2e}")
         for layout in layouts:
             if not bench.room(10 * once * spec.steps):
                 continue
             try:
-                made = bench.wanlab(parallel=layout, **given)
+                made, trace = bench.wanlab(parallel=layout, **given), Trace()
+                traced = bench.wanlab(trace, parallel=layout, **given | {"steps": 2})
             except ranks.JobError:
                 raise
             except WanlabError as problem:
@@ -537,10 +565,19 @@ def shared(bench: Bench, layers: int, precisions: Sequence[str]) -> None:
             row(
                 f"{precision}, {layout}: over one GPU",
                 f"{step:.3f} s a step, {once / step:.2f} x; {same}",
-                "1.9 x" if layout == "cfg=2" else "1.8 x",
+                "1.9 x" if layout == "cfg=2" else OVER_ONE.get(size, ""),
             )
             row(f"{precision}, {layout}: over WanPipeline on one GPU", f"{theirs / step:.2f} x", bar)
             row(f"{precision}, {layout}: peak memory of rank 0", f"{made['peak'] / GIB:.2f} GiB")
+            whole, alone_there = trace.communicating()
+            row(
+                f"{precision}, {layout}: NCCL's kernels, waiting included",
+                f"{100 * whole:.1f} % of the time, {100 * alone_there:.1f} % with nothing beside them",
+            )
+            row(
+                f"{precision}, {layout}: decoding",
+                f"{traced['decode']:.2f} s, one GPU {decoding:.2f}: {decoding / traced['decode']:.2f} x",
+            )
     if bench.room(12 * theirs):
         text = f"cfg:last={spec.steps // 2}"
         made = bench.wanlab(precision="exact", parallel=layouts[-1], policies=(PolicySpec.parse(text),))

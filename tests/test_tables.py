@@ -1,15 +1,16 @@
-"""The commands that make the tables of docs; what they sample is tried where methods are."""
+"""What makes the tables of docs and benchmarks; what they sample is tried where methods are."""
 
 from __future__ import annotations
 
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks import tables
+from benchmarks import a14b, tables
 from wanlab.cli.app import app
 
 
@@ -39,3 +40,19 @@ def test_processes_share_the_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     with tables.shared(8):
         assert os.environ["OMP_NUM_THREADS"] == "3"
     assert os.environ["OMP_NUM_THREADS"] == "3"
+
+
+def test_shares_of_a_trace_by_hand() -> None:
+    """Ten microseconds: products to 4 and from 6 to 8, NCCL from 3 to 6 and from 9 to 10, so that 8 to 9 is idle; what
+    the CPU does is not looked at."""
+    kernels = [("gemm", 0, 4), ("ncclDevKernel_SendRecv", 3, 6), ("gemm", 6, 8), ("ncclDevKernel_AllGather", 9, 10)]
+    events = [("CUDA", *kernel) for kernel in kernels] + [("CUDA", "empty", 8.5, 8.5), ("CPU", "nccl:recv", 0, 100)]
+    trace = a14b.Trace()
+    trace._profiler = SimpleNamespace(  # type: ignore[assignment]
+        events=lambda: [
+            SimpleNamespace(device_type=SimpleNamespace(name=on), name=name, time_range=SimpleNamespace(start=b, end=e))
+            for on, name, b, e in events
+        ]
+    )
+    assert trace.idle() == pytest.approx(0.1)
+    assert trace.communicating() == pytest.approx((0.4, 0.3))
