@@ -207,7 +207,7 @@ def test_a_change_beyond_the_spread_over_seeds_is_said(pairs: list) -> None:
     b = [0.2, 0.3] * 8
     far, near = (with_contrast(pairs, [f * v for v in b], b) for f in (0.5, 0.9))
     assert clips.spread(far, "contrast") == pytest.approx(math.sqrt(1 / 81 + 1 / 121))
-    assert "contrast 0.50x (0.50–0.50; one seed to another 1.34x)" in clips.beyond_seeds(far)
+    assert "contrast 0.50x (0.50–0.50; a seed to its prompt's mean 1.34x)" in clips.beyond_seeds(far)
     assert clips.beyond_seeds(near) == ""
     assert near.summary["contrast_ratio"].high < 1  # it is a change all the same, as the table shows
     alone = with_contrast(pairs, [0.5 * v for v in b], b, seeds=1)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from wanlab.analysis import table, verdict
 from wanlab.analysis.compare import Comparison, Result, apart, failures, measure, pareto, parse_condition, parse_losses
+from wanlab.analysis.metrics.latent import Divergence
 from wanlab.analysis.verdict import at_equal_cost, check_conditions, standing, where_time_went
 from wanlab.errors import UsageError, WanlabError
 from wanlab.runfile import Field, RunWriter
@@ -123,7 +124,15 @@ def test_half_the_frames_are_held_against_the_same_frames(tmp_path):
     x = rng.standard_normal((STEPS + 1, 1, 4, 2, 2)).astype(np.float32)
     a = write(tmp_path / "a.h5", x=x, strides=(2, 2, 1, 1))
     b = write(tmp_path / "b.h5", x=x)
-    assert measure(a, b).divergence.error.tolist() == [0] * 5
+    assert measure(a, b).divergence.error.tolist() == measure(b, a).divergence.error.tolist() == [0] * 5
+
+
+def test_where_latents_part_is_said_only_where_it_is_known():
+    """Different at the beginning of step 4 (from 1): step 3 did it, unless what step 3 began with is not known."""
+    known = dict(cosine=np.ones(5), switch=None, truncated=())
+    nan = math.nan
+    for error, parted in [([0, 0, 0, 0.5, 0.6], 3), ([0, 0, nan, 0.5, 0.6], None), ([0.0] * 5, None)]:
+        assert Divergence(error=np.array(error), **known).parted == parted
 
 
 DIMS = ["channel", "latent_frame", "latent_height", "latent_width"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -176,6 +177,11 @@ def test_h2_counts_the_runs_that_recover(tmp_path: Path) -> None:
     assert claim.value.low == pytest.approx(0.025 ** (1 / 41), abs=1e-3)
     path = continuity(tmp_path, [8, None] * 20)
     assert claims(path, "H2")["share recovered"].verdict == h.REFUTED
+    text = json.loads(path.read_text())
+    for run in text["runs"]:  # two steps were left: of seven nothing is known
+        run["recovery"] |= {"from_step": 7, "curve": [0.1] * 9}
+    path.write_text(json.dumps(text))
+    assert claims(path, "H2")["share recovered"].value.n == 0
     assert "continuity comparison_outputs" in claims(continuity(tmp_path, [7, 7]), "H2")["share recovered"].run
 
 
@@ -270,24 +276,31 @@ def h4_of(runs: Any) -> dict[str, h.Claim]:
 
 def test_h4_by_hand() -> None:
     """First 5 steps of mean 4, the rest of mean 1. Without the switch at the third step (changes of 9 there would
-    count else): 1 + 1 + 1 + .25 over 4 + 4 + 4 + 1; speeds √(1/4)/.1 = 5 thrice against √(.25/1)/.1 = 5."""
+    count else): 1 + 1 + 1 + .25 + 1 over 4 + 4 + 4 + 1 + 1; speeds √(1/4)/.1 = 5 thrice and √(.25/1)/.1 = 5, the
+    first four, against √(1/1)/.1 = 10."""
     nan = math.nan
-    runs = [plain(f"p{k}", [4.0] * 5 + [1.0], [nan, 1, 9, 1, 1, 0.25]) for k in range(6)]
+    runs = [plain(f"p{k}", [4.0] * 5 + [1.0] * 2, [nan, 1, 9, 1, 1, 0.25, 1]) for k in range(6)]
     found = h4_of(runs)
     assert (found["first over rest"].value.mean, found["first over rest"].verdict) == (
         pytest.approx(4.0),
         h.SUPPORTED,
     )
-    assert found["change over mse"].value.mean == pytest.approx(3.25 / 13)
+    assert found["change over mse"].value.mean == pytest.approx(4.25 / 14)
     assert found["change over mse"].verdict == h.SUPPORTED
-    assert found["slowing"].value.mean == pytest.approx(1) and found["slowing"].verdict == h.REFUTED
+    assert found["slowing"].value.mean == pytest.approx(0.5) and found["slowing"].verdict == h.REFUTED
     assert found["high over low"].verdict == h.SUPPORTED
     assert found["across the switch"].value.mean == pytest.approx(1) and not found["across the switch"].decides
     fast = [plain(f"p{k}", [4.0] * 5 + [1.0] * 2, [nan, 4, 9, 4, 4, 0.01, 0.01]) for k in range(6)]
-    assert h4_of(fast)["slowing"].value.mean == pytest.approx(10)  # √(4/4) thrice over √(.01/1) twice
+    assert h4_of(fast)["slowing"].value.mean == pytest.approx(7.75)  # 10, 10, 10 and 1 over 1
+    short = [plain(f"p{k}", [4.0] * 5 + [1.0], [nan, 4, 9, 4, 4, 0.01]) for k in range(6)]
+    assert math.isnan(h4_of(short)["slowing"].value.mean)  # four changes, and no others
     judged = h.judge(h.Evidence(runs=tuple(runs)), h.Thresholds())
     assert judged[3].verdict == h.PARTLY and judged[2].verdict == h.SUPPORTED
+    # The command samples tiny's usual clips, which say nothing of a model m of 7 steps.
     few = h.judge(h.Evidence(runs=tuple(runs[:1])), h.Thresholds())[2]
+    assert few.verdict == h.UNDECIDED and few.claims[0].run == ""
+    usual = [dataclasses.replace(runs[0], key=Key("tiny", 20, 49))]
+    few = h.judge(h.Evidence(runs=tuple(usual)), h.Thresholds())[2]
     assert few.verdict == h.UNDECIDED and few.claims[0].run.startswith("wanlab compare ")
     assert "these prompts only" in few.claims[0].needs
 

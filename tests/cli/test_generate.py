@@ -115,6 +115,15 @@ def test_json_of_a_truncated_run_has_null_where_there_is_no_value(checkpoint: Pa
     assert [s["mse"] is None for s in run["by_step"]] == [False, False, True, True]
     assert [s["branches"] for s in run["by_step"]] == ["cond,uncond"] * 2 + ["cond"] * 2
     assert (tmp_path / "error_analysis" / "cfg_error_visualization.png").exists()
+    # Another run beside it leaves the analysis of this one, and the same one again renews it.
+    (first,) = tmp_path.glob("*.h5")
+    args = ("generate", "--model", str(checkpoint), *SMALL, "--prompt", "a ball", "--out", str(tmp_path))
+    for _ in range(2):
+        wanlab(*args, "--seed", "1")
+        (other,) = set(tmp_path.glob("*.h5")) - {first}
+        reports = {p.parent.name: p.read_text() for p in tmp_path.glob("error_analysis/**/*.txt")}
+        assert set(reports) == {"error_analysis", other.stem}
+        assert first.name in reports["error_analysis"] and other.name in reports[other.stem]
 
 
 def test_probe_fills_the_gaps_and_is_not_counted(checkpoint: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -39,7 +40,7 @@ def sample(
     model: Model, spec: RunSpec, *, probe: bool = False, both_experts: bool = False, **options: Any
 ) -> list[StepRecord]:
     """The records of a whole run."""
-    spec = resolve(spec, model.checkpoint)
+    spec = resolve(replace(spec, batch_cfg=bool(options.get("batched"))), model.checkpoint)
     solver = Solver(spec.solver, spec.schedule, spec.steps, spec.shift, model.checkpoint.scheduler, model.device)
     env = make_env(spec, model.checkpoint, solver)
     sessions = policies.begin(spec.policies, env)
@@ -110,6 +111,7 @@ def toy(
 ) -> list[StepRecord]:
     """A run of a made-up network."""
     env, solver = toy_env(**options)
+    env = replace(env, batched=batched)
     sessions = policies.begin([PolicySpec.parse(t) for t in policy_texts], env)
     x = torch.randn((1, 1, env.shape[1], 2, 2), generator=torch.Generator().manual_seed(0))
     for session in sessions:

@@ -11,7 +11,7 @@ from wanlab.engine.types import Call
 from wanlab.errors import UsageError
 from wanlab.runfile import Run
 
-from .helpers import make_spec, sample, toy
+from .helpers import make_spec, passes, sample, toy
 
 
 def noted(record):
@@ -102,6 +102,22 @@ def test_killed_and_resumed_it_measures_the_same(tmp_path, loaded, checkpoint):
             assert b.attrs["resumed_from_step"] == stop
             for name in ("magnitude", "embedding", "sensitivity_x", "sensitivity_t"):
                 assert np.array_equal(a[f"measure_{name}"][...], b[f"measure_{name}"][...], equal_nan=True), name
+
+
+def test_a_first_velocity_of_zero_moves_nothing():
+    """As CFG-Zero* has it: there is no change to be had at the second step, and no division by it."""
+    records = toy(["measure"], lambda call: call.x.expand(len(call.branches), -1, -1, -1, -1), guider="cfgzero")
+    assert np.isnan(records[1].notes["0/sensitivity_x"]) and np.isfinite(records[2].notes["0/sensitivity_x"])
+    assert passes(
+        toy(["easycache:first=3"], lambda call: call.x.expand(len(call.branches), -1, -1, -1, -1), guider="cfgzero")
+    )
+
+
+@pytest.mark.parametrize("before", ["half:switch=5", "steps:keep=6", "taylorseer:interval=2,warmup=1"])
+def test_the_forecast_knows_its_passes_beside_others(model, checkpoint, before):
+    """What was remembered goes with the number of frames, and a step that is used again asks for nothing."""
+    spec = make_spec(checkpoint, frames=33, steps=10, policies=[before, "measure"])
+    assert [r.ran.passes for r in sample(model, spec)] == [r.passes for r in run.plan(spec).rows]
 
 
 def test_one_branch_is_refused(checkpoint):

@@ -76,3 +76,11 @@ def test_the_plan_counts_its_two_arrays(checkpoint):
         for p in (False, True)
     ]
     assert disk[1] - disk[0] == 2 * 4 * 16 * 5 * 4 * 4  # latents [16,5,4,4] in float32
+    # Of every sixth step, 12 and 13 among them: one more array each of six, and four of the other expert's two.
+    disk = [
+        full_plan(
+            resolve(make_spec(checkpoint, record=RecordSpec(level="all", probe=p, every=6)), found), found
+        ).disk_bytes
+        for p in (False, True)
+    ]
+    assert disk[1] - disk[0] == (2 + 6) * 4 * 16 * 5 * 4 * 4

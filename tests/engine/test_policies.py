@@ -145,6 +145,25 @@ def test_frames_are_settled_first_wherever_they_are_named(model, checkpoint, fra
     check_order(model, make_spec(checkpoint, frames=33, policies=[frames, other]))
 
 
+@pytest.mark.parametrize("cache", ["easycache:first=2,threshold=9", "sencache:start=0,threshold=9"])
+@pytest.mark.parametrize(
+    "other", ["random_tokens:scope=all,start=1", "tome:scope=all,ratio=0.6", "firstblock:threshold=9"]
+)
+def test_what_runs_is_within_the_forecast_whatever_is_named_first(model, checkpoint, cache, other):
+    for named in ([cache, other], [other, cache]):
+        spec = make_spec(checkpoint, steps=10, policies=named)
+        planned, records = run.plan(spec), sample(model, spec)
+        least, most = planned.flops_bounds
+        assert not planned.exact and passes(records) < 20
+        assert planned.passes_bounds[0] <= passes(records) <= planned.passes_bounds[1]
+        assert least <= sum(r.ran.operations for r in records) <= most
+
+
+def test_half_of_half_is_refused(checkpoint):
+    with pytest.raises(UsageError, match="half is named twice"):
+        run.plan(make_spec(checkpoint, frames=33, policies=["half", "half:switch=5"]))
+
+
 @pytest.mark.parametrize("rule", ["interval:start=0.3,stop=0.9", "adaptive:threshold=0.3", "cfg:last=4,high=3"])
 @pytest.mark.parametrize("cache", ["steps:keep=10", "sencache:threshold=1", "taylorseer:interval=3"])
 def test_branches_are_settled_before_what_is_used_again(model, checkpoint, rule, cache):

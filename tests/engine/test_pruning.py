@@ -254,9 +254,30 @@ def test_frozen_tokens_enter_no_block(model, checkpoint, policy, attended, batch
     active = 12 if policy.startswith("tome") else 10
     last = records[11]
     assert last.ran.block_tokens == active * 4 and last.ran.attention_pairs == active * attended * 4
-    assert last.status("cond") == "reused" and records[13].status("cond") == "fresh"
+    # A merged token's value is of this step too.
+    assert last.status("cond") == ("fresh" if policy.startswith("tome") else "reused")
+    assert records[13].status("cond") == "fresh"
     assert planned.exact and planned.flops == pytest.approx(sum(r.ran.operations for r in records))
     assert passes(records) == planned.passes == 40
+
+
+def test_a_batch_of_other_branches_is_computed_wholly_once(model, checkpoint):
+    """Batched, a branch by itself has nothing to keep at the first step without the other, and the plan knows it."""
+    spec = make_spec(
+        checkpoint, steps=12, policies=["random_tokens:scope=all,start=1,keep=hold", "cfg:last=3"], batch_cfg=True
+    )
+    records, planned = sample(model, spec, batched=True), run.plan(spec)
+    assert planned.exact and planned.flops == pytest.approx(sum(r.ran.operations for r in records))
+    assert [r.ran.block_tokens for r in records[8:]] == [2 * 2 * 20, 2 * 20, 2 * 10, 2 * 10]
+    assert [float(r.notes["0/active"]) for r in records[8:]] == [1.0, 1.0, 0.5, 0.5]
+
+
+@pytest.mark.parametrize("rule", ["cfg:last=1,keep=reuse", "cfgcache:every=4"])
+def test_what_merged_tokens_gave_can_be_used_again(model, checkpoint, rule):
+    spec = make_spec(checkpoint, steps=10, policies=["tome:scope=all,ratio=0.6", rule])
+    records, planned = sample(model, spec), run.plan(spec)
+    assert passes(records) == planned.passes < 20
+    assert all(r.status("cond") == "fresh" and 0 < r.ran.shares["cond"] < 1 for r in records)
 
 
 def test_absent_keys_are_not_attended_to_nor_kept(model, checkpoint):

@@ -79,6 +79,7 @@ def specs_for(checkpoint, single, per_token):
     more = everything | {"parallel": "cfg=2"}
     made["cfg=2 probed"] = make_spec(checkpoint, policies=[TRUNCATED], **more | {"record": probed}), True
     made["cfg=2 keys"] = make_spec(checkpoint, policies=[KEYS], **more), True
+    made["cfg=2 keys and one branch"] = make_spec(checkpoint, policies=[KEYS, TRUNCATED], **more), True
     made["cfg=2 led"] = make_spec(checkpoint, policies=[LED], **more), True
     made["cfg=2 firstblock"] = make_spec(checkpoint, policies=["firstblock:threshold=0.5"], **more), True
     made["cfg=2 fp8"] = make_spec(checkpoint, precision="fp8", **more), True
@@ -115,7 +116,7 @@ def contents(path):
 def test_a_branch_on_each_process_is_equal_to_one_process_bit_by_bit(job):
     folder, made, alone, errors = job
     exact = [n for n, (_, identical) in made.items() if identical and n not in errors]
-    assert len(exact) == 11
+    assert len(exact) == 12
     assert len({*contents(folder / "cfg=2 led.h5")["block_tokens"].tolist()}) > 1  # it did decide
     for name in exact:
         a, b = contents(folder / f"{name}.h5"), contents(alone[name])
@@ -281,6 +282,8 @@ def test_more_ranks_on_the_embedded_model_are_within_rounding(tmp_path, count, l
         (20280, 8, 1, [2535] * 8),
         (3, 2, 64, [2, 1]),
         (40, 3, 1, [14, 13, 13]),
+        (1, 2, 1, [1, 0]),
+        (1, 2, 64, [1, 0]),
     ],
 )
 def test_tokens_and_heads_are_split_into_whole_units(total, count, unit, expected):

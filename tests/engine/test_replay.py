@@ -118,6 +118,9 @@ def test_teacache_skips_what_a_run_of_its_own_skips(whole, checkpoint, tmp_path)
     ("text", "said"),
     [
         ("firstblock:threshold=.1", "decides inside the network"),
+        ("random_tokens:scope=all,start=1", "decides inside the network"),
+        ("topk:scope=all,keys=absent", "decides inside the network"),
+        ("tome:scope=all", "decides inside the network"),
         ("half", "works on other latents"),
         ("paired", "works on other latents"),
         ("measure", "asks for what the run did not evaluate"),

@@ -111,6 +111,23 @@ def test_one_run(checkpoint: Path, tmp_path: Path) -> None:
     } and "<table>" in report._repr_html_()
 
 
+def test_runs_of_other_settings_are_no_baseline_seeds(checkpoint: Path, tmp_path: Path) -> None:
+    """Two seeds of the baseline are too few for a spread over seeds; guidance 1 makes them no more."""
+    analysis = wanlab.continuity(
+        prompts=["a red ball"],
+        seeds=range(2),
+        methods=["guidance=1", "baseline", "half"],
+        model=str(checkpoint),
+        out=tmp_path,
+        progress=False,
+        size="32x32",
+        frames=17,
+        steps=8,
+    )
+    found = [r for g in analysis.groups if g.method == "half" for r in g.recoveries]
+    assert [(r.spread, r.n) for r in found] == [("pairs", 2)] * 2
+
+
 def test_pandas_may_be_absent(result: kinds.ComparisonResult, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pandas", None)
     with pytest.raises(wanlab.WanlabError) as error:
@@ -126,6 +143,7 @@ def test_pandas_may_be_absent(result: kinds.ComparisonResult, monkeypatch: pytes
         (lambda: wanlab.compare("half", step=3), "there is no setting 'step'; did you mean"),
         (lambda: wanlab.compare(["half", "paired"], sweep=["cfg.last=1:3"]), "a sweep is laid over one method"),
         (lambda: wanlab.compare(["half", "paired"], at_cost=0.5), "half has no knob that trades cost for quality"),
+        (lambda: wanlab.compare("magcache", at_cost=0.0), "is no share of the baseline's operations"),
         (lambda: wanlab.generate("x", frames=10), "use 9 or 13"),
         (lambda: wanlab.generate("x", model="tinny"), "did you mean tiny"),
         (lambda: wanlab.continuity(), "either runs or prompts"),

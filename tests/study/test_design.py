@@ -32,6 +32,7 @@ BASE = RunSpec(prompt="a red ball", steps=4, frames=9)
         ("cfg:last=3", ["cfg.last=3"], "changes nothing"),
         ("guidance=3", ["guidance=3"], "changes nothing"),
         ("baseline", ["cfg.last=0:3", "cfg.last=3:5"], "twice"),
+        ("interval:low=.2+interval:high=.9", ["interval.start=0,.1"], "interval is named 2 times"),
         ("baseline", ["solver=unipc,eular"], "eular"),
         ("baseline", ["guidance=0:100000", "shift=1:100001"], "this sweep has 10,000,000,000 methods"),
         ("baseline", [f"cfg.last=0:{'9' * 5000}"], "is no range"),
@@ -62,6 +63,9 @@ def test_a_knob_has_an_effect_along_with_another() -> None:
         ("half", ["half:rope=compact"], ["half"]),
         ("baseline", ["half", "half:rope=compact", "half:rope=strided"], [None, "half", None]),
         ("baseline", ["baseline"], [None]),  # asked for by its name
+        ("guidance=3", ["baseline"], [None]),
+        ("cfg:last=2+steps=10", ["cfg:last=2"], [None]),
+        ("half", ["baseline", "half"], [None, None]),
         ("baseline", ["guidance=3", "guider=cfgzero", "cfg:last=1"], [None] * 3),
     ],
 )
@@ -71,6 +75,11 @@ def test_a_method_that_is_the_baseline_by_its_defaults_is_said(
     variants = [Variant(MethodSpec.parse(m)) for m in methods]
     said = alike(arrange([BASE], MethodSpec.parse(baseline), variants, [], tmp_path))
     assert said == [f"{m} is {s} itself, its values are the defaults" for m, s in zip(methods, same, strict=True) if s]
+
+
+def test_policies_named_twice_stay_in_a_sweep_of_another() -> None:
+    variants = swept(MethodSpec.parse("interval:low=.2+interval:high=.9+cfg:last=2"), ["cfg.last=1,2"])
+    assert [str(v.method) for v in variants] == [f"interval:low=0.2+interval:high=0.9+cfg:last={k}" for k in (1, 2)]
 
 
 def test_a_floor_is_the_baseline_computed_another_way() -> None:

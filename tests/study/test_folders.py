@@ -17,7 +17,7 @@ from wanlab.analysis.key import Key
 from wanlab.errors import UsageError, WanlabError
 from wanlab.images import frames_in, read_video
 from wanlab.study.compare import by_key, compare_files
-from wanlab.study.folders import is_folder_of_videos, match, prompt_and_seed
+from wanlab.study.folders import is_folder_of_videos, match, prompt_and_seed, videos_in
 from wanlab.study.runners.local import Watcher
 from wanlab.video import ffmpeg, write_mp4
 
@@ -76,6 +76,17 @@ def test_two_folders_of_clips_with_an_interval(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "comparison.json").exists() and len(
         list((tmp_path / "out" / "comparisons").glob("*.json"))
     ) == 1
+
+
+def test_the_film_of_a_pair_is_no_clip_of_its_methods_folder(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    run_file(tmp_path / "a" / "a_ball-s1.h5")
+    for name in ("side_by_side.mp4", "another.mp4"):
+        (tmp_path / "a" / name).touch()
+        (tmp_path / "films" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "films" / name).touch()
+    assert set(videos_in(tmp_path / "a")) == {"a_ball-s1", "another"}
+    assert set(videos_in(tmp_path / "films")) == {"side_by_side", "another"}  # nobody's folder but the user's
 
 
 def test_a_film_against_images(tmp_path: Path) -> None:

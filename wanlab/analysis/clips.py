@@ -87,7 +87,7 @@ def beyond_seeds(result: Result) -> str:
         if ratio.known and own < 1 and not (ratio.low <= (1 + own) / (1 - own) and ratio.high >= (1 - own) / (1 + own)):
             changed.append(
                 f"{m.name} {ratio.mean:.2f}x ({ratio.low:.2f}–{ratio.high:.2f}; "
-                f"one seed to another {(1 + own) / (1 - own):.2f}x)"
+                f"a seed to its prompt's mean {(1 + own) / (1 - own):.2f}x)"
             )
     return f"{result.label}: beyond what another seed changes in the baseline: {', '.join(changed)}" if changed else ""
 

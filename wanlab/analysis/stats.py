@@ -148,11 +148,6 @@ def grouped(
     return interval(own, limits, factor=factor), what
 
 
-def ratio(a: Sequence[float], b: Sequence[float]) -> Interval:
-    """Geometric mean of b/a over pairs with its interval, from the logarithms: a speed-up when these are times."""
-    return geometric(np.asarray(b, np.float64) / np.asarray(a, np.float64))
-
-
 def geometric(values: ArrayLike) -> Interval:
     """Geometric mean of positive values with its interval, from the logarithms."""
     x = np.asarray(values, np.float64)
@@ -229,7 +224,7 @@ def share(
     if not runs:
         return Interval(math.nan, math.nan, math.nan, 0)
     if len(counts) < ENOUGH:
-        return Interval(good / runs, math.nan, math.nan, len(counts))
+        return Interval(good / runs, math.nan, math.nan, runs)
     outside = 1 - CONFIDENCE if factor is None else 2 * float(scipy.special.stdtr(len(counts) - 1, -factor))
     low, high = _share_bounds(tuple(sorted(counts.values())), outside)
     return Interval(good / runs, 0.0 if not good else low, 1.0 if good == runs else high, len(counts))

@@ -257,7 +257,11 @@ def reading(comparison: Comparison) -> list[str]:
         where = f"worst pair {worst.prompt!r}, seed {worst.seed}: " if worst.prompt else ""
         psnr = metrics.get("psnr").text(worst.figures["psnr"])
         line = f"{result.label}: {where}PSNR {psnr} dB, worst frame {worst.fidelity.worst_frame}"
-        if worst.divergence is not None and worst.divergence.parted is not None:
-            line += f"; latents part at step {worst.divergence.parted} and end {worst.divergence.error[-1]:.1%} apart"
+        if (d := worst.divergence) is not None and d.error[-1] > 0:
+            where = f"part at step {d.parted} and " if d.parted is not None else ""
+            line += f"; latents {where}end {d.error[-1]:.1%} apart"
         said.append(line)
+    if more := comparison.results[3:]:
+        names = ", ".join(r.label for r in more[:3]) + ", …" * (len(more) > 3)
+        said.append(f"of {len(more)} more methods error_comparison.txt says the same: {names}")
     return said

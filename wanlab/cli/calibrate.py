@@ -85,13 +85,17 @@ def _what_if(runs: list[Path], texts: list[str], sampling: Sampling, force: bool
 def _show(result: CalibrationResult, form: str) -> None:
     from wanlab.study.calibrate import expert_rows, plan_rows
 
+    if form != "human":
+        for remark in result.remarks:
+            render.complain(remark)
     if form == "paths":
         render.write(f"{result.path}\n")
     elif form != "human":
         render.emit(result.rows, form, result.content)
     else:
         content, n = result.content, render.number
-        title = f"{content['prompts']} prompts x {content['seeds']} seeds, {content['schedule']['steps']} steps"
+        prompts, seeds = (f"{n} {what}{'s' * (n != 1)}" for what in ("prompt", "seed") for n in [content[f"{what}s"]])
+        title = f"{prompts} x {seeds}, {content['schedule']['steps']} steps"
         ratios = [{k: v if isinstance(v, str | int) else n(v, ".4f") for k, v in row.items()} for row in result.rows]
         fits = [{k: v if isinstance(v, str) else n(v, ".3f") for k, v in row.items()} for row in expert_rows(content)]
         plans = [

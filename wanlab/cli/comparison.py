@@ -40,7 +40,7 @@ def _show(result: ComparisonResult) -> None:
     comparison = result.comparison
     rows, looks = table.rows(comparison), table.clip_rows(comparison)
     labels = [r.label for r in comparison.results]
-    title = f"{', '.join(labels[:3])}{', …' * (len(labels) > 3)} against {comparison.baseline}"
+    title = f"{'; '.join(labels[:3])}{'; …' * (len(labels) > 3)} against {comparison.baseline}"
     lines = [*result.answer, *result.remarks, *table.reading(comparison)]
     folders: dict[Path, list[str]] = {}
     for path in result.files.values():

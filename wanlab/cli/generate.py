@@ -19,6 +19,8 @@ from wanlab.study.requests import check_place, places
 from wanlab.study.runners.local import each
 from wanlab.study.text import in_words, plain
 
+REPORT = "error_analysis_report.txt"
+
 # In the order in which they happen.
 PHASES = (
     "load",
@@ -134,11 +136,14 @@ def summarise(path: Path, analysis: str, *, alone: bool) -> dict[str, Any]:
         sheet = figures.contact_sheet(np.asarray(run.video), path.with_suffix(".png"), title=prompt)
         files = {"run": path, "video": path.with_suffix(".mp4"), "contact_sheet": sheet}
         if analysis:
-            folder = path.parent / analysis / ("" if alone else path.stem)
+            folder = path.parent / analysis
+            before = folder / REPORT
+            if not alone or (before.exists() and path.name not in before.read_text("utf-8", "replace")):
+                folder /= path.stem  # of several runs each has its own
             folder.mkdir(parents=True, exist_ok=True)
             files["error_figure"] = figures.guidance_figure(g, folder / "cfg_error_visualization.png", title=prompt)
             report = guidance.report(g, prompt=prompt, title=path.name)
-            files["error_report"] = write_text(folder / "error_analysis_report.txt", report)
+            files["error_report"] = write_text(folder / REPORT, report)
             if (film := figures.token_film(run, folder / "token_masks.mp4")) is not None:
                 files["token_film"] = film
         predicted, cost = run.attrs.get("predicted", {}), Cost.of(run)

@@ -190,7 +190,7 @@ def _cell(value: Any) -> Text:
     from rich.text import Text
 
     first, newline, second = str(value).partition("\n")
-    return Text.assemble(plain(first), newline, (plain(second), "dim"))
+    return Text.assemble(plain(first, 400), newline, (plain(second), "dim"))
 
 
 def show(*things: Any) -> None:

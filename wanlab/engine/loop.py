@@ -66,8 +66,8 @@ def denoise(
             x0_pred=x0_pred,
             x_next=x_next,
             ran=ran,
-            predictions={b: v for b, v in velocities.items() if ran.shares.get(b) == 1.0},
-            reused={b: v for b, v in velocities.items() if ran.shares.get(b) != 1.0},
+            predictions={b: v for b, v in velocities.items() if fresh(plan, ran.shares.get(b, 0.0))},
+            reused={b: v for b, v in velocities.items() if not fresh(plan, ran.shares.get(b, 0.0))},
         )
         for session in sessions:
             session.after(record)
@@ -80,11 +80,13 @@ def plans(
 ) -> Iterator[tuple[StepContext, StepPlan]]:
     """Each step from `start` with its plan. Those before are planned too: a policy may count on having seen them.
     Raises UsageError where a step is to use a difference of the branches again and there is none."""
-    whole: set[tuple[str, int]] = set()  # experts and lengths of the steps so far that evaluate both branches
+    # Experts and lengths of the steps so far that are sure to evaluate both branches wholly.
+    whole: set[tuple[str, int]] = set()
     for ctx in env.steps:
         plan = make_plan(env, sessions, guider, ctx)
         if set(plan.branches) == set(BOTH):
-            whole.add((ctx.expert, plan.frames))
+            if not plan.reused and not plan.optional and plan.least == plan.most and fresh(plan, plan.most):
+                whole.add((ctx.expert, plan.frames))
         elif plan.guide.again and (ctx.expert, plan.frames) not in whole:
             raise UsageError(
                 f"{plan.guide.name} at step {ctx.index + 1}: no full step of the {ctx.expert} expert at this length "
@@ -93,6 +95,11 @@ def plans(
             )
         if ctx.index >= start:
             yield ctx, plan
+
+
+def fresh(plan: StepPlan, share: float) -> bool:
+    """Whether a value of which so much of the blocks' work ran is of this step alone."""
+    return share == 1.0 or (plan.merged and share > 0)
 
 
 def make_plan(env: Env, sessions: Sequence[Session], guider: Guider, ctx: StepContext) -> StepPlan:

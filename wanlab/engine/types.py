@@ -85,6 +85,8 @@ class Env:
     """The model's name, as it was asked for."""
     solver: str = ""
     shift: float = 1.0
+    batched: bool = False
+    """Whether a step's branches are evaluated in one call."""
     read_fingerprint: Callable[[], str] = field(default=lambda: "", repr=False, compare=False)
     """Reads all weights the first time, so it is called by those alone who need the fingerprint."""
     read_time_embeddings: Callable[[bool], Tensor | None] = field(default=lambda _: None, repr=False, compare=False)
@@ -168,6 +170,9 @@ class StepPlan:
     while it runs, 0 where the network may not be asked at all."""
     most: float = 1.0
     """The greatest share: below 1 where fewer blocks or tokens are certain."""
+    merged: bool = False
+    """Whether it is below 1 because tokens go through the blocks together: a value is of this step alone all the
+    same."""
     around: bool = False
     """Whether the embeddings and the head run also where no block does: the blocks' work is used again, not the
     velocity."""

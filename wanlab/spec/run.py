@@ -53,7 +53,8 @@ class RecordSpec:
     level: str = "metrics"
     """"metrics"; "latents" adds x_t; "all" adds x0_pred, eps_pred, velocity and both branches."""
     every: int = 1
-    """Record latents at steps 0, every, 2*every, … and at the last; metrics are recorded at all steps."""
+    """Record latents at steps 0, every, 2*every, … and at the last, with `probe` at level "all" also at the two around
+    the expert switch; metrics are recorded at all steps."""
     dtype: str = "float32"
     """How latents are stored: "float32" or "float16"."""
     video: str = "uint8"

@@ -103,7 +103,7 @@ def compare(
     b: str | MethodSpec = "baseline",
     *,
     sweep: Sequence[str] = (),
-    at_cost: float | Sequence[float] = (),
+    at_cost: float | Sequence[float] | None = None,
     prompts: str | Iterable[str] | None = None,
     seeds: int | Iterable[int] = 0,
     noise_floor: bool = False,
@@ -139,10 +139,10 @@ def compare(
     asked = study.Asked(loss=parse_losses(max_loss) if sweep else (), metrics=metrics)
     if not (a or sweep):
         raise UsageError("there is nothing to compare", 'give a="cfg:last=5", or a sweep')
-    if sweep and (at_cost or not isinstance(a, str | MethodSpec | None)):
+    if sweep and (at_cost is not None or not isinstance(a, str | MethodSpec | None)):
         raise UsageError("a sweep is laid over one method, and says its values", "give one method, and no at_cost")
     if isinstance(a, str) and isinstance(b, str) and (designs.is_source(a) or designs.is_source(b)):
-        if settings or sweep or at_cost or prompts is not None or noise_floor:
+        if settings or sweep or at_cost is not None or prompts is not None or noise_floor:
             raise UsageError("two videos are given, so nothing is sampled", "leave out what decides a sample")
         return study.compare_files(Path(a), Path(b), folder, asked, watcher=watcher)
     methods = [_method(m) for m in ([a or "baseline"] if a is None or isinstance(a, str | MethodSpec) else a)]
@@ -151,7 +151,7 @@ def compare(
     baseline = _method(b)
     specs, floors = designs.with_floors(specs, baseline) if noise_floor else (specs, [])
     variants = designs.swept(methods[0], sweep) if sweep else [designs.Variant(m) for m in methods]
-    if at_cost:
+    if at_cost is not None:
         costs = atcost.Costs(specs, baseline, folder, force, watcher)
         variants, said = atcost.find(methods, atcost.parse_costs(at_cost), costs)
         asked = replace(asked, remarks=said)

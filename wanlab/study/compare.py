@@ -27,7 +27,6 @@ from wanlab.study.text import comma_separated, finite, markdown, plain
 
 if TYPE_CHECKING:
     from wanlab.analysis.compare import Comparison, Pair, Result
-    from wanlab.spec import RunSpec
 
 DETAILED = 8  # more methods than this get figures of their own only on the Pareto front
 FORECAST = 100  # methods whose cost is said beforehand
@@ -124,15 +123,18 @@ def alike(design: Design) -> list[str]:
     from wanlab.engine.run import resolved
     from wanlab.registry import build
 
-    def computed(method: MethodSpec) -> tuple[str, str]:
-        spec = resolved(method.apply(design.specs[0]))
+    specs = {path: spec for spec, path in design.order}
+
+    def computed(run: Path) -> tuple[str, str]:
+        spec = resolved(specs[run])
         policies = [(p.name, p.code, vars(build("policy", p))) for p in spec.policies]
         guider = spec.guider.name, spec.guider.code, vars(build("guider", spec.guider))
         return replace(spec, policies=(), guider=PolicySpec("cfg")).digest(), repr((policies, guider))
 
     try:
-        known = {computed(design.baseline): design.baseline}
-        every = [(variant, computed(variant.method)) for variant in design.variants[:FORECAST]]
+        known = {computed(design.baseline_runs[0]): design.baseline}
+        firsts = [runs[0] for runs in design.variant_runs[:FORECAST]]
+        every = [(variant, computed(run)) for variant, run in zip(design.variants, firsts, strict=False)]
     except UsageError:  # sampled on another machine, whose defaults are not known here
         return []
     said = []
@@ -436,7 +438,7 @@ def _draw(comparison: Comparison, out: Path) -> dict[str, Path]:
             "divergence": figures.divergence(result, folder / "divergence.png"),
             "worst_frame": figures.worst_frame(result.worst, folder / "worst_frame.png", result.label),
             "side_by_side": figures.side_by_side(
-                result.worst, folder / "side_by_side.mp4", (result.label, comparison.baseline)
+                result.worst, folder / folders.SIDE_BY_SIDE, (result.label, comparison.baseline)
             ),
         }
         files |= {f"{result.label} {name}": path for name, path in drawn.items() if path is not None}

@@ -71,8 +71,9 @@ def sample(
     outcome = workers.run(groups, force=force, watcher=watcher)
     sources: dict[tuple[Path, str], Source] = {}
     for method, base in pairs:
-        path = paths[method.apply(base).digest()]
-        sources[path, method.label] = Source(path, method.label, settings_of(base))
+        spec = method.apply(base)
+        path = paths[spec.digest()]
+        sources[path, method.label] = Source(path, method.label, settings_of(spec))
     return [s for s in sources.values() if s.path not in outcome.failed], outcome
 
 

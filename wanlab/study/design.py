@@ -217,16 +217,19 @@ def swept(base: MethodSpec, texts: Sequence[str]) -> list[Variant]:
 
 
 def _at(base: MethodSpec, setting: Mapping[str, Any]) -> MethodSpec:
-    knobs = {p.name: p.options for p in base.policies}
-    specs = {p.name: p for p in base.policies}
-    settings = dict(base.settings)
+    every, settings = list(base.policies), dict(base.settings)
     for name, value in setting.items():
         policy, dot, knob = name.partition(".")
-        if dot:
-            knobs.setdefault(policy, {})[knob] = value
-        else:
+        if not dot:
             settings[policy] = parse_guidance(str(value)) if policy == "guidance" else value
-    every = [PolicySpec(n, k, *((specs[n].file, specs[n].code) if n in specs else ())) for n, k in knobs.items()]
+            continue
+        named = [k for k, p in enumerate(every) if p.name == policy]
+        if len(named) > 1:
+            raise UsageError(f"{policy} is named {len(named)} times, and {name} is swept", "name it once")
+        if not named:
+            named = [len(every)]
+            every.append(PolicySpec(policy))
+        every[named[0]] = replace(every[named[0]], knobs={**every[named[0]].options, knob: value})
     check_names(MethodSpec("", tuple(every), tuple(settings.items())).apply(RunSpec(prompt="-")))
     policies = tuple(p for p in every if not _is_idle(p))
     kept = tuple((n, v) for n, v in base.settings if n not in setting)

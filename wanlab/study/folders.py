@@ -11,6 +11,9 @@ from wanlab.images import frames_in
 from wanlab.runfile import Run
 from wanlab.spec.paths import VIDEOS, is_run_file
 
+SIDE_BY_SIDE = "side_by_side.mp4"
+"""A pair's film in a method's folder."""
+
 
 @dataclass(frozen=True)
 class Match:
@@ -41,6 +44,8 @@ def videos_in(folder: Path) -> dict[str, Path]:
             kinds[1].append(path)
         elif path.is_dir() and not path.name.endswith(".part") and frames_in(path):
             kinds[2].append(path)
+    if kinds[0]:  # a method's folder, where `compare` puts films of pairs too
+        kinds[1] = [path for path in kinds[1] if path.name != SIDE_BY_SIDE]
     names: dict[str, Path] = {}
     for path in (p for kind in kinds for p in kind):
         names.setdefault(path.name if path.is_dir() else path.stem, path)

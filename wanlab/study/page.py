@@ -78,6 +78,7 @@ def page(evidence: Evidence, judged: Sequence[Hypothesis], figures: Sequence[Sta
         runs=_table([_run(r) for r in evidence.runs], ("prompt", "method", "model")),
         clips=alone,
         clips_said=clips.counted(),
+        figures_said=drawn.counted(),
         problems=[{"path": str(p), "message": m} for p, m in evidence.problems],
     )
     return html, [*drawn.notes, *clips.notes]
@@ -324,14 +325,26 @@ class Figures:
 
     def __init__(self) -> None:
         self._left = FIGURES
+        self._no_room = 0
         self.notes: list[str] = []
+
+    def counted(self) -> str:
+        """How many had no room, in a sentence; "" for none."""
+        many = "s are" if self._no_room > 1 else " is"
+        return (
+            f"{self._no_room} figure{many} left out: together they may have {FIGURES:,} bytes." if self._no_room else ""
+        )
 
     def of(self, files: Sequence[Path]) -> list[dict[str, str]]:
         """Those of the files that are there and can be shown; of the others that are there a note says why not."""
         found = []
         for file in filter(os.path.lexists, files):
             try:
-                data = read_bytes(file, self._left)
+                data = read_bytes(file, FIGURES)
+                if len(data) > self._left:
+                    self._no_room += 1
+                    self.notes.append(f"{file}: figures may have {FIGURES:,} bytes in all: the figure is left out")
+                    continue
                 if data[:8] != b"\x89PNG\r\n\x1a\n":
                     raise WanlabError(f"{file} is no PNG")
             except WanlabError as error:

@@ -106,8 +106,8 @@ def slowing(r: Measured) -> float:
     within, mse, change = _within(r)
     with np.errstate(divide="ignore", invalid="ignore"):
         speed = np.sqrt(change / mse) / np.abs(np.diff(r.sigma, prepend=np.nan))
-    speed[~within] = np.nan
-    return _over(guidance.mean(speed[: FIRST + 1]), guidance.mean(speed[FIRST + 1 :]))
+    changes = speed[within]
+    return _over(guidance.mean(changes[:FIRST]), guidance.mean(changes[FIRST:]))
 
 
 def at_switch(r: Measured) -> float:

@@ -109,6 +109,9 @@ def _recovered(evidence: Evidence, held: Thresholds) -> dict[tuple[str, str], li
     for c, r in curves(evidence):
         policies, back = r.get("policies") or r.get("method") or "", r.get("recovery")
         if policies.split(":")[0] == "half" and "+" not in policies and back and back.get("pairs") == "duplicated":
+            curve, first = back.get("curve"), back.get("from_step")
+            if isinstance(curve, list) and isinstance(first, int) and len(curve) - first < held.recovery_steps:
+                continue  # so many steps were not left
             within = back.get("after") is not None and back["after"] <= held.recovery_steps
             sample = Sample(prompt=r.get("prompt") or "", value=float(within), source=str(c.path))
             found.setdefault((policies, key_of(r)), []).append(sample)

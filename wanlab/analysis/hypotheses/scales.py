@@ -135,8 +135,9 @@ def advice(x: Sequence[float], prompts: Sequence[str], more: int, again: int) ->
     groups = len(set(prompts))
     if groups < ENOUGH:
         return f"these prompts only: nothing is said of others before there are {ENOUGH}, and here are {groups}"
-    seeds = f"{len(x) / groups:.3g}"
-    said = [f"about {more} prompts of {seeds} seed{'s' * (seeds != '1')} each"] * bool(more)
+    many = {prompts.count(p) for p in prompts}
+    each = "with as many seeds as these" if len(many) > 1 else f"of {min(many)} seed{'s' * (many != {1})} each"
+    said = [f"about {more} prompts {each}"] * bool(more)
     said += [f"about {again} seeds of each of these {groups}"] * bool(again)
     if not said:
         return f"no number up to {MOST} of prompts or seeds would decide it: the mean lies too near the threshold"

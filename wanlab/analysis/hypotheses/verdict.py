@@ -10,17 +10,20 @@ from pathlib import Path
 
 from wanlab.analysis import stats
 from wanlab.analysis.hypotheses.scales import RATIO, SCALES, Scale, Summary, advice, enough, on_scale, shown
+from wanlab.analysis.key import Key
 from wanlab.analysis.stats import Interval
 from wanlab.errors import UsageError
 from wanlab.files import read_toml
 from wanlab.registry import suggest
-from wanlab.spec.run import short
+from wanlab.spec.run import RunSpec, short
 
 SUPPORTED, REFUTED, UNDECIDED, PARTLY = "supported", "refuted", "not enough data", "in part"
 LEAST = stats.ENOUGH
 """Prompts below which nothing is decided."""
 PROMPTS = 32  # of --suite builtin
 BASELINES = "wanlab compare --mode cfg_vs_baseline --suite builtin --seed 0:{seeds}"  # and the plain runs that it needs
+
+USUAL = str(Key("tiny", RunSpec.steps, RunSpec.frames))  # what such a command samples
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,7 +190,8 @@ def claim(
     if verdict == UNDECIDED:
         more, again = enough(found, x, prompts, scale.to(s.threshold), s.summary)
         needs = advice(x, prompts, more, again) if known else ""
-        run = _command(s.run, x, prompts, more, again)
+        # It samples the guide's own method at the usual size, which decides nothing of others.
+        run = _command(s.run, x, prompts, more, again) if decides and USUAL.startswith(on) else ""
     return Claim(
         hypothesis=hypothesis,
         says=f"on {on}: {s.says}" if on else s.says,

@@ -23,7 +23,7 @@ Floats = NDArray[np.float64]
 class Divergence:
     """How far A's latents are from B's at the beginning of each step, and after the last: arrays [steps + 1].
 
-    error is |a - b| / |b|; where A works on some of the frames, it is held against the same frames of B.
+    error is |a - b| / |b|; where one works on some of the frames, the other's same frames are held against them.
     """
 
     error: Floats
@@ -35,9 +35,12 @@ class Divergence:
 
     @property
     def parted(self) -> int | None:
-        """The first step (from 1) whose result differs; None when the latents never part."""
+        """The first step (from 1) whose result differs; None when the latents never part, and where that may have been
+        at a step whose latents are not held against each other."""
         differs = np.flatnonzero(self.error > 0)
-        return int(differs[0]) if len(differs) else None
+        if not len(differs) or np.isnan(self.error[: differs[0]]).any():
+            return None
+        return int(differs[0])
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
@@ -66,6 +69,8 @@ def divergence(a: Run, b: Run) -> Divergence | None:
         x, y = a["x_t"][k], b["x_t"][k]
         if strides[1][k] == 1:
             y = y[:, :: strides[0][k]]
+        elif strides[0][k] == 1:
+            x = x[:, :: strides[1][k]]
         if x.shape == y.shape:
             error[k], cosine[k] = apart(x, y)
     if "latent" in a and "latent" in b and a["latent"].shape == b["latent"].shape:

@@ -60,8 +60,8 @@ class _EasyCache(VelocityCache):
     def keep(self, call: Call, values: Tensor) -> None:
         for i, branch in enumerate(call.branches):
             memory = self.of(call, branch)
-            if "x" in memory:
-                memory["slope"] = size(values[i : i + 1], memory["0"]) / size(call.x, memory["x"])
+            if "x" in memory and (moved := size(call.x, memory["x"])):  # a first velocity of zero moves nothing
+                memory["slope"] = size(values[i : i + 1], memory["0"]) / moved
             memory["x"] = call.x
         super().keep(call, values)
 

@@ -90,6 +90,8 @@ class _Half(Session):
 
     def plan(self, plan: StepPlan, ctx: StepContext) -> StepPlan:
         if ctx.index < self._at:
+            if plan.stride != 1:
+                raise UsageError("half is named twice", "name it once: half of the frames are left out, not more")
             return replace(plan, frames=self._half, stride=2, positions=2 if self._knobs.rope == "strided" else 1)
         if ctx.index == self._at:
             return replace(plan, jump=one_jump(plan, ctx, Jump(apply=self._complete, restart=True)))

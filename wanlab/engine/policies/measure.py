@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -54,10 +55,14 @@ class _Session(Session):
         """embedding  its change by step; None in a forecast without weights"""
         self._env, self._embedding = env, embedding
         self._step = 0
+        self._known = ("", 0)  # expert and length of which a step's latents are remembered
 
     def plan(self, plan: StepPlan, ctx: StepContext) -> StepPlan:
-        self._step = ctx.index
-        return replace(plan, extra=1) if COND in plan.branches and self._env.since(ctx) else plan
+        self._step, where, before = ctx.index, (ctx.expert, plan.frames), self._known
+        if COND not in plan.branches or COND in plan.reused:
+            return plan
+        self._known = where
+        return replace(plan, extra=1) if before == where else plan
 
     def evaluate(self, call: Call, inner: Inner) -> Tensor:
         if COND not in call.branches:
@@ -70,7 +75,7 @@ class _Session(Session):
             velocity = _of(velocities, call, COND)
             self.note(
                 embedding=np.nan if self._embedding is None else self._embedding[ctx.index],
-                sensitivity_x=_rms(moved - last["velocity"]) / _rms(call.x - last["x"]),
+                sensitivity_x=_over(_rms(moved - last["velocity"]), _rms(call.x - last["x"])),
                 sensitivity_t=_rms(velocity - moved) / (abs(ctx.timestep - before.timestep) / 1000),
             )
         else:
@@ -110,6 +115,11 @@ class _Session(Session):
 def _of(velocities: Tensor, call: Call, branch: str) -> Tensor:
     k = call.branches.index(branch)
     return velocities[k : k + 1].float()
+
+
+def _over(change: float, by: float) -> float:
+    """NaN where nothing changed: a first velocity of zero leaves the latents where they are."""
+    return change / by if by else math.nan
 
 
 def _rms(values: Tensor) -> float:

@@ -86,9 +86,11 @@ class StepCache(Session):
         if not self._may:
             self._computed = plan.branches
             return plan
+        # Unless a policy before leaves the network unasked, which may be all of the step.
+        around = self.asks and (plan.around or (plan.least > 0 and not plan.reused))
         if self._threshold is None:
-            return replace(plan, reused=plan.branches, around=self.asks)
-        return replace(plan, least=self.least(ctx), around=self.asks)
+            return replace(plan, reused=plan.branches, around=around)
+        return replace(plan, least=plan.least * self.least(ctx), around=around)
 
     def reuses(self, call: Call, given: Tensor | None = None) -> bool:
         """Whether the step of this call is reused: decided at its first call."""

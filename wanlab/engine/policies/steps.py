@@ -109,7 +109,7 @@ def listed(text: str, env: Env) -> list[int]:
     steps: list[int] = []
     for part in text.split("/"):
         match = re.fullmatch(r"(\d{1,4})(?:-(\d{1,4}))?", part.strip())
-        if match is None:
+        if match is None or int(match[2] or match[1]) < int(match[1]):
             raise UsageError(f"steps:skip={text}", "write skip=3/4/7-9, steps counted from 0")
         steps += range(int(match[1]), int(match[2] or match[1]) + 1)
     firsts = {s.index for s in env.steps if not env.since(s)}

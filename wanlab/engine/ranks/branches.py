@@ -80,6 +80,7 @@ class Branches:
             "reading": reading,
             "memory": [self._told(k, s.remembered(tuple(own)) if own else {}) for k, s in enumerate(sessions)],
             "common": [_summed(s.remembered(())) for s in sessions],
+            "shared": [_forms(s.remembered(())) for s in sessions],
             "notes": [s.notes for s in sessions],
         }
         every: list[Any] = [None] * self._layout.cfg
@@ -89,11 +90,14 @@ class Branches:
             if any(branch not in other["velocities"] for other in every):
                 own[branch] = self._sent_by(owner, own.get(branch), every[owner]["velocities"][branch])
                 for k, session in enumerate(sessions):
-                    self._teach(k, session, branch, owner, every[owner]["memory"][k])
+                    self._teach(k, session, (branch,), owner, every[owner]["memory"][k])
         if reading is not None:
             _add_up(reading, [every[h]["reading"] for h in sorted(set(owners.values()))])
         for k, session in enumerate(sessions):
-            if any(other["common"][k] != every[0]["common"][k] for other in every):
+            if not all(other["velocities"] for other in every):  # a half that evaluated nothing decided nothing
+                owner = min(owners.values())
+                self._teach(k, session, (), owner, every[owner]["shared"][k])
+            elif any(other["common"][k] != every[0]["common"][k] for other in every):
                 raise WanlabError(
                     f"a policy ({type(session).__module__}) remembers of both branches what one of them gave",
                     "without --parallel cfg=2: use --parallel ulysses=N",
@@ -111,9 +115,9 @@ class Branches:
                 told[name] = replace(_described(value), sent=tensor is value and version == value._version)
         return told
 
-    def _teach(self, k: int, session: Session, branch: str, owner: int, told: Mapping[str, Any]) -> None:
-        """Give a session what the owner's remembers of a branch."""
-        mine = session.remembered((branch,))
+    def _teach(self, k: int, session: Session, branches: Group, owner: int, told: Mapping[str, Any]) -> None:
+        """Give a session what the owner's remembers of a branch, or of all together."""
+        mine = session.remembered(branches)
         memory: State = {}
         for name, value in told.items():
             if isinstance(value, _Described):
@@ -123,7 +127,7 @@ class Branches:
             else:
                 memory[name] = value
         if owner != self._half:
-            session.remember((branch,), memory)
+            session.remember(branches, memory)
 
     def _sent_by(self, owner: int, own: Tensor | None, like: _Described) -> Tensor:
         """The owner's tensor."""
@@ -150,6 +154,11 @@ class _Described:
 
 def _described(tensor: Tensor) -> _Described:
     return _Described(tuple(tensor.shape), tensor.dtype, tensor.device.type)
+
+
+def _forms(memory: State) -> dict[str, Any]:
+    """Values, and of tensors what is needed to receive them."""
+    return {n: _described(v) if isinstance(v, Tensor) else v for n, v in memory.items()}
 
 
 def _summed(memory: State) -> dict[str, Any]:

@@ -25,7 +25,7 @@ def parts(total: int, count: int, unit: int = 1) -> list[int]:
     """`total` in `count` parts of whole units, but for the last one, that differ by a unit at most; of single values
     where there are not enough units. The larger ones come first."""
     units = -(-total // unit)
-    if units < count:
+    if units < count and unit > 1:
         return parts(total, count)
     sizes = [unit * (units // count + (k < units % count)) for k in range(count)]
     sizes[-1] -= unit * units - total

@@ -158,6 +158,7 @@ def make_env(spec: RunSpec, checkpoint: Checkpoint, solver: Solver) -> Env:
         model=spec.model,
         solver=spec.solver,
         shift=float(spec.shift or 0),
+        batched=spec.batch_cfg,
         read_fingerprint=lambda: fingerprint(checkpoint) if checkpoint.files else "",
         read_time_embeddings=partial(time_embeddings, checkpoint, steps),
     )
@@ -338,7 +339,10 @@ def _disk(spec: RunSpec, env: Env, sessions: Sequence[Session]) -> int:
         for f in observer.fields:
             steps = env.total
             if set(DIMS) <= set(f.dims):  # not in every step
-                steps = len({*range(0, env.total, spec.record.every), env.total - 1})
+                recorded = {*range(0, env.total, spec.record.every), env.total - 1}
+                if spec.record.other_expert and env.switch is not None:
+                    recorded |= {env.switch - 1, env.switch}
+                steps = len(recorded)
             if f.name == OTHER_EXPERT:
                 steps = 2 if env.switch is not None else 0
             total += steps * f.stored.itemsize * math.prod(sizes.get(d, 1) for d in f.dims)

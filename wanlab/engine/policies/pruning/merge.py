@@ -93,7 +93,7 @@ class _Merging(Session):
                 f"use ratio={math.ceil(100 * cells / tokens) / 100:g} or more, or larger cells",
             )
         share = cost.block(count, count) / cost.block(tokens, tokens)
-        return replace(plan, least=share, most=share)
+        return replace(plan, least=plan.least * share, most=plan.most * share, merged=True)
 
     def _merges(self, ctx: StepContext) -> bool:
         return in_scope(self.knobs.scope, ctx) and self.env.since(ctx) >= self.knobs.start

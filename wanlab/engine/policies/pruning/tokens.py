@@ -93,7 +93,7 @@ class TokenSession(Session):
         self._steps: dict[int, _Step] = {}
         self._stretch: tuple[str, int] = ("", 0)
         self._first = 0
-        self._computed: set[str] = set()  # branches that have a value to keep
+        self._computed: set[tuple[str, ...]] = set()  # branches that have a value to keep, as calls name them
 
     # What a rule says.
 
@@ -117,13 +117,16 @@ class TokenSession(Session):
         if begins := ((ctx.expert, plan.frames) != self._stretch or plan.jump is not None):
             self._stretch, self._first, self._computed = (ctx.expert, plan.frames), ctx.index, set()
         place, scoped = ctx.index - self._first, in_scope(self.knobs.scope, ctx)
-        branches = set(plan.branches) - set(plan.reused)
+        calls: set[tuple[str, ...]] = {(b,) for b in plan.branches if b not in plan.reused}
+        if self.env.batched and not plan.reused:
+            calls = {plan.branches}
+            self._computed &= calls  # what another batch of branches computed last is older than its step
         after = self.env.steps[ctx.index + 1 : ctx.index + 2]
         now = scoped and place > 0 and self.selective(ctx, place)
-        selects = now and branches <= self._computed
+        selects = now and calls <= self._computed
         keeps = now or any(n.expert == ctx.expert and scoped and self.selective(n, place + 1) for n in after)
         if keeps:
-            self._computed |= branches
+            self._computed |= calls
         self._steps[ctx.index] = _Step(place, begins, scoped, selects, keeps)
         if not selects:
             return plan
@@ -132,7 +135,7 @@ class TokenSession(Session):
             cost.block(n, tokens if self.knobs.keys == "stale" else n) / cost.block(tokens, tokens)
             for n in self.counts(tokens)
         )
-        return replace(plan, least=least, most=most)
+        return replace(plan, least=plan.least * least, most=plan.most * most)
 
     def evaluate(self, call: Call, inner: Inner) -> Tensor:
         step = self._steps[call.ctx.index]
@@ -146,6 +149,9 @@ class TokenSession(Session):
         import torch
 
         active, own = self._active(call), self.recall(call)
+        if self.env.batched:
+            names = ("", "+".join(call.branches))
+            self._memory = {key: kept for key, kept in self._memory.items() if key[2] in names}
         if active is not None:
             fresh = pixels(active, call.x)
             velocity = torch.where(fresh, velocity, self._kept(call, own).to(velocity.dtype))
