@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 import os
@@ -299,7 +298,7 @@ def test_h4_by_hand() -> None:
     # The command samples tiny's usual clips, which say nothing of a model m of 7 steps.
     few = h.judge(h.Evidence(runs=tuple(runs[:1])), h.Thresholds())[2]
     assert few.verdict == h.UNDECIDED and few.claims[0].run == ""
-    usual = [dataclasses.replace(runs[0], key=Key("tiny", 20, 49))]
+    usual = [replace(runs[0], key=Key("tiny", 20, 49))]
     few = h.judge(h.Evidence(runs=tuple(usual)), h.Thresholds())[2]
     assert few.verdict == h.UNDECIDED and few.claims[0].run.startswith("wanlab compare ")
     assert "these prompts only" in few.claims[0].needs
