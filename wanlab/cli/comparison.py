@@ -11,6 +11,7 @@ from rich.text import Text
 from wanlab.cli import render
 
 if TYPE_CHECKING:
+    from rich.measure import Measurement
     from rich.table import Table
 
     from wanlab.study.results import ComparisonResult
@@ -63,12 +64,18 @@ def _show(result: ComparisonResult) -> None:
 
 def _fitting(rows: Sequence[Mapping[str, Any]], **given: Any) -> tuple[Table, list[str]]:
     """The table, without some of its columns where it is wider than the terminal, and the names of these."""
-    console, whole = render.output(), render.table(rows, **given)
+    console = render.output()
     anywhere = console.options.update(max_width=render.PIPE_WIDTH)  # or it would need no more than there is
-    if not rows or console.measure(whole, options=anywhere).maximum <= console.width:
-        return whole, []
+
+    def needed(rows: Sequence[Mapping[str, Any]]) -> Measurement:
+        return console.measure(render.table(rows, **given), options=anywhere)
+
+    if not rows or needed(rows).maximum <= console.width:
+        return render.table(rows, **given), []
     narrow = [{k: v for k, v in row.items() if k not in NARROW} for row in rows]
-    return render.table(narrow, **given), [name for name in NARROW if name in rows[0]]
+    while len(narrow[0]) > 2 and needed(narrow).minimum > console.width:
+        narrow = [dict(list(row.items())[:-1]) for row in narrow]
+    return render.table(narrow, **given), [name for name in rows[0] if name not in narrow[0]]
 
 
 def _style(verdict: str) -> str:
