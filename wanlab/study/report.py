@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from wanlab import __version__
 from wanlab.errors import UsageError
 from wanlab.files import make_folder, write_text
+from wanlab.study.requests import check_place
 from wanlab.study.results import ReportResult
 from wanlab.study.text import finite, markdown, plain
 
@@ -41,6 +42,7 @@ def report(evidence: Evidence, thresholds: Thresholds, out: Path) -> ReportResul
     from wanlab.analysis import hypotheses
     from wanlab.study.page import page
 
+    check_place(out / "report.html")
     make_folder(out)
     judged, figures = hypotheses.judge(evidence, thresholds), hypotheses.reproduce(evidence)
     content = whole(evidence, judged, figures, thresholds)
