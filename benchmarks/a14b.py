@@ -319,21 +319,22 @@ class Trace:
 
     def idle(self) -> float:
         """Share of the time from the first kernel to the last in which the GPU computes nothing."""
-        every = self._spans("")
+        every = [span for _, span in self._ran()]
         return 1 - covered(every) / lasting(every)
 
     def communicating(self) -> tuple[float, float]:
         """Shares of the time from the first kernel to the last in which NCCL's kernels run, which wait for other ranks
         too: all of it, and what no other kernel runs beside."""
-        every, nccl = self._spans(""), self._spans("nccl")
-        others = [span for span in every if span not in set(nccl)]
+        ran = self._ran()
+        every = [span for _, span in ran]
+        nccl, others = ([span for name, span in ran if ("nccl" in name) is its] for its in (True, False))
         return covered(nccl) / lasting(every), (covered(every) - covered(others)) / lasting(every)
 
-    def _spans(self, name: str) -> list[Span]:
-        """When each kernel with this in its name ran, in microseconds."""
+    def _ran(self) -> list[tuple[str, Span]]:
+        """The kernels by name, and when each ran, in microseconds."""
         events = [e for e in self._profiler.events() if e.device_type.name == "CUDA"]  # type: ignore[no-untyped-call]
-        found = [(float(e.time_range.start), float(e.time_range.end)) for e in events if name in e.name]
-        return [(begin, end) for begin, end in found if end > begin]
+        found = [(str(e.name), (float(e.time_range.start), float(e.time_range.end))) for e in events]
+        return [(name, (begin, end)) for name, (begin, end) in found if end > begin]
 
     def kernels(self, most: int = 14) -> str:
         """The table of what took longest."""
@@ -535,11 +536,8 @@ def shared(bench: Bench, layers: int, precisions: Sequence[str]) -> None:
     theirs = pipeline(pipe, spec, embeds)[0] / spec.steps
     row("WanPipeline, one GPU", f"{theirs:.3f} s a step, {theirs / 2:.3f} s a pass")
     del pipe, model, embeds
-    for precision, bar in (
-        ("reference", ""),
-        ("exact", "2.3 x" if size == 2 else ""),
-        ("fp8", "3.0 x" if size == 2 else ""),
-    ):
+    over_pipeline = {"exact": "2.3 x", "fp8": "3.0 x"} if size == 2 else {}
+    for precision in ("reference", "exact", "fp8"):
         if precision not in precisions:
             continue
         given: dict[str, Any] = {"precision": precision} | ({"attention": "cudnn"} if precision == "reference" else {})
@@ -567,7 +565,11 @@ def shared(bench: Bench, layers: int, precisions: Sequence[str]) -> None:
                 f"{step:.3f} s a step, {once / step:.2f} x; {same}",
                 "1.9 x" if layout == "cfg=2" else OVER_ONE.get(size, ""),
             )
-            row(f"{precision}, {layout}: over WanPipeline on one GPU", f"{theirs / step:.2f} x", bar)
+            row(
+                f"{precision}, {layout}: over WanPipeline on one GPU",
+                f"{theirs / step:.2f} x",
+                over_pipeline.get(precision, ""),
+            )
             row(f"{precision}, {layout}: peak memory of rank 0", f"{made['peak'] / GIB:.2f} GiB")
             whole, alone_there = trace.communicating()
             row(

@@ -258,8 +258,8 @@ def reading(comparison: Comparison) -> list[str]:
         psnr = metrics.get("psnr").text(worst.figures["psnr"])
         line = f"{result.label}: {where}PSNR {psnr} dB, worst frame {worst.fidelity.worst_frame}"
         if (d := worst.divergence) is not None and d.error[-1] > 0:
-            where = f"part at step {d.parted} and " if d.parted is not None else ""
-            line += f"; latents {where}end {d.error[-1]:.1%} apart"
+            part = f"part at step {d.parted} and " if d.parted is not None else ""
+            line += f"; latents {part}end {d.error[-1]:.1%} apart"
         said.append(line)
     if more := comparison.results[3:]:
         names = ", ".join(r.label for r in more[:3]) + ", …" * (len(more) > 3)

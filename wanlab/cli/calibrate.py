@@ -87,15 +87,16 @@ def _show(result: CalibrationResult, form: str) -> None:
 
     if form != "human":
         for remark in result.remarks:
-            render.complain(remark)
+            render.say(remark)
     if form == "paths":
         render.write(f"{result.path}\n")
     elif form != "human":
         render.emit(result.rows, form, result.content)
     else:
         content, n = result.content, render.number
-        prompts, seeds = (f"{n} {what}{'s' * (n != 1)}" for what in ("prompt", "seed") for n in [content[f"{what}s"]])
-        title = f"{prompts} x {seeds}, {content['schedule']['steps']} steps"
+        prompts, seeds = content["prompts"], content["seeds"]
+        title = f"{prompts} prompt{'s' * (prompts > 1)} x {seeds} seed{'s' * (seeds > 1)}, "
+        title += f"{content['schedule']['steps']} steps"
         ratios = [{k: v if isinstance(v, str | int) else n(v, ".4f") for k, v in row.items()} for row in result.rows]
         fits = [{k: v if isinstance(v, str) else n(v, ".3f") for k, v in row.items()} for row in expert_rows(content)]
         plans = [

@@ -11,7 +11,6 @@ from rich.text import Text
 from wanlab.cli import render
 
 if TYPE_CHECKING:
-    from rich.measure import Measurement
     from rich.table import Table
 
     from wanlab.study.results import ComparisonResult
@@ -66,16 +65,15 @@ def _fitting(rows: Sequence[Mapping[str, Any]], **given: Any) -> tuple[Table, li
     """The table, without some of its columns where it is wider than the terminal, and the names of these."""
     console = render.output()
     anywhere = console.options.update(max_width=render.PIPE_WIDTH)  # or it would need no more than there is
-
-    def needed(rows: Sequence[Mapping[str, Any]]) -> Measurement:
-        return console.measure(render.table(rows, **given), options=anywhere)
-
-    if not rows or needed(rows).maximum <= console.width:
-        return render.table(rows, **given), []
-    narrow = [{k: v for k, v in row.items() if k not in NARROW} for row in rows]
-    while len(narrow[0]) > 2 and needed(narrow).minimum > console.width:
-        narrow = [dict(list(row.items())[:-1]) for row in narrow]
-    return render.table(narrow, **given), [name for name in rows[0] if name not in narrow[0]]
+    shown = render.table(rows, **given)
+    if not rows or console.measure(shown, options=anywhere).maximum <= console.width:
+        return shown, []
+    kept = [name for name in rows[0] if name not in NARROW]
+    while True:
+        shown = render.table([{name: row[name] for name in kept} for row in rows], **given)
+        if len(kept) <= 2 or console.measure(shown, options=anywhere).minimum <= console.width:
+            return shown, [name for name in rows[0] if name not in kept]
+        kept.pop()
 
 
 def _style(verdict: str) -> str:

@@ -98,7 +98,7 @@ def generate(
         return forecast.show(specs, outs, shown_as)
     analysis = ("debug_outputs/" if debug_outputs else "") + "error_analysis" if enable_debug else ""
     for folder in {place.parent / analysis for place in outs}:
-        check_place(folder / "error_analysis_report.txt")
+        check_place(folder / REPORT)
     summaries: list[dict[str, Any]] = []
 
     def done(place: Path) -> None:
@@ -138,7 +138,7 @@ def summarise(path: Path, analysis: str, *, alone: bool) -> dict[str, Any]:
         if analysis:
             folder = path.parent / analysis
             before = folder / REPORT
-            if not alone or (before.exists() and path.name not in before.read_text("utf-8", "replace")):
+            if not alone or (before.is_file() and path.name not in before.read_text("utf-8", "replace")):
                 folder /= path.stem  # of several runs each has its own
             folder.mkdir(parents=True, exist_ok=True)
             files["error_figure"] = figures.guidance_figure(g, folder / "cfg_error_visualization.png", title=prompt)

@@ -109,6 +109,10 @@ class Env:
         experts = [s.expert for s in self.steps]
         return experts.index("low") if {"high", "low"} <= set(experts) else None
 
+    def share(self, part: float) -> int:
+        """Steps of so large a part of the run, not one less for a float's last bit: .29 of 100 is 28.999…"""
+        return int(round(part * self.total, 6))
+
     def since(self, ctx: StepContext) -> int:
         """Steps of this step's expert before it."""
         return sum(s.expert == ctx.expert for s in self.steps[: ctx.index])

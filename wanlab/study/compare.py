@@ -133,8 +133,9 @@ def alike(design: Design) -> list[str]:
 
     try:
         known = {computed(design.baseline_runs[0]): design.baseline}
-        firsts = [runs[0] for runs in design.variant_runs[:FORECAST]]
-        every = [(variant, computed(run)) for variant, run in zip(design.variants, firsts, strict=False)]
+        firsts = [runs[0] for runs in design.variant_runs]
+        variants = list(zip(design.variants, firsts, strict=True))[:FORECAST]
+        every = [(variant, computed(first)) for variant, first in variants]
     except UsageError:  # sampled on another machine, whose defaults are not known here
         return []
     said = []

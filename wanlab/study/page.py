@@ -340,11 +340,11 @@ class Figures:
         found = []
         for file in filter(os.path.lexists, files):
             try:
-                data = read_bytes(file, FIGURES)
-                if len(data) > self._left:
+                if file.is_file() and self._left < file.stat().st_size <= FIGURES:
                     self._no_room += 1
                     self.notes.append(f"{file}: figures may have {FIGURES:,} bytes in all: the figure is left out")
                     continue
+                data = read_bytes(file, FIGURES)
                 if data[:8] != b"\x89PNG\r\n\x1a\n":
                     raise WanlabError(f"{file} is no PNG")
             except WanlabError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -135,7 +136,7 @@ def advice(x: Sequence[float], prompts: Sequence[str], more: int, again: int) ->
     groups = len(set(prompts))
     if groups < ENOUGH:
         return f"these prompts only: nothing is said of others before there are {ENOUGH}, and here are {groups}"
-    many = {prompts.count(p) for p in prompts}
+    many = set(Counter(prompts).values())
     each = "with as many seeds as these" if len(many) > 1 else f"of {min(many)} seed{'s' * (many != {1})} each"
     said = [f"about {more} prompts {each}"] * bool(more)
     said += [f"about {again} seeds of each of these {groups}"] * bool(again)

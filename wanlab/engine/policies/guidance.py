@@ -50,8 +50,9 @@ class Interval(Policy):
             a, b = getattr(self, first), getattr(self, last)
             if not 0 <= a <= b <= 1:
                 raise UsageError(f"interval:{first}={a:g},{last}={b:g}", f"use 0 <= {first} <= {last} <= 1")
-        begin, end = (int(round(share * env.total, 6)) for share in (self.start, self.stop))
-        guided = {s.index for s in env.steps[begin:end] if self.low < s.sigma <= self.high}
+        guided = {
+            s.index for s in env.steps[env.share(self.start) : env.share(self.stop)] if self.low < s.sigma <= self.high
+        }
         return _Interval(guided)
 
 

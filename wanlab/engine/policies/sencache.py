@@ -53,8 +53,7 @@ class SenCache(Policy):
             measured.refuse(env)
             by_expert = {expert: measured.sensitivity(expert) for expert in weights}
             weights = {expert: (s.x, s.t) for expert, s in by_expert.items()}
-        # Not less by one for the last bit of the share: .29 of 100 is 28.999…
-        steps = range(*(int(round(env.total * share, 6)) for share in (self.start, self.stop)))
+        steps = range(env.share(self.start), env.share(self.stop))
         return _SenCache(env, steps, weights, threshold=self.threshold, consecutive=self.consecutive)
 
 

@@ -33,7 +33,7 @@ class Branches:
         first half"""
         self._ranks, self._layout, self._wide = ranks or Ranks(), layout or Layout(), wide
         self._half = self._ranks.rank // self._layout.split
-        self._sent: dict[tuple[int, str], tuple[Tensor, int]] = {}
+        self._sent: dict[tuple[int, Group, str], tuple[Tensor, int]] = {}
 
     def together(self, groups: Sequence[Group]) -> bool:
         """Whether all ranks evaluate the step's only group."""
@@ -78,9 +78,9 @@ class Branches:
         said = {
             "velocities": {b: _described(v) for b, v in own.items()},
             "reading": reading,
-            "memory": [self._told(k, s.remembered(tuple(own)) if own else {}) for k, s in enumerate(sessions)],
+            "memory": [self._told(k, s, tuple(own)) if own else {} for k, s in enumerate(sessions)],
             "common": [_summed(s.remembered(())) for s in sessions],
-            "shared": [_forms(s.remembered(())) for s in sessions],
+            "shared": [self._told(k, s, ()) for k, s in enumerate(sessions)],
             "notes": [s.notes for s in sessions],
         }
         every: list[Any] = [None] * self._layout.cfg
@@ -93,8 +93,9 @@ class Branches:
                     self._teach(k, session, (branch,), owner, every[owner]["memory"][k])
         if reading is not None:
             _add_up(reading, [every[h]["reading"] for h in sorted(set(owners.values()))])
+        idle = not all(other["velocities"] for other in every)  # a half that evaluated nothing decided nothing
         for k, session in enumerate(sessions):
-            if not all(other["velocities"] for other in every):  # a half that evaluated nothing decided nothing
+            if idle:
                 owner = min(owners.values())
                 self._teach(k, session, (), owner, every[owner]["shared"][k])
             elif any(other["common"][k] != every[0]["common"][k] for other in every):
@@ -105,13 +106,14 @@ class Branches:
             session.complete([other["notes"][k] for other in every])
         return own
 
-    def _told(self, k: int, memory: State) -> dict[str, Any]:
-        """Values, and in the place of tensors what is needed to receive them."""
+    def _told(self, k: int, session: Session, branches: Group) -> dict[str, Any]:
+        """What a session remembers of a branch, or of all together; in the place of tensors what is needed to receive
+        them."""
         told: dict[str, Any] = {}
-        for name, value in memory.items():
+        for name, value in session.remembered(branches).items():
             told[name] = value
             if isinstance(value, Tensor):
-                tensor, version = self._sent.get((k, name), (None, 0))
+                tensor, version = self._sent.get((k, branches, name), (None, 0))
                 told[name] = replace(_described(value), sent=tensor is value and version == value._version)
         return told
 
@@ -123,7 +125,7 @@ class Branches:
             if isinstance(value, _Described):
                 memory[name] = mine[name] if value.sent else self._sent_by(owner, mine.get(name), value)
                 if owner == self._half:
-                    self._sent[k, name] = (memory[name], memory[name]._version)
+                    self._sent[k, branches, name] = (memory[name], memory[name]._version)
             else:
                 memory[name] = value
         if owner != self._half:
@@ -154,11 +156,6 @@ class _Described:
 
 def _described(tensor: Tensor) -> _Described:
     return _Described(tuple(tensor.shape), tensor.dtype, tensor.device.type)
-
-
-def _forms(memory: State) -> dict[str, Any]:
-    """Values, and of tensors what is needed to receive them."""
-    return {n: _described(v) if isinstance(v, Tensor) else v for n, v in memory.items()}
 
 
 def _summed(memory: State) -> dict[str, Any]:

@@ -335,15 +335,14 @@ def _disk(spec: RunSpec, env: Env, sessions: Sequence[Session]) -> int:
         "token_width_bytes": math.ceil(width / 16),
         "branch": len(BOTH),
     }
+    around = set() if env.switch is None else {env.switch - 1, env.switch}
     for observer in observers.begin(spec, env.total, sessions):
         for f in observer.fields:
             steps = env.total
             if set(DIMS) <= set(f.dims):  # not in every step
                 recorded = {*range(0, env.total, spec.record.every), env.total - 1}
-                if spec.record.other_expert and env.switch is not None:
-                    recorded |= {env.switch - 1, env.switch}
-                steps = len(recorded)
+                steps = len(recorded | around if spec.record.other_expert else recorded)
             if f.name == OTHER_EXPERT:
-                steps = 2 if env.switch is not None else 0
+                steps = len(around)
             total += steps * f.stored.itemsize * math.prod(sizes.get(d, 1) for d in f.dims)
     return total

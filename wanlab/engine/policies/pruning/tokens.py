@@ -149,7 +149,7 @@ class TokenSession(Session):
         import torch
 
         active, own = self._active(call), self.recall(call)
-        if self.env.batched:
+        if self.env.batched:  # what another batch of branches kept is of no use any more
             names = ("", "+".join(call.branches))
             self._memory = {key: kept for key, kept in self._memory.items() if key[2] in names}
         if active is not None:
